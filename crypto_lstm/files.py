@@ -44,7 +44,7 @@ def replacing(
                 (work / f"{target.name}.old").rename(target)
                 raise
         else:
-            os.replace(temporary, target)
+            temporary.replace(target)
         _sync_folder(target.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)

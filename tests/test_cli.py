@@ -1,0 +1,210 @@
+"""The command line: every bad input is one clear message and an exit code, without a traceback, and nothing is written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from crypto_lstm.candles import synthetic_candles
+from crypto_lstm.cli import main
+from crypto_lstm.config import Config
+
+COMMAND = Path(sys.executable).parent / "crypto-lstm"
+SMALL = dict(timeframe="1h", sequence_length=12, future_window=24, lstm_units=(8, 4), dense_units=(4,), batch_size=64, epochs=2)
+WIDE = dict(long_tp_pct=2, short_tp_pct=2, long_sl_pct=2, short_sl_pct=2)
+SETTINGS = [f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in (SMALL | WIDE).items()]
+
+
+def hourly(rows: int = 3000) -> pd.DataFrame:
+    return synthetic_candles(rows, seed=3, timeframe="1h")
+
+
+@pytest.fixture(scope="module")
+def candle_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("candles") / "candles.feather"
+    hourly().to_feather(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, candle_file):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "--candles", str(candle_file), "--output", str(folder), "--set", *SETTINGS]) == 0
+    return folder
+
+
+def spoil(**changes):
+    """Candles with some columns changed."""
+
+    def make(path: Path) -> Path:
+        frame = hourly(3000)
+        for name, change in changes.items():
+            frame = change(frame) if callable(change) else frame.assign(**{name: change})
+        frame.to_feather(path)
+        return path
+
+    return make
+
+
+def written(text: str | bytes):
+    def make(path: Path) -> Path:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return make
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def at_row(name: str, value: float):
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        frame.loc[1500, name] = value
+        return frame
+
+    return change
+
+
+BAD_FILES = {
+    "missing file": (lambda path: path, "candles.feather"),
+    "folder": (folder, "folder"),
+    "empty file": (written(""), "empty"),
+    "text": (written("dear diary\nnothing happened today\n"), "candles.feather"),
+    "cut feather": (lambda path: written(spoil()(path).read_bytes()[:5000])(path), "candles.feather"),
+    "no volume": (spoil(drop=lambda f: f.drop(columns="volume")), "volume"),
+    "NaN": (spoil(nan=at_row("close", np.nan)), "close"),
+    "infinity": (spoil(inf=at_row("high", np.inf)), "high"),
+    "zero price": (spoil(zero=at_row("low", 0.0)), "low"),
+    "negative volume": (spoil(negative=at_row("volume", -1.0)), "volume"),
+    "high below low": (spoil(order=at_row("high", 1e-3)), "high"),
+    "naive times": (spoil(naive=lambda f: f.assign(date=f["date"].dt.tz_localize(None))), "timezone"),
+    "conflict": (spoil(twice=lambda f: pd.concat([f, f.tail(1).assign(volume=1.0)], ignore_index=True)), "on_conflict"),
+    "200 rows": (spoil(few=lambda f: f.head(200)), "200"),
+    "one class only": (spoil(flat=lambda f: f.assign(open=100.0, high=100.001, low=99.999, close=100.0)), "all three classes"),
+    "wrong timeframe": (spoil(fast=lambda f: f.assign(date=pd.date_range("2024-01-01", periods=len(f), freq="1min", tz="UTC"))), "1h"),
+    "future": (spoil(late=lambda f: f.assign(date=f["date"] + pd.Timedelta(days=36_500))), "future"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_candles(name, tmp_path, capsys):
+    make, expected = BAD_FILES[name]
+    path = make(tmp_path / "candles.feather")
+    before = sorted(tmp_path.rglob("*"))
+    code = main(["train", "--candles", str(path), "--output", str(tmp_path / "out"), "--json", "--set", *SETTINGS])
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert code == 1
+    assert expected in error["message"]
+    assert error["type"].endswith("Error") and error["type"] != "OSError"
+    assert error["message"] in err and "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before, "something was written"
+
+
+BAD_WORDS = {
+    "unknown key": (["--set", "epoch=3"], "did you mean epochs?"),
+    "wrong value": (["--set", "dropout_rate=1.5"], "dropout_rate must be in [0, 1), got 1.5"),
+    "two faults": (["--set", "epochs=0", "scaler=log"], "2 faults"),
+    "no equals sign": (["--set", "epochs"], "key=value"),
+    "missing config": (["--config", "nowhere.toml"], "nowhere.toml"),
+    "batch too large": (["--set", *SETTINGS, "batch_size=100000"], "Set batch_size to"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_WORDS)
+def test_bad_settings(name, candle_file, tmp_path, capsys):
+    words, expected = BAD_WORDS[name]
+    code = main(["train", "--candles", str(candle_file), "--output", str(tmp_path / "out"), *words])
+    out, err = capsys.readouterr()
+    assert (code, out) == (1, "")
+    assert expected in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["train"], ["fly"], [], ["train", "--candle", "x"], ["estimate", "--batch-size", "0"], ["demo", "--depth", "3"]])
+def test_wrong_option_exits_with_2(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_a_full_folder_is_not_touched(candle_file, tmp_path, capsys):
+    (tmp_path / "model.keras").write_text("mine")
+    assert main(["train", "--candles", str(candle_file), "--output", str(tmp_path), "--set", *SETTINGS]) == 1
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("model.keras", "mine")]
+
+
+def test_train_leaves_all_files(run_folder):
+    names = {path.name for path in run_folder.iterdir()}
+    assert names >= {
+        "best_model_checkpoint.keras", "model.keras", "scaler.json", "config.toml", "metadata.json", "history.json", "logs",
+        "training_curves.png", "memory_history.png", "confusion_matrix.png",
+    }  # fmt: skip
+    assert not [name for name in names if name.startswith(".")], "a temporary was left behind"
+    metadata = json.loads((run_folder / "metadata.json").read_text())
+    assert Config.from_dict(metadata["config"]) == Config(**SMALL, **WIDE)
+    assert {"sha256", "candles", "first", "last"} == set(metadata["data"])
+    assert metadata["test"]["baselines"].keys() == {"majority", "class prior"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_predict_writes_a_row_for_every_full_window(run_folder, candle_file, tmp_path, capsys, suffix):
+    target = tmp_path / f"answers{suffix}"
+    words = ["predict", "--model", str(run_folder), "--candles", str(candle_file), "--output", str(target), "--json"]
+    assert main(words) == 0
+    summary = json.loads(capsys.readouterr().out)
+    answers = pd.read_csv(target) if suffix == ".csv" else pd.read_parquet(target)
+    assert list(answers.columns) == ["date", "short", "hold", "long", "decision"]
+    assert len(answers) == summary["rows"] == 3000 - 719 - 11  # 30 days of hours for the mean, 12 for the window
+    assert pd.Timestamp(answers["date"].iloc[-1]) == hourly()["date"].iloc[-1]
+    chosen = answers[["short", "hold", "long"]].to_numpy().argmax(axis=1)
+    assert (np.array(["SHORT", "HOLD", "LONG"])[chosen] == answers["decision"]).all()
+    assert main(words) == 1  # it exists now, and is not overwritten
+    assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_predict_refuses_another_timeframe(run_folder, tmp_path, capsys):
+    synthetic_candles(3000, seed=1, edge=0.0).to_feather(tmp_path / "minutes.feather")
+    assert main(["predict", "--model", str(run_folder), "--candles", str(tmp_path / "minutes.feather")]) == 1
+    assert "1h" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["estimate", "doctor"])
+def test_json_is_alone_on_standard_output(command):
+    done = subprocess.run([COMMAND, command, "--json", "--set", "lstm_units=8,4", "batch_size=32"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert isinstance(json.loads(done.stdout), dict)
+
+
+def test_a_signal_ends_training_with_all_files(candle_file, tmp_path):
+    run = tmp_path / "run"
+    words = [COMMAND, "train", "--candles", candle_file, "--output", run, "--json", "--set", *SETTINGS, "epochs=1000"]
+    process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:  # the second epoch has ended
+        if line.startswith("epoch 2"):
+            break
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    result = json.loads(out)
+    assert result["interrupted"] == "SIGINT" and 2 <= result["epochs_run"] < 1000
+    assert all(Path(file).exists() for file in result["files"].values()) and "Traceback" not in err
+
+
+@pytest.mark.parametrize("code", ["import crypto_lstm", "import crypto_lstm.config", "import crypto_lstm.memory", "import crypto_lstm.cli as c; c.main(['--help'])"])
+def test_start_loads_nothing_heavy(code):
+    """How long it takes is measured by benchmarks/start.py; here: what would make it slow is not loaded."""
+    heavy = {"tensorflow", "keras", "pandas", "matplotlib", "sklearn", "pyarrow"}
+    script = f"import sys\ntry:\n    {code}\nexcept SystemExit: pass\nprint(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"

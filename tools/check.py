@@ -1,0 +1,57 @@
+"""Every check of the project, two at a time; the last line says how many passed and failed. `make test` runs it."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+def checks() -> list[tuple[str, list[str]]]:
+    """Name and command of each check; the long ones first, so that two cores end together."""
+    python = sys.executable
+    notebooks = sorted((ROOT / "nbs").glob("*.ipynb"))
+    return [
+        ("wheel and sdist, in a new environment", [python, "tools/wheel.py"]),
+        *((f"tests/{path.name}", [python, "-m", "pytest", "-q", "-rs", f"tests/{path.name}"]) for path in sorted((ROOT / "tests").glob("test_*.py"))),
+        *((f"nbs/{path.name}", [f"{BIN}/nbdev_test", "--path", f"nbs/{path.name}", "--n_workers", "1"]) for path in notebooks),
+        ("notebooks clean and exported", [python, "tools/exported.py"]),
+        ("README in step with nbs/index.ipynb", [python, "tools/readme.py", "--check"]),
+        ("imports run down only", [python, "tools/floors.py"]),
+        ("ruff", [f"{BIN}/ruff", "check", "."]),
+        ("types", [f"{BIN}/mypy"]),
+    ]
+
+
+def run(name: str, command: list[str]) -> tuple[int, int, int]:
+    """Run one check and tell about it; how many passed, failed and were skipped."""
+    start = time.monotonic()
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    output = (done.stdout + done.stderr).strip()
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", output.splitlines()[-1] if output else "")}
+    if "pytest" not in command:
+        counts = {"passed": 1} if done.returncode == 0 else {"failed": 1}
+    passed, skipped = counts.get("passed", 0), counts.get("skipped", 0)
+    failed = max(counts.get("failed", 0) + counts.get("error", 0), 0 if done.returncode == 0 else 1)
+    print(f"{'FAIL' if failed else 'ok  '} {time.monotonic() - start:5.0f} s  {name}" + (f" ({passed} passed, {skipped} skipped)" if passed + skipped > 1 else ""))
+    reasons = [line for line in output.splitlines() if line.startswith("SKIPPED")]
+    print("\n".join(output.splitlines()[-60:] if failed else reasons), end="\n" if failed or reasons else "", flush=True)
+    return passed, failed, skipped
+
+
+def main() -> int:
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        results = list(pool.map(lambda check: run(*check), checks()))
+    passed, failed, skipped = (sum(column) for column in zip(*results, strict=True))
+    print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
