@@ -86,7 +86,7 @@ def _usual_step(rises: np.ndarray) -> int:
     """What most neighbours are apart, nanoseconds; of few rows what divides all distances; 0 where nothing rises."""
     if not len(rises):
         return 0
-    if len(rises) < 10:
+    if len(rises) < 9:
         return int(np.gcd.reduce(rises))
     spans, counts = np.unique(rises, return_counts=True)
     return int(spans[counts.argmax()])
@@ -162,7 +162,7 @@ class CandleReport:
     timeframe: str | None = None  # as asked for, or what most neighbours are apart
     gaps: int = 0
     missing_candles: int = 0
-    longest_gap_minutes: float = 0.0
+    longest_gap_minutes: float = 0.0  # missing minutes; the dates around it are one candle further apart
     zero_volume_share: float = 0.0  # in [0, 1]
     findings: tuple[Finding, ...] = ()
     cleaning: dict[str, Any] = field(default_factory=dict)  # what `read_candles` did
@@ -235,7 +235,7 @@ def check_candles(
 
 def _structure_findings(candles: Any) -> Iterator[Finding]:
     if not isinstance(candles, pd.DataFrame):
-        yield Finding("table", 1, f"candles must be a DataFrame, got a {type(candles).__name__}; read_candles makes one of rows and files")
+        yield Finding("table", 1, f"candles must be a DataFrame, got {type(candles).__name__}; read_candles makes one of rows and files")
         return
     names = list(candles.columns)
     doubled = [name for name in COLUMNS if names.count(name) > 1]
@@ -294,9 +294,10 @@ def read_candles(
     times = to_times(table, timezone)
     values = {name: to_numbers(table, name) for name in NUMBERS}
     findings = [*_value_findings(values, table.row), _future_finding(times, now, table.row)]
-    hint = _order_hint(values, columns) if findings[3].count and not table.named else ()
     if faults := [f"{table.place}: {finding.sentence}" for finding in findings if finding.count]:
-        raise CandleError([*faults, *hint])
+        disorder = any(finding.kind == "OHLC order" and finding.count for finding in findings)
+        hint = _order_hint(values, columns) if disorder and not table.named else ""
+        raise CandleError([*faults[:-1], faults[-1] + hint])
     dates = pd.DatetimeIndex(times.view("datetime64[ns]"), tz="UTC")
     candles = _tidy(pd.DataFrame({"date": dates, **values}, copy=False), times, on_conflict, table.row, table.place)
     candles.attrs["cleaning"] = {"format": table.format, **candles.attrs["cleaning"]}
@@ -305,13 +306,13 @@ def read_candles(
     return candles
 
 
-def _order_hint(values: Mapping[str, np.ndarray], columns: str) -> tuple[str, ...]:
-    """Whether the other order of columns would be in order for every row."""
+def _order_hint(values: Mapping[str, np.ndarray], columns: str) -> str:
+    """A hint where the other order of columns would be in order for every row."""
     turned = ("open", "low", "close", "high") if columns == "ohlcv" else ("open", "close", "high", "low")
     if any(mask.any() for mask in _order_masks(*(values[name] for name in turned)).values()):
-        return ()
+        return ""
     order, owner = ("ochlv", "open, close, high, low, as Bitfinex has it") if columns == "ohlcv" else ("ohlcv", "open, high, low, close")
-    return (f"all rows are in order when read as {order} ({owner}): say columns={order!r} if that is where they come from",)
+    return f". All rows are in order when read as {owner}: if that is where they come from say columns={order!r}"
 
 
 def _tidy(candles: pd.DataFrame, times: np.ndarray, on_conflict: str, row: Callable[[int], str], place: str) -> pd.DataFrame:
@@ -388,10 +389,11 @@ def plot_candles(
     ax = new_axes(ax)
     days = mdates.date2num(candles["date"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy())
     width = float(np.median(np.diff(days))) if len(days) > 1 else 1 / 1440
-    (_draw_bodies if len(candles) <= max_candles else _draw_band)(ax, candles, days, width)
+    single = len(candles) <= max_candles
+    (_draw_bodies if single else _draw_band)(ax, candles, days, width)
     low, high = float(candles["low"].min()), float(candles["high"].max())
     room = (high - low) or 0.01 * high
-    ax.set(xlabel="time (UTC)", ylabel="price", title=title, ylim=(low - 0.45 * room, high + 0.05 * room), xlim=(days[0] - width, days[-1] + width))
+    ax.set(xlabel="time (UTC)", ylabel="price", title=title, ylim=(low - 0.45 * room, high + (0.05 if single else 0.2) * room), xlim=(days[0] - width, days[-1] + width))
     locator = mdates.AutoDateLocator()
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))

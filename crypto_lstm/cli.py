@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,11 +132,12 @@ def _read(arguments: argparse.Namespace, timeframe: str) -> pd.DataFrame:
     return candles
 
 
-def _train(candles: pd.DataFrame, config: Config, output: str, tensorboard: bool = True) -> TrainingRun:
-    from crypto_lstm.training import check_output_folder, train
+def _train(candles: pd.DataFrame, config: Config, output: str | Path, tensorboard: bool = True) -> TrainingRun:
+    from crypto_lstm.architecture import layer_plan
+    from crypto_lstm.memory import available_memory_mb, estimate_memory
+    from crypto_lstm.training import train
 
-    check_output_folder(output)
-    _say("preparing windows ...")
+    _say(f"{layer_plan(config)}\n\n{estimate_memory(config)}\n{available_memory_mb():,.0f} MB are available\n\npreparing windows ...")
     return train(candles, config, output, callbacks=[_progress()], tensorboard=tensorboard)
 
 
@@ -213,6 +215,22 @@ def _doctor(arguments: argparse.Namespace) -> Result:
     diagnosis = examine(_config(arguments))
     return {**diagnosis.as_dict(), "crypto_lstm": crypto_lstm.__version__}, f"crypto-lstm {crypto_lstm.__version__}\n\n{diagnosis}"
 
+# %% ../nbs/20_cli.ipynb #6a735544
+def _load_tensorflow() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with tempfile.TemporaryFile() as sink:
+        kept = os.dup(2)
+        os.dup2(sink.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except ImportError as error:
+            sink.seek(0)
+            os.write(kept, sink.read())
+            _say(f"TensorFlow can't be loaded ({error}): crypto-lstm doctor says what to do")
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
 # %% ../nbs/20_cli.ipynb #8de8cfb0
 DEMO_CANDLES, DEMO_SEED, DEMO_EDGE = 100_000, 7, 0.6
 DEMO_CONFIG = Config(pair="SYNTHETIC", sequence_length=60, lstm_units=(32, 16), dense_units=(16,), epochs=6, monitor="val_loss", test_split=0.2)
@@ -220,14 +238,14 @@ DEMO_CONFIG = Config(pair="SYNTHETIC", sequence_length=60, lstm_units=(32, 16), 
 
 def _demo(arguments: argparse.Namespace) -> Result:
     from crypto_lstm.candles import check_candles, synthetic_candles
-    from crypto_lstm.training import load_run
+    from crypto_lstm.training import check_output_folder, load_run
 
-    output = arguments.output or _free_folder("crypto_lstm_demo")
+    output = check_output_folder(arguments.output or _free_folder("crypto_lstm_demo"))
     _say(f"making {DEMO_CANDLES:,} candles of a synthetic market with a planted edge ...")
     candles = synthetic_candles(DEMO_CANDLES, seed=DEMO_SEED, edge=DEMO_EDGE)
     _say(f"{check_candles(candles, DEMO_CONFIG.timeframe)}\n")
     run = _train(candles, DEMO_CONFIG, output)
-    _say(f"{run.data}\n\n{run.estimate}\n")
+    _say(f"{run.data}\n")
     last = load_run(output).predict(candles.tail(DEMO_CONFIG.month_candles + DEMO_CONFIG.sequence_length).reset_index(drop=True)).iloc[-1]
     decision = {**last.to_dict(), "date": last["date"].isoformat()}
     values, text = _run_result(run)
@@ -251,9 +269,10 @@ def main(
 ) -> int:  # exit code
     """Run `crypto-lstm`. Returns 0, 1 (an error that was told), or 130 (stopped by a signal); a wrong option exits with 2."""
     arguments = make_parser().parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greeting is no message of ours
     try:
         with contextlib.redirect_stdout(sys.stderr):
+            if arguments.command != "estimate":
+                _load_tensorflow()
             values, text = _JOBS[arguments.command](arguments)
     except (CryptoLSTMError, OSError) as error:
         return _tell(arguments, error, 1)

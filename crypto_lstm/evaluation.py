@@ -5,6 +5,7 @@
 # %% ../nbs/13_evaluation.ipynb #d639af10
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +20,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['METRICS', 'CONFIDENCE', 'MIN_BLOCKS', 'EvaluationError', 'confusion_matrix', 'decision_metrics', 'restore_prior',
-           'row_log_loss', 'block_numbers', 'bootstrap_metrics', 'signal_returns', 'Evaluation', 'evaluate',
-           'plot_confusion']
+__all__ = ['METRICS', 'CONFIDENCE', 'MIN_BLOCKS', 'EvaluationError', 'confusion_matrix', 'decision_metrics', 'direction_table',
+           'direction_accuracy', 'restore_prior', 'row_log_loss', 'block_numbers', 'bootstrap_metrics',
+           'signal_returns', 'Evaluation', 'evaluate', 'plot_confusion']
 
 # %% ../nbs/13_evaluation.ipynb #0b5b1d5f
 class EvaluationError(CryptoLSTMError, ValueError):
     """Probabilities and labels that can't be compared."""
 
 
-METRICS = ("accuracy", "balanced_accuracy", "mcc", "log_loss")
+METRICS = ("accuracy", "balanced_accuracy", "mcc", "direction", "log_loss")
 CONFIDENCE = 0.99  # of the intervals: money depends on it
 MIN_BLOCKS = 10  # fewer independent stretches of time make no interval
 _RESAMPLES = 2000
+_DECISIVE = ("balanced_accuracy", "mcc", "direction")  # all three must beat the baselines
 
 # %% ../nbs/13_evaluation.ipynb #6510e0ea
 def confusion_matrix(
@@ -57,6 +59,24 @@ def decision_metrics(
             "balanced_accuracy": np.nansum(recall, axis=-1) / (truth > 0).sum(-1),
             "mcc": np.where(spread > 0, mcc, 0.0),
         }
+
+# %% ../nbs/13_evaluation.ipynb #5fbda527
+def direction_table(
+    labels: np.ndarray,  # (rows,) true class
+    probabilities: np.ndarray,  # (rows, 3)
+) -> np.ndarray:  # (rows,) cell: 0 SHORT seen as SHORT, 1 SHORT as LONG, 2 LONG as SHORT, 3 LONG as LONG; -1 for HOLD
+    """For each row whose truth is a direction: the truth, and which direction had the higher probability."""
+    up = (probabilities[:, LONG] > probabilities[:, SHORT]).astype(np.int64)
+    return np.where(labels == LONG, 2 + up, np.where(labels == SHORT, up, -1))
+
+
+def direction_accuracy(
+    counts: np.ndarray,  # (..., 4) of the cells of `direction_table`
+) -> np.ndarray:  # (...) mean recall of SHORT and LONG; 1/2 where one of them never occurs
+    """Balanced accuracy of LONG against SHORT."""
+    shorts, longs = counts[..., 0] + counts[..., 1], counts[..., 2] + counts[..., 3]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where((shorts > 0) & (longs > 0), (counts[..., 0] / shorts + counts[..., 3] / longs) / 2, 0.5)
 
 # %% ../nbs/13_evaluation.ipynb #737d0b7f
 def restore_prior(
@@ -87,19 +107,22 @@ def block_numbers(
 
 def bootstrap_metrics(
     labels: np.ndarray,  # (rows,) true class
-    decisions: np.ndarray,  # (rows,) class decided
-    losses: np.ndarray,  # (rows,) log-loss, or its difference to a baseline
+    probabilities: np.ndarray,  # (rows, 3)
     blocks: np.ndarray,  # (rows,) number of its block
+    means: dict[str, np.ndarray],  # name -> (rows,) whose mean is wanted as well, such as log-losses
     seed: int = 0,
 ) -> dict[str, np.ndarray]:  # metric -> (2000,) values on redrawn markets
     """Metrics on markets made by drawing whole blocks with replacement."""
-    count = int(blocks.max()) + 1
-    cell = (blocks * len(CLASSES) + labels) * len(CLASSES) + decisions
-    confusions = np.bincount(cell, minlength=count * len(CLASSES) ** 2).reshape(count, -1)
+    count, classes, ways = int(blocks.max()) + 1, len(CLASSES), direction_table(labels, probabilities)
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
-    metrics = decision_metrics((draws @ confusions).reshape(-1, len(CLASSES), len(CLASSES)))
-    sizes, sums = np.bincount(blocks, minlength=count), np.bincount(blocks, weights=losses, minlength=count)
-    return metrics | {"log_loss": (draws @ sums) / (draws @ sizes)}
+
+    def drawn(cell: np.ndarray, cells: int, weights: np.ndarray | None = None) -> np.ndarray:
+        return draws @ np.bincount(cell, weights=weights, minlength=count * cells).reshape(count, cells)
+
+    confusions = drawn((blocks * classes + labels) * classes + probabilities.argmax(axis=1), classes**2)
+    metrics = decision_metrics(confusions.reshape(-1, classes, classes))
+    metrics["direction"] = direction_accuracy(drawn((blocks * 4 + ways)[ways >= 0], 4))
+    return metrics | {name: (drawn(blocks, 1, values) / drawn(blocks, 1))[:, 0] for name, values in means.items()}
 
 # %% ../nbs/13_evaluation.ipynb #5a6176de
 def signal_returns(
@@ -132,7 +155,7 @@ class Evaluation:
     blocks: int  # independent stretches of time
     confusion: tuple[tuple[int, ...], ...]  # truth by decision
     per_class: dict[str, dict[str, float | int]]  # class -> precision, recall, f1, support
-    metrics: dict[str, float]  # accuracy, balanced_accuracy, mcc, log_loss, raw_log_loss
+    metrics: dict[str, float]  # accuracy, balanced_accuracy, mcc, direction, log_loss, raw_log_loss
     baselines: dict[str, dict[str, float]]  # majority, class prior -> the same metrics
     intervals: dict[str, tuple[float, float]]  # metric -> low, high; "log_loss_gain": class prior minus model
     signals: dict[str, float | int | None]  # `signal_returns`
@@ -142,26 +165,29 @@ class Evaluation:
         """Metric -> whether its whole interval is better than both baselines."""
         if not self.intervals:
             return dict.fromkeys(METRICS, False)
-        best = {m: max(baseline[m] for baseline in self.baselines.values()) for m in METRICS[:3]}
+        best = {m: max(baseline[m] for baseline in self.baselines.values()) for m in METRICS if m != "log_loss"}
         return {m: self.intervals[m][0] > best[m] for m in best} | {"log_loss": self.intervals["log_loss_gain"][0] > 0}
 
     @property
     def learnt(self) -> bool:
-        """Whether balanced accuracy and MCC are both better than the baselines, beyond chance."""
-        return self.beats["balanced_accuracy"] and self.beats["mcc"]
+        """Whether balanced accuracy, MCC **and** direction are better than the baselines, beyond chance."""
+        return all(self.beats[metric] for metric in _DECISIVE)
 
     @property
     def verdict(self) -> str:
         """One sentence for people."""
         if not self.intervals:
-            return f"{self.name}: too short to tell ({self.blocks} independent stretches of time, at least {MIN_BLOCKS} are needed)"
-        names = ("balanced_accuracy", "mcc")
-        shown = ", ".join(f"{_words(m)} {self.metrics[m]:.3f} [{self.intervals[m][0]:.3f}, {self.intervals[m][1]:.3f}]" for m in names)
+            return f"too short to tell ({self.blocks} independent stretches of time, at least {MIN_BLOCKS} are needed)"
+        shown = ", ".join(f"{_words(m)} {self.metrics[m]:.3f} [{self.intervals[m][0]:.3f}, {self.intervals[m][1]:.3f}]" for m in _DECISIVE)
+        against = ", ".join(f"{self._best(m):.3f}" for m in _DECISIVE)
+        better = [m for m, beaten in self.beats.items() if beaten]
         if self.learnt:
-            return f"{self.name}: the model beats the baselines beyond chance: {shown} against {self._best('balanced_accuracy'):.3f} and 0"
-        also = [_words(m) for m, better in self.beats.items() if better]
-        nothing = f"only {' and '.join(also)} beats the baselines" if also else "nothing beats the baselines beyond chance"
-        return f"{self.name}: {nothing}: {shown} against {self._best('balanced_accuracy'):.3f} and 0"
+            words = "the model beats the baselines beyond chance"
+        elif better and "direction" not in better:
+            words = "how far the price moves is foreseen better than by the baselines, which way it moves is not"
+        else:
+            words = f"only {' and '.join(map(_words, better))} beats the baselines" if better else "nothing beats the baselines beyond chance"
+        return f"{words}: {shown}; baselines {against}"
 
     def _best(self, metric: str) -> float:
         return max(baseline[metric] for baseline in self.baselines.values())
@@ -202,12 +228,13 @@ class Evaluation:
         ]
 
     def __str__(self) -> str:
-        return "\n\n".join(f"{title}\n{text_table(header, rows)}" for title, header, rows in self._tables()) + f"\n\n{self.verdict}"
+        tables = "\n\n".join(f"{title}\n{text_table(header, rows)}" for title, header, rows in self._tables())
+        return f"{tables}\n\nOn the {self.name} part {self.verdict}."
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return "".join(html_table(header, rows, caption=title) for title, header, rows in self._tables()) + f"<p>{self.verdict}</p>"
+        return "".join(html_table(header, rows, caption=title) for title, header, rows in self._tables()) + f"<p>On the {html.escape(self.name)} part {html.escape(self.verdict)}.</p>"
 
 
 def _words(metric: str) -> str:
@@ -229,6 +256,8 @@ def evaluate(
     losses, prior_losses = row_log_loss(labels, restored), row_log_loss(labels, np.tile(prior, (len(labels), 1)))
     confusion = confusion_matrix(labels, decisions)
     metrics = {metric: float(value) for metric, value in decision_metrics(confusion).items()}
+    ways = direction_table(labels, probabilities)
+    metrics["direction"] = float(direction_accuracy(np.bincount(ways[ways >= 0], minlength=4)))
     blocks = block_numbers(outcomes.index.to_numpy(), config.future_window + config.sequence_length)
     return Evaluation(
         name=name,
@@ -238,7 +267,7 @@ def evaluate(
         per_class=_per_class(labels, decisions),
         metrics=metrics | {"log_loss": float(losses.mean()), "raw_log_loss": float(row_log_loss(labels, probabilities).mean())},
         baselines=_baselines(labels, np.asarray(prior)),
-        intervals=_intervals(labels, decisions, losses, prior_losses, blocks, config.seed),
+        intervals=_intervals(labels, probabilities, losses, prior_losses, blocks, config.seed),
         signals=signal_returns(decisions, outcomes, config.fee_pct),
     )
 
@@ -267,9 +296,9 @@ def _baselines(labels: np.ndarray, prior: np.ndarray) -> dict[str, dict[str, flo
     shares = np.bincount(labels, minlength=len(CLASSES)) / len(labels)
     majority = np.full(len(labels), prior.argmax())
     certain = np.tile(np.eye(len(CLASSES))[prior.argmax()], (len(labels), 1))
-    always = {metric: float(value) for metric, value in decision_metrics(confusion_matrix(labels, majority)).items()}
+    always = {metric: float(value) for metric, value in decision_metrics(confusion_matrix(labels, majority)).items()} | {"direction": 0.5}
     chance = 1 / np.count_nonzero(shares)
-    guess = {"accuracy": float(prior @ shares), "balanced_accuracy": float(prior[shares > 0].sum() * chance), "mcc": 0.0}
+    guess = {"accuracy": float(prior @ shares), "balanced_accuracy": float(prior[shares > 0].sum() * chance), "mcc": 0.0, "direction": 0.5}
     return {
         "majority": always | {"log_loss": float(row_log_loss(labels, certain).mean())},
         "class prior": guess | {"log_loss": float(row_log_loss(labels, np.tile(prior, (len(labels), 1))).mean())},
@@ -277,12 +306,11 @@ def _baselines(labels: np.ndarray, prior: np.ndarray) -> dict[str, dict[str, flo
 
 
 def _intervals(
-    labels: np.ndarray, decisions: np.ndarray, losses: np.ndarray, prior_losses: np.ndarray, blocks: np.ndarray, seed: int
+    labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray, prior_losses: np.ndarray, blocks: np.ndarray, seed: int
 ) -> dict[str, tuple[float, float]]:
     if blocks.max() + 1 < MIN_BLOCKS:
         return {}
-    drawn = bootstrap_metrics(labels, decisions, losses, blocks, seed)
-    drawn["log_loss_gain"] = bootstrap_metrics(labels, decisions, prior_losses - losses, blocks, seed)["log_loss"]
+    drawn = bootstrap_metrics(labels, probabilities, blocks, {"log_loss": losses, "log_loss_gain": prior_losses - losses}, seed)
     edges = [50 * (1 - CONFIDENCE), 100 - 50 * (1 - CONFIDENCE)]
     return {metric: tuple(np.percentile(values, edges).tolist()) for metric, values in drawn.items()}
 

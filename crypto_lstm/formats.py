@@ -120,7 +120,7 @@ def from_rows(
     width = len(rows[0]) if isinstance(rows[0], (list, tuple)) else 0
     for number, row in enumerate(rows):
         if not isinstance(row, (list, tuple)) or len(row) != width:
-            size = f"{len(row)} cells" if isinstance(row, (list, tuple)) else f"a {type(row).__name__}"
+            size = f"{len(row)} cells" if isinstance(row, (list, tuple)) else f"of type {type(row).__name__}"
             raise CandleError(f"{place}: row {number} is {size}, row 0 has {width} cells; candles are lists of equal length")
     names = _names_by_width(width, columns, place)
     cells = pd.DataFrame([row[:6] for row in rows], columns=list(names))
@@ -162,7 +162,9 @@ def _read_csv(text: str, sep: str, width: int, skipped: int, place: str) -> pd.D
     last = next(csv.reader([text.rsplit("\n", 1)[-1]], delimiter=sep))
     if len(last) < width:
         raise CandleError(f"{place}: the last line has {len(last)} cells, the first has {width}: the file is cut short, fetch it again")
-    options: dict[str, Any] = {"low_memory": False, "float_precision": "round_trip", "index_col": False, "header": None}
+    options: dict[str, Any] = {"low_memory": False, "index_col": False, "header": None}
+    if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):  # later ones read every number exactly, and warn about the argument
+        options["float_precision"] = "round_trip"
     try:
         return pd.read_csv(io.StringIO(text), sep=sep, names=list(range(width)), skiprows=skipped, **options)
     except pd.errors.EmptyDataError:
@@ -227,7 +229,7 @@ def read_table(
         source = source.tolist()
     if isinstance(source, (list, tuple)):
         return from_rows(source, columns)
-    raise CandleError(f"candles come from a path, a list of rows or a DataFrame, got a {type(source).__name__}")
+    raise CandleError(f"candles come from a path, a list of rows or a DataFrame, got {type(source).__name__}")
 
 
 def _read_bytes(path: Path) -> bytes:

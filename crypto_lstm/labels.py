@@ -160,7 +160,7 @@ def label_counts(
     return dict(zip(CLASSES, np.bincount(labels["label"], minlength=len(CLASSES)).tolist(), strict=True))
 
 # %% ../nbs/09_labels.ipynb #2f85be70
-_MARKS = {TARGET: ("*", 13, "target reached"), STOP: ("X", 8, "stopped"), TIMEOUT: ("s", 6, "time is up")}
+_MARKS = {TARGET: ("*", 13, "target reached"), STOP: ("X", 8, "stopped"), TIMEOUT: ("s", 8, "time is up")}
 _SIDE_COLOURS = {"long": BLUE, "short": RED}
 
 
@@ -181,17 +181,17 @@ def plot_labels(
     candles = fill_gaps(candles, config.max_gap_minutes, config.timeframe)
     first, last = max(min(chosen) - config.future_window // 3, 0), max(chosen) + config.future_window
     shown = candles.iloc[first : last + 1]
-    ax = new_axes(ax, figsize=(9, 4.2))
+    ax = new_axes(ax, figsize=(8, 3.5))
     ax.vlines(np.arange(first, first + len(shown)), shown["low"], shown["high"], color=GREY, lw=1.5, alpha=0.7)
     for row in chosen:
         _draw_trade(ax, candles, labels.loc[row].to_dict(), row, config)
     names = ", ".join(CLASSES[number] for number in labels.loc[chosen, "label"])
-    ax.set(xlabel=f"candle ({config.timeframe})", ylabel="price", xlim=(first - 1, last + 1))
+    ax.set(xlabel=f"candle ({config.timeframe})", ylabel="price", xlim=(min(chosen) - config.future_window // 3 - 1, last + 1))
     ax.set_title(f"Row {', '.join(map(str, chosen))}: {names}")
     handles = {name: ax.plot([], [], mark, ms=size, color="black")[0] for mark, size, name in _MARKS.values()}
     handles |= {side.upper(): ax.plot([], [], color=colour)[0] for side, colour in _SIDE_COLOURS.items()}
     handles |= {"target": ax.plot([], [], color="black")[0], "stop": ax.plot([], [], "--", color="black")[0]}
-    ax.legend(handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=len(handles), fontsize=8, frameon=False)
+    ax.legend(handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.18), ncol=len(handles), fontsize=8, frameon=False)
     return ax
 
 
@@ -221,4 +221,5 @@ def _draw_trade(ax: Axes, candles: pd.DataFrame, trade: dict[Any, Any], row: int
 
 def _mark(ax: Axes, row: int, price: float, outcome: int, side: str) -> None:
     mark, size, _ = _MARKS[outcome]
-    ax.plot(row, price, mark, ms=size, color=_SIDE_COLOURS[side], mec="black", mew=0.6, zorder=3)
+    half: Any = {"long": "left", "short": "right"}[side] if outcome == TIMEOUT else "full"  # at timeout both sides end in one point
+    ax.plot(row, price, mark, ms=size, color=_SIDE_COLOURS[side], mec="black", mew=0.6, zorder=3, fillstyle=half, markerfacecoloralt="none", clip_on=False)

@@ -32,7 +32,7 @@ def _remember(
     return y
 
 # %% ../nbs/17_synthetic.ipynb #5819fcb2
-_BLOCK, _TELL, _DRIFT = 240, 10, 80
+_BLOCK, _TELL, _DRIFT = 180, 10, 80
 
 
 def _episodes(
@@ -50,30 +50,30 @@ def _episodes(
     return age, np.where(age >= 0, direction, 0)
 
 # %% ../nbs/17_synthetic.ipynb #95d827dd
-_STEPS, _SIGMA, _FLOOR = 6, 0.00085, 0.0002  # steps in a candle; volatility of a quiet minute; least drift of a minute
+_STEPS, _SIGMA, _FLOOR = 6, 0.00075, 0.0003  # steps in a candle; volatility of a quiet minute; least drift of a minute
 
 
 def synthetic_candles(
     n: int,  # candles
     seed: int = 0,  # the series is a function of (n, seed, edge)
-    edge: float = 0.0,  # 0: a fair game; up to 1: share of 240-candle blocks with a planted episode
+    edge: float = 0.0,  # 0: a fair game; up to 1: share of 180-candle blocks with a planted episode
     start: str | pd.Timestamp = "2024-01-01",  # date of the first candle; UTC where it names no zone
     timeframe: str = "1m",  # span of a candle
 ) -> pd.DataFrame:  # (n, 6): date, open, high, low, close, volume
     """Candles of an invented market: volatility clusters, fat tails, a daily rhythm, no gaps, prices in (0, inf).
 
-    With `edge=0` the price is a martingale: nothing predicts its direction. With `edge>0` a burst of volume with small steps in one direction
+    With `edge=0` the price is a martingale: nothing predicts its direction, nor, over a hundred candles, how far it goes. With `edge>0` a burst of volume with small steps in one direction
     comes before a drift that way. The first candles of a longer series with the same seed are those of a shorter one.
     Raises `CandleError` for n < 1, an edge outside [0, 1], a date that is none and an unknown timeframe.
     """
     dates = _dates(n, edge, start, timeframe)
-    mood, bursts, noise, tails, fine, pattern = np.random.default_rng(seed).spawn(6)
+    bursts, noise, tails, fine, pattern = np.random.default_rng(seed).spawn(5)
     rhythm = _rhythm(dates)
     age, direction = _episodes(n, edge, pattern)
-    calm = 0.30 * _remember(mood.standard_normal(n), 2880) + 0.35 * _remember(bursts.standard_normal(n), 60)
-    usual = _SIGMA * np.sqrt(TIMEFRAME_MINUTES[timeframe]) * np.exp(calm + 0.25 * rhythm)
+    calm = 0.5 * _remember(bursts.standard_normal(n), 8)  # short: averaged out within the reach of a label
+    usual = _SIGMA * np.sqrt(TIMEFRAME_MINUTES[timeframe]) * np.exp(calm)
     shock = np.sqrt(2 / tails.standard_gamma(2.0, n))  # times a normal step: Student's t with 4 degrees of freedom
-    push = direction * np.where(age < _TELL, 0.8 * usual, np.maximum(0.35 * usual, _FLOOR * np.sqrt(TIMEFRAME_MINUTES[timeframe])))
+    push = direction * np.where(age < _TELL, 1.0 * usual, np.maximum(0.45 * usual, _FLOOR * np.sqrt(TIMEFRAME_MINUTES[timeframe])))
     ticks = fine.standard_normal((n, _STEPS)) * (usual * shock / np.sqrt(2 * _STEPS))[:, None]
     path = np.cumsum(np.log1p(np.clip(ticks, -0.2, 0.2) + np.clip(push / _STEPS, -0.2, 0.2)[:, None]).ravel()).reshape(n, _STEPS)
     close = path[:, -1]

@@ -67,7 +67,7 @@ def main() -> None:
     assert all(map(math.isfinite, figures)), "a metric is not finite"
     assert again == trained["test"]["confusion_matrix"], f"decided {again}, training reported {trained['test']['confusion_matrix']}"
     print(f"{arguments.file}: {len(figures)} finite figures, all files, and the loaded run decides the same on the test part")
-    print(trained["validation"]["verdict"], trained["test"]["verdict"], sep="\n")
+    print(f"validation: {trained['validation']['verdict']}\ntest: {trained['test']['verdict']}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,258 @@
+"""Model files: three formats there and back, and what happens to files that are torn, foreign or in the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from crypto_lstm.architecture import build_model, layer_plan
+from crypto_lstm.config import Config, CryptoLSTMError
+from crypto_lstm.files import sha256_file
+from crypto_lstm.persistence import (
+    FORMATS,
+    ModelFileError,
+    ModelFormatError,
+    ModelMismatchError,
+    load_model,
+    read_metadata,
+    save_model,
+    validate_model,
+)
+
+CONFIG = Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,))
+RNG = np.random.default_rng(0)
+WINDOWS = RNG.normal(size=(16, 12, 8)).astype("float32")
+LABELS = np.eye(3, dtype="float32")[np.arange(16) % 3]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A small network after two epochs: its weights and its optimizer have moved."""
+    trained = build_model(CONFIG)
+    trained.fit(WINDOWS, LABELS, epochs=2, verbose=0)
+    return trained
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    """The network in each format, in folders of their own."""
+    folder = tmp_path_factory.mktemp("saved")
+    return {name: save_model(model, folder / name / "model", name, config=CONFIG, metadata={"note": "żółw"}) for name in FORMATS}
+
+
+# the seed's parts
+
+
+def test_part_1_build_model():
+    model = build_model()
+    assert model.name == "CryptoTradingLSTM_V3"
+    assert (model.input_shape, model.output_shape) == ((None, 120, 8), (None, 3))
+    assert model.count_params() == 133_603
+    assert [layer.name for layer in model.layers] == [
+        "lstm_input",
+        "lstm_layer_1_128units",
+        "lstm_layer_2_64units",
+        "lstm_layer_3_32units",
+        "dense_layer_1_32units",
+        "dropout_1",
+        "dense_layer_2_16units",
+        "dropout_2",
+        "trading_decisions",
+    ]
+    lstm = [layer for layer in model.layers if layer.name.startswith("lstm_layer")]
+    assert [(layer.dropout, layer.recurrent_dropout) for layer in lstm] == [(0.3, 0.3)] * 3
+    assert [layer.return_sequences for layer in lstm] == [True, True, False]
+    assert type(model.optimizer).__name__ == "Adam" and model.loss == "categorical_crossentropy"
+    assert not build_model(CONFIG, compile_model=False).compiled
+
+
+def test_part_1_plan_says_what_keras_builds():
+    for config in (Config(), CONFIG, CONFIG.replace(dense_units=[]), CONFIG.replace(features=["close_change"], lstm_units=[3])):
+        assert [layer.parameters for layer in layer_plan(config)] == [layer.count_params() for layer in build_model(config).layers]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_part_6_save_writes_summary_and_metadata(saved, model, format):
+    files = saved[format]
+    suffix = FORMATS[format]
+    folder = files.model if format == "saved_model" else files.model.parent
+    assert files.model.name == "model" + suffix
+    assert (files.summary, files.metadata) == (folder / "model_summary.txt", folder / "model_metadata.json")
+    assert "trading_decisions" in files.summary.read_text(encoding="utf-8")
+    facts = read_metadata(files.model)
+    assert (facts["format"], facts["parameters"], facts["metadata"]) == (format, model.count_params(), {"note": "żółw"})
+    assert Config.from_dict(facts["config"]) == CONFIG
+
+
+def test_part_6_unknown_format(model, tmp_path):
+    with pytest.raises(ModelFormatError, match="keras, h5, saved_model, got 'onnx'"):
+        save_model(model, tmp_path / "model", "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_part_7_round_trip(saved, model, format):
+    loaded = load_model(saved[format])
+    assert loaded.predict(WINDOWS, verbose=0).tobytes() == model.predict(WINDOWS, verbose=0).tobytes()
+    assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
+    pairs = zip(loaded.optimizer.variables, model.optimizer.variables, strict=True)
+    assert all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+    assert np.isfinite(loaded.fit(WINDOWS, LABELS, epochs=1, verbose=0).history["loss"]).all()
+
+
+def test_part_7_format_is_found_by_content(saved, model, tmp_path):
+    for format in ("keras", "h5"):
+        odd = tmp_path / f"{format} without its name.dat"
+        odd.write_bytes(saved[format].model.read_bytes())
+        assert load_model(odd, config=CONFIG).count_params() == model.count_params()
+        assert load_model(saved[format].model.with_suffix("")).count_params() == model.count_params()
+
+
+def test_part_8_validation_names_all_differences(saved, model):
+    validate_model(model, CONFIG)
+    with pytest.raises(ModelMismatchError) as caught:
+        load_model(saved["keras"], config=CONFIG.replace(sequence_length=24, lstm_units=[8, 5]))
+    text = str(caught.value)
+    assert "input shape: expected (None, 24, 8), got (None, 12, 8)" in text
+    assert "layer lstm_layer_2_5units: expected units 5, got 4" in text
+    assert re.search(r"parameters: expected [\d,]+, got 787", text)
+
+
+def test_part_8_metadata_config_is_checked(saved, tmp_path, model):
+    files = save_model(model, tmp_path / "model", config=CONFIG)
+    facts = read_metadata(files.model)
+    facts["config"]["sequence_length"] = 24
+    files.metadata.write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(ModelMismatchError, match="expected \\(None, 24, 8\\)"):
+        load_model(files)
+
+
+# places
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_part_13_only_the_suffix_of_the_name_counts(model, tmp_path, format):
+    folder = tmp_path / "runs.keras" / "a.h5" / "żółw 亀"
+    files = save_model(model, folder / "model.v2", format)
+    assert files.model == folder / f"model.v2{FORMATS[format]}"
+    assert load_model(files).count_params() == model.count_params()
+    assert [p.name for p in (tmp_path / "runs.keras").iterdir()] == ["a.h5"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_place_that_cannot_be_written(model, tmp_path, format):
+    """A path below a file stands for a read-only folder: root may write to those."""
+    (tmp_path / "a file").write_text("x")
+    with pytest.raises(ModelFileError, match="was not saved") as caught:
+        save_model(model, tmp_path / "a file" / "model", format)
+    assert isinstance(caught.value, OSError) and isinstance(caught.value, CryptoLSTMError)
+
+
+def test_other_peoples_folders_stay(model, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "thesis.txt").write_text("years of work")
+    (tmp_path / "model.keras").mkdir()
+    for path, format in [("results", "saved_model"), ("model", "keras")]:
+        with pytest.raises(ModelFileError, match="choose a"):
+            save_model(model, tmp_path / path, format)
+    assert (tmp_path / "results" / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "model.keras").is_dir()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_full_disk_keeps_the_old_model(model, tmp_path, format):
+    files = save_model(model, tmp_path / "model", format)
+    before = {p: sha256_file(p) for p in tmp_path.rglob("*") if p.is_file()}
+
+    def full(path, *args, **kwargs):
+        Path(path).write_bytes(b"half a mod")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with mock.patch.object(type(model), "save", side_effect=full), pytest.raises(ModelFileError, match="No space left on device"):
+        save_model(model, tmp_path / "model", format)
+    assert {p: sha256_file(p) for p in tmp_path.rglob("*") if p.is_file()} == before
+    load_model(files)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    broken = build_model(CONFIG)
+    broken.get_layer("trading_decisions").set_weights([np.full((4, 3), np.inf), np.zeros(3)])
+    with pytest.raises(ModelMismatchError, match="trading_decisions/kernel: expected finite weights, got 12"):
+        save_model(broken, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_h5_leaves_the_model_as_it_was(model, tmp_path):
+    """Keras 3.15.1 takes the optimizer out of the compile settings; a .keras saved later would come back with RMSprop."""
+    save_model(model, tmp_path / "first", "h5")
+    assert type(load_model(save_model(model, tmp_path / "second")).optimizer).__name__ == "Adam"
+
+
+# files that are not what they should be
+
+
+def spoil_half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def spoil_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("format", ["keras", "h5"])
+@pytest.mark.parametrize("spoil", [spoil_half, spoil_bit, lambda content: b"", lambda content: b"<html>404</html>", lambda content: content[:8]])
+def test_spoilt_file(saved, tmp_path, format, spoil):
+    good = saved[format]
+    file = tmp_path / good.model.name
+    file.write_bytes(spoil(good.model.read_bytes()))
+    (tmp_path / good.metadata.name).write_bytes(good.metadata.read_bytes())
+    with pytest.raises(ModelFileError, match=re.escape(str(file))):
+        load_model(file)
+    if spoil is not spoil_bit:  # without the metadata as well; a flipped bit in HDF5 shows only by the fingerprint
+        (tmp_path / good.metadata.name).unlink()
+        with pytest.raises(ModelFileError, match=re.escape(str(file))):
+            load_model(file)
+
+
+def test_spoilt_saved_model(model, tmp_path):
+    files = save_model(model, tmp_path / "model", "saved_model")
+    inner = files.model / "assets.extra" / "model.keras"
+    inner.write_bytes(spoil_bit(inner.read_bytes()))
+    with pytest.raises(ModelFileError, match="is not the file that model_metadata.json describes"):
+        load_model(files)
+
+
+def test_foreign_saved_model_and_other_folders(model, tmp_path):
+    model.export(tmp_path / "foreign", verbose=False)
+    with pytest.raises(ModelFileError, match="another program wrote.*rebuild the network with build_model"):
+        load_model(tmp_path / "foreign")
+    with pytest.raises(ModelFileError, match="holds no model .it holds foreign"):
+        load_model(tmp_path)
+    with pytest.raises(ModelFileError, match="there is no such file"):
+        load_model(tmp_path / "nothing")
+
+
+def test_metadata_that_is_no_json(model, tmp_path):
+    files = save_model(model, tmp_path / "model")
+    files.metadata.write_text("{", encoding="utf-8")
+    with pytest.raises(ModelFileError, match="is no readable JSON"):
+        load_model(files)
+    files.metadata.unlink()
+    assert load_model(files).count_params() == model.count_params()
+
+
+def test_code_in_a_file_does_not_run(tmp_path):
+    import keras
+
+    network = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda x: x + 1)])
+    for name in ("model.keras", "model.h5"):
+        network.save(tmp_path / name)
+        with pytest.raises(ModelFileError, match="can't be read as a model"):
+            load_model(tmp_path / name)
