@@ -93,8 +93,8 @@ def _layer_differences(spec: LayerSpec | None, layer: keras.layers.Layer | None)
 
 
 def _not_finite(model: keras.Model) -> Iterator[str]:
-    for variable in model.weights:
-        bad = int(np.sum(~np.isfinite(np.asarray(variable))))
+    for variable, values in zip(model.weights, model.get_weights(), strict=True):
+        bad = int(np.sum(~np.isfinite(values)))
         if bad:
             yield f"{variable.path}: expected finite weights, got {bad} that are not"
 

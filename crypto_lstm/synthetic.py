@@ -32,7 +32,7 @@ def _remember(
     return y
 
 # %% ../nbs/17_synthetic.ipynb #5819fcb2
-_BLOCK, _TELL, _DRIFT = 180, 10, 80
+_BLOCK, _TELL, _DRIFT = 240, 10, 80
 
 
 def _episodes(
@@ -50,13 +50,13 @@ def _episodes(
     return age, np.where(age >= 0, direction, 0)
 
 # %% ../nbs/17_synthetic.ipynb #95d827dd
-_STEPS, _SIGMA, _FLOOR = 6, 0.00075, 0.0003  # steps in a candle; volatility of a quiet minute; least drift of a minute
+_STEPS, _SIGMA, _FLOOR = 6, 0.00075, 0.0002  # steps in a candle; volatility of a quiet minute; least drift of a minute
 
 
 def synthetic_candles(
     n: int,  # candles
     seed: int = 0,  # the series is a function of (n, seed, edge)
-    edge: float = 0.0,  # 0: a fair game; up to 1: share of 180-candle blocks with a planted episode
+    edge: float = 0.0,  # 0: a fair game; up to 1: share of 240-candle blocks with a planted episode
     start: str | pd.Timestamp = "2024-01-01",  # date of the first candle; UTC where it names no zone
     timeframe: str = "1m",  # span of a candle
 ) -> pd.DataFrame:  # (n, 6): date, open, high, low, close, volume
@@ -73,7 +73,7 @@ def synthetic_candles(
     calm = 0.5 * _remember(bursts.standard_normal(n), 8)  # short: averaged out within the reach of a label
     usual = _SIGMA * np.sqrt(TIMEFRAME_MINUTES[timeframe]) * np.exp(calm)
     shock = np.sqrt(2 / tails.standard_gamma(2.0, n))  # times a normal step: Student's t with 4 degrees of freedom
-    push = direction * np.where(age < _TELL, 1.0 * usual, np.maximum(0.45 * usual, _FLOOR * np.sqrt(TIMEFRAME_MINUTES[timeframe])))
+    push = direction * np.where(age < _TELL, 0.8 * usual, np.maximum(0.35 * usual, _FLOOR * np.sqrt(TIMEFRAME_MINUTES[timeframe])))
     ticks = fine.standard_normal((n, _STEPS)) * (usual * shock / np.sqrt(2 * _STEPS))[:, None]
     path = np.cumsum(np.log1p(np.clip(ticks, -0.2, 0.2) + np.clip(push / _STEPS, -0.2, 0.2)[:, None]).ravel()).reshape(n, _STEPS)
     close = path[:, -1]
