@@ -35,3 +35,4 @@ notebooks: setup
 bench: setup
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/candles.py
+	$(BIN)/python benchmarks/feeding.py

@@ -1,6 +1,6 @@
 """How long the parts that must start at once take, each in a new process, beside `import tensorflow`. Goal: 0.5 s.
 
-    .venv/bin/python benchmarks/start.py
+.venv/bin/python benchmarks/start.py
 """
 
 import platform
@@ -37,7 +37,9 @@ def main() -> None:
     rows = []
     for name in WORDS:
         times = sorted(r[name] for r in rounds)
-        rows.append([name, f"{statistics.median(times):.3f} s", f"{times[0]:.3f} to {times[-1]:.3f}", f"{statistics.median(times) / slow:.3f}"])
+        rows.append(
+            [name, f"{statistics.median(times):.3f} s", f"{times[0]:.3f} to {times[-1]:.3f}", f"{statistics.median(times) / slow:.3f}"]
+        )
     print(f"{platform.platform()}, Python {platform.python_version()}, 5 rounds in turn, medians")
     print(text_table(["start of", "median", "spread", "of import tensorflow"], rows))
 

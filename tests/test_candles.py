@@ -282,6 +282,7 @@ def test_all_faults_at_once():
 
 # What is read
 
+
 def packed(candles):
     feather, parquet, archive = io.BytesIO(), io.BytesIO(), io.BytesIO()
     candles.to_feather(feather)

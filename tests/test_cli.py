@@ -16,8 +16,9 @@ from crypto_lstm.cli import main
 from crypto_lstm.config import Config
 
 COMMAND = Path(sys.executable).parent / "crypto-lstm"
-SMALL = dict(timeframe="1h", sequence_length=12, future_window=24, lstm_units=(8, 4), dense_units=(4,), batch_size=64, epochs=2)
-WIDE = dict(long_tp_pct=2, short_tp_pct=2, long_sl_pct=2, short_sl_pct=2)
+SMALL = {"timeframe": "1h", "sequence_length": 12, "future_window": 24, "lstm_units": (8, 4), "dense_units": (4,), "batch_size": 64}
+SMALL |= {"epochs": 2}
+WIDE = {"long_tp_pct": 2, "short_tp_pct": 2, "long_sl_pct": 2, "short_sl_pct": 2}
 SETTINGS = [f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in (SMALL | WIDE).items()]
 
 
@@ -129,7 +130,9 @@ def test_bad_settings(name, candle_file, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [["train"], ["fly"], [], ["train", "--candle", "x"], ["estimate", "--batch-size", "0"], ["demo", "--depth", "3"]])
+@pytest.mark.parametrize(
+    "words", [["train"], ["fly"], [], ["train", "--candle", "x"], ["estimate", "--batch-size", "0"], ["demo", "--depth", "3"]]
+)
 def test_wrong_option_exits_with_2(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(words)
@@ -201,7 +204,10 @@ def test_a_signal_ends_training_with_all_files(candle_file, tmp_path):
     assert all(Path(file).exists() for file in result["files"].values()) and "Traceback" not in err
 
 
-@pytest.mark.parametrize("code", ["import crypto_lstm", "import crypto_lstm.config", "import crypto_lstm.memory", "import crypto_lstm.cli as c; c.main(['--help'])"])
+@pytest.mark.parametrize(
+    "code",
+    ["import crypto_lstm", "import crypto_lstm.config", "import crypto_lstm.memory", "import crypto_lstm.cli as c; c.main(['--help'])"],
+)
 def test_start_loads_nothing_heavy(code):
     """How long it takes is measured by benchmarks/start.py; here: what would make it slow is not loaded."""
     heavy = {"tensorflow", "keras", "pandas", "matplotlib", "sklearn", "pyarrow"}

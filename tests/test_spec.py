@@ -27,13 +27,30 @@ def model(builder):
 
 
 def test_defaults():
-    expected = dict(
-        pair="BTCUSDT", timeframe="1m", sequence_length=120, lstm_units=(128, 64, 32), dense_units=(32, 16), dropout_rate=0.3,
-        learning_rate=0.001, epochs=100, batch_size=256, validation_split=0.2, early_stopping_patience=10, reduce_lr_patience=5,
-        reduce_lr_factor=0.5, min_learning_rate=1e-7, long_tp_pct=1.0, short_tp_pct=1.0, long_sl_pct=0.5, short_sl_pct=0.5,
-        future_window=120, seed=42, scaler="robust",
-    )  # fmt: skip
-    assert {name: getattr(Config(), name) for name in expected} == expected
+    expected = [
+        "pair=BTCUSDT",
+        "timeframe=1m",
+        "sequence_length=120",
+        "lstm_units=128,64,32",
+        "dense_units=32,16",
+        "dropout_rate=0.3",
+        "learning_rate=0.001",
+        "epochs=100",
+        "batch_size=256",
+        "validation_split=0.2",
+        "early_stopping_patience=10",
+        "reduce_lr_patience=5",
+        "reduce_lr_factor=0.5",
+        "min_learning_rate=1e-7",
+        "long_tp_pct=1.0",
+        "short_tp_pct=1.0",
+        "long_sl_pct=0.5",
+        "short_sl_pct=0.5",
+        "future_window=120",
+        "seed=42",
+        "scaler=robust",
+    ]
+    assert Config.from_text(expected) == Config()
     assert CLASSES == ("SHORT", "HOLD", "LONG") and len(Config().features) == 8
 
 
@@ -54,7 +71,9 @@ def test_part_1_build_model(model):
 
 
 def test_part_1_metrics_and_uncompiled(builder):
-    history = DualWindowLSTMBuilder(SMALL).build_model().evaluate(np.zeros((4, 12, 8)), np.eye(3)[[0, 1, 2, 0]], return_dict=True, verbose=0)
+    history = (
+        DualWindowLSTMBuilder(SMALL).build_model().evaluate(np.zeros((4, 12, 8)), np.eye(3)[[0, 1, 2, 0]], return_dict=True, verbose=0)
+    )
     assert set(history) == {"loss", "accuracy", "categorical_accuracy"}
     assert not DualWindowLSTMBuilder(SMALL).build_model(compile_model=False).compiled
 
@@ -67,7 +86,15 @@ def test_part_2_setup_gpu_memory(builder):
 
 def test_part_3_estimate_model_memory(builder, model):
     info = builder.estimate_model_memory(batch_size=256)
-    keys = {"model_parameters", "model_memory_mb", "training_memory_mb", "batch_memory_mb", "total_estimated_mb", "total_estimated_gb", "batch_size"}
+    keys = {
+        "model_parameters",
+        "model_memory_mb",
+        "training_memory_mb",
+        "batch_memory_mb",
+        "total_estimated_mb",
+        "total_estimated_gb",
+        "batch_size",
+    }
     assert set(info) >= keys and info["batch_size"] == 256
     assert info["model_parameters"] == model.count_params()
     assert info["model_memory_mb"] == pytest.approx(133_603 * 4 / 2**20)

@@ -18,7 +18,10 @@ def checks() -> list[tuple[str, list[str]]]:
     notebooks = sorted((ROOT / "nbs").glob("*.ipynb"))
     return [
         ("wheel and sdist, in a new environment", [python, "tools/wheel.py"]),
-        *((f"tests/{path.name}", [python, "-m", "pytest", "-q", "-rs", f"tests/{path.name}"]) for path in sorted((ROOT / "tests").glob("test_*.py"))),
+        *(
+            (f"tests/{path.name}", [python, "-m", "pytest", "-q", "-rs", f"tests/{path.name}"])
+            for path in sorted((ROOT / "tests").glob("test_*.py"))
+        ),
         *((f"nbs/{path.name}", [f"{BIN}/nbdev_test", "--path", f"nbs/{path.name}", "--n_workers", "1"]) for path in notebooks),
         ("notebooks clean and exported", [python, "tools/exported.py"]),
         ("README in step with nbs/index.ipynb", [python, "tools/readme.py", "--check"]),
@@ -34,12 +37,17 @@ def run(name: str, command: list[str]) -> tuple[int, int, int]:
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     output = (done.stdout + done.stderr).strip()
-    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", output.splitlines()[-1] if output else "")}
+    counts = {
+        word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", output.splitlines()[-1] if output else "")
+    }
     if "pytest" not in command:
         counts = {"passed": 1} if done.returncode == 0 else {"failed": 1}
     passed, skipped = counts.get("passed", 0), counts.get("skipped", 0)
     failed = max(counts.get("failed", 0) + counts.get("error", 0), 0 if done.returncode == 0 else 1)
-    print(f"{'FAIL' if failed else 'ok  '} {time.monotonic() - start:5.0f} s  {name}" + (f" ({passed} passed, {skipped} skipped)" if passed + skipped > 1 else ""))
+    print(
+        f"{'FAIL' if failed else 'ok  '} {time.monotonic() - start:5.0f} s  {name}"
+        + (f" ({passed} passed, {skipped} skipped)" if passed + skipped > 1 else "")
+    )
     reasons = [line for line in output.splitlines() if line.startswith("SKIPPED")]
     print("\n".join(output.splitlines()[-60:] if failed else reasons), end="\n" if failed or reasons else "", flush=True)
     return passed, failed, skipped

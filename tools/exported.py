@@ -15,7 +15,11 @@ def differences(left: Path, right: Path) -> list[str]:
     """Files below both folders that are not the same in both."""
     names = {p.relative_to(folder) for folder in (left, right) for p in folder.rglob("*") if p.is_file() and p.suffix in (".py", ".ipynb")}
     kept = [name for name in names if ".ipynb_checkpoints" not in name.parts]
-    return sorted(str(name) for name in kept if not all((f / name).is_file() for f in (left, right)) or not filecmp.cmp(left / name, right / name, shallow=False))
+    return sorted(
+        str(name)
+        for name in kept
+        if not all((f / name).is_file() for f in (left, right)) or not filecmp.cmp(left / name, right / name, shallow=False)
+    )
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ FLOORS = [  # from the ground up; a module imports from the floors below its own
     {"display", "files"},
     {"config"},
     {"gpu", "formats"},
+    {"synthetic"},
     {"candles"},
     {"architecture", "features", "labels"},
     {"memory", "persistence", "windows", "evaluation"},
@@ -28,7 +29,9 @@ def imports(path: Path) -> set[str]:
             inside = node.level > 0 or module.split(".")[0] == "crypto_lstm"
             found.add(module.removeprefix("crypto_lstm.") if inside else "." + module.split(".")[0])
         elif isinstance(node, ast.Import):
-            found |= {a.name.removeprefix("crypto_lstm.") if a.name.startswith("crypto_lstm.") else "." + a.name.split(".")[0] for a in node.names}
+            found |= {
+                a.name.removeprefix("crypto_lstm.") if a.name.startswith("crypto_lstm.") else "." + a.name.split(".")[0] for a in node.names
+            }
     return found
 
 

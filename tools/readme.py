@@ -52,7 +52,11 @@ def main() -> int:
     files = {ROOT / "README.md": text.encode(), **pictures}
     stale = [path.relative_to(ROOT).as_posix() for path, content in files.items() if not path.is_file() or path.read_bytes() != content]
     if "--check" in sys.argv:
-        print(f"not in step with nbs/index.ipynb, run make notebooks: {', '.join(stale)}" if stale else "README.md is in step with nbs/index.ipynb")
+        print(
+            f"not in step with nbs/index.ipynb, run make notebooks: {', '.join(stale)}"
+            if stale
+            else "README.md is in step with nbs/index.ipynb"
+        )
         return 1 if stale else 0
     IMAGES.mkdir(exist_ok=True)
     for path, content in files.items():

@@ -8,7 +8,10 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SMALL = "timeframe=1h sequence_length=12 future_window=24 lstm_units=8,4 dense_units=4 batch_size=64 epochs=2 long_tp_pct=2 short_tp_pct=2 long_sl_pct=2 short_sl_pct=2"
+SMALL = """
+    timeframe=1h sequence_length=12 future_window=24 lstm_units=8,4 dense_units=4 batch_size=64 epochs=2
+    long_tp_pct=2 short_tp_pct=2 long_sl_pct=2 short_sl_pct=2
+"""
 MAKE_CANDLES = """
 from crypto_lstm.candles import synthetic_candles
 
@@ -35,7 +38,9 @@ def main() -> None:
         command = binaries / "crypto-lstm"
         diagnosis = json.loads(run(command, "doctor", "--json", "--set", "lstm_units=8", "batch_size=64", cwd=place))
         run(binaries / "python", "-c", MAKE_CANDLES, cwd=place)
-        trained = json.loads(run(command, "train", "--candles", "candles.parquet", "--output", "run", "--json", "--set", *SMALL.split(), cwd=place))
+        trained = json.loads(
+            run(command, "train", "--candles", "candles.parquet", "--output", "run", "--json", "--set", *SMALL.split(), cwd=place)
+        )
         answers = json.loads(run(command, "predict", "--model", "run", "--candles", "candles.parquet", "--json", cwd=place))
         assert diagnosis["healthy"] and trained["epochs_run"] == 2 and answers["last"]["decision"] in trained["classes"]
         print(f"{wheel.name} and {sdist.name}: installed, doctor well, trained {trained['epochs_run']} epochs, {answers['rows']} decisions")
