@@ -161,17 +161,18 @@ class MemoryEstimate:
 def estimate_memory(
     config: Config,  # network, window and batch size
     batch_size: int | None = None,  # windows in a step; None: the configuration's
+    resident_mb: float | None = None,  # what the process holds with data loaded and model built; None: a process without data
 ) -> MemoryEstimate:  # all in MB of 2**20 bytes
     """Memory that a training step of this configuration needs, in closed form: no TensorFlow, under a millisecond.
 
     Counts stock Keras layers in float32 with Adam. `tensor_peak_mb` is what the tensors need, `process_peak_mb` adds the
     runtime, `growth_mb` is the process peak less what is resident just after the model is built. The runtime is that of one
-    Linux CPU machine; tensors differ from run to run by some percent, as the order of parallel operations does.
+    Linux CPU machine, unless `resident_mb` says where this process starts; tensors differ from run to run by some percent, as the order of parallel operations does.
     Raises `ConfigError` for a batch size that is not a whole number of at least 1.
     """
     if batch_size is not None:
         config = config.replace(batch_size=batch_size)
-    plan = layer_plan(config)
+    plan, built = layer_plan(config), BUILT_MB if resident_mb is None else resident_mb
     layers = [layer for layer in plan if layer.kind != "InputLayer"]
     activations = tuple(_layer_memory(layer, number == 0, config) for number, layer in enumerate(layers))
     values = config.batch_size * config.sequence_length  # windows x timesteps
@@ -190,9 +191,9 @@ def estimate_memory(
         sequences_mb=sequences,
         activations=activations,
         tensor_peak_mb=tensors,
-        runtime_mb=RUNTIME_MB,
-        process_peak_mb=RUNTIME_MB + tensors,
-        growth_mb=RUNTIME_MB + tensors - BUILT_MB,
+        runtime_mb=built + RUNTIME_MB - BUILT_MB,
+        process_peak_mb=built + RUNTIME_MB - BUILT_MB + tensors,
+        growth_mb=RUNTIME_MB - BUILT_MB + tensors,
         not_counted=_not_counted(config),
     )
 

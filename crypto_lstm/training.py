@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,7 +31,14 @@ from .display import html_table, text_table
 from .evaluation import Evaluation, evaluate, plot_confusion
 from .files import replacing, write_json
 from .gpu import GpuStatus, setup_gpu_memory
-from .memory import MemoryEstimate, available_memory_mb, estimate_memory, memory_limit_mb, plot_memory_history
+from crypto_lstm.memory import (
+    MemoryEstimate,
+    available_memory_mb,
+    estimate_memory,
+    memory_limit_mb,
+    plot_memory_history,
+    process_memory_mb,
+)
 from .persistence import ModelFileError, load_model, save_model
 from .windows import Scaler, TrainingData, WindowDataset, prediction_windows, prepare
 
@@ -155,7 +162,7 @@ class TrainingRun:
     data: TrainingData
     history: dict[str, list[float]]  # metric -> value of each epoch
     memory_history: list[dict[str, Any]]  # per epoch, as the memory monitor saw it
-    estimate: MemoryEstimate  # made before training
+    estimate: MemoryEstimate  # made before the first step, for this process with its data
     validation: Evaluation
     test: Evaluation
     gpu: GpuStatus
@@ -177,9 +184,11 @@ class TrainingRun:
         """`predict_candles` with this run's model: date, short, hold, long, decision."""
         return predict_candles(self.model, self.data.scaler, self.config, candles)
 
-    def figures(self) -> dict[str, Figure]:
-        """The three plots: training curves, memory history, confusion matrix."""
-        return _figures(self)
+    def plot(self) -> dict[str, Figure]:
+        """Training curves, memory history and confusion matrices, on pyplot figures that a notebook shows by itself."""
+        import matplotlib.pyplot as plt
+
+        return _figures(self, plt.figure)
 
     def as_dict(self) -> dict[str, Any]:
         """What is written to metadata.json: configuration, counts, metrics, memory, device, versions."""
@@ -218,22 +227,20 @@ class TrainingRun:
         return html_table(["run", ""], self._rows(), caption=f"Training run, {self.config.pair} {self.config.timeframe}") + self.test._repr_html_()
 
 # %% ../nbs/11_training.ipynb #2ca98064
-def _new_figure(columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(1, columns)
-
-
-def _figures(run: TrainingRun) -> dict[str, Figure]:
+def _figures(run: TrainingRun, new: Callable[..., Figure]) -> dict[str, Figure]:
     figures = {}
+
+    def panels(name: str, columns: int, size: tuple[float, float]) -> Any:
+        figures[name] = new(figsize=size, layout="constrained")
+        return figures[name].subplots(1, columns)
+
     if run.epochs_run:
-        figures["training_curves"], axes = _new_figure(2, (10, 3.8))
-        plot_training_curves(run.history, baseline=run.validation.baselines["majority"]["accuracy"], axes=axes, monitor=run.config.monitor)
+        majority = run.validation.baselines["majority"]["accuracy"]
+        plot_training_curves(run.history, baseline=majority, axes=panels("training_curves", 2, (10, 3.8)), monitor=run.config.monitor)
     if run.memory_history:
-        figures["memory_history"], ax = _new_figure(1, (8, 3.8))
+        ax = panels("memory_history", 1, (8, 3.8))
         plot_memory_history(run.memory_history, estimate=run.estimate, limit_mb=memory_limit_mb(), ax=ax)
-    figures["confusion_matrix"], axes = _new_figure(2, (9.6, 4.2))
+    axes = panels("confusion_matrix", 2, (9.6, 4.2))
     for ax, evaluation in zip(axes, (run.validation, run.test), strict=True):
         plot_confusion(evaluation, ax=ax)
     return figures
@@ -260,11 +267,12 @@ def train(
     """
     config = config or Config()
     folder = check_output_folder(output_dir)
-    data, estimate = prepare(candles, config), estimate_memory(config)
-    if estimate.process_peak_mb > available_memory_mb():
-        _log.warning("training may need %.0f MB, %.0f MB are available: lower batch_size", estimate.process_peak_mb, available_memory_mb())
+    data = prepare(candles, config)
     gpu = setup_gpu_memory(mixed_precision=config.mixed_precision)
     model, stopper = build_model(config), StopOnSignal()
+    estimate = estimate_memory(config, resident_mb=process_memory_mb())
+    if estimate.growth_mb > available_memory_mb():
+        _log.warning("training may take %.0f MB more, %.0f MB are available: lower batch_size", estimate.growth_mb, available_memory_mb())
     ours = create_callbacks(config, folder, tensorboard=tensorboard)
     with stopper.listening():
         history = model.fit(
@@ -308,7 +316,9 @@ def _write(run: TrainingRun, data: dict[str, Any]) -> None:
     run.config.save(run.paths["config"])
     write_json(run.paths["history"], run.history)
     write_json(run.paths["memory"], run.memory_history)
-    for name, figure in run.figures().items():
+    from matplotlib.figure import Figure
+
+    for name, figure in _figures(run, Figure).items():
         _save_figure(figure, run.paths[name])
     created = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(run.paths["metadata"], {"created": created, "data": data, **run.as_dict()})
