@@ -34,6 +34,7 @@ class DualWindowLSTMBuilder:
     ) -> None:
         self.config = config or Config()
         self.model: keras.Model | None = None
+        self._history: keras.callbacks.History | None = None
         self.gpu = self.setup_gpu_memory()
 
     @property
@@ -43,8 +44,12 @@ class DualWindowLSTMBuilder:
 
     @property
     def training_history(self) -> keras.callbacks.History | None:
-        """Keras' history of the model's last `fit`; None before the first."""
-        return getattr(self.model, "history", None)
+        """Keras' history of the model's last `fit`, unless another was put here; None before the first."""
+        return self._history or getattr(self.model, "history", None)
+
+    @training_history.setter
+    def training_history(self, history: keras.callbacks.History | None) -> None:
+        self._history = history
 
     def setup_gpu_memory(self) -> GpuStatus:
         """Find and prove a GPU, or fall back to the CPU; truthy when a GPU works. May be called again."""

@@ -9,10 +9,12 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,17 +160,20 @@ def _run_result(run: TrainingRun) -> Result:
 def _predict(arguments: argparse.Namespace) -> Result:
     from crypto_lstm.training import load_run
 
-    output = _new_table(arguments.output) if arguments.output else None
+    output = _new_table(arguments.output) if arguments.output is not None else None
     run = load_run(arguments.model)
     answers = run.predict(_read(arguments, run.config.timeframe))
     if output:
         _write_table(answers, output)
     counts = {name: int(count) for name, count in answers["decision"].value_counts().items()}
     last = answers.iloc[-1]
-    newest = {**last.to_dict(), "date": last["date"].isoformat()}
+    closed = bool(last["date"] + timedelta(minutes=run.config.timeframe_minutes) <= datetime.now(UTC))
+    newest = {**last.to_dict(), "date": last["date"].isoformat(), "closed": closed}
     tail = [[row.date.isoformat(), *(f"{value:.3f}" for value in (row.short, row.hold, row.long)), row.decision] for row in answers.tail(5).itertuples()]
     text = text_table(["date", "SHORT", "HOLD", "LONG", "decision"], tail)
     where = f"\n\n{len(answers):,} rows in {output}" if output else f"\n\n{len(answers):,} rows; --output FILE.csv or .parquet writes them all"
+    if not closed:
+        where += "\nThe newest candle is still open: its answer can change until it closes."
     return {"rows": len(answers), "decisions": counts, "last": newest, "output": str(output) if output else None}, text + where
 
 
@@ -178,6 +183,9 @@ def _new_table(name: str) -> Path:
         raise OutputFileError(f"decisions are written as .csv or .parquet, got {name!r}")
     if path.exists():
         raise OutputFileError(f"{name!r} exists: nothing is overwritten, choose another name")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputFileError(f"can't write {name!r}: {str(parent)!r} is no folder that may be written to; choose another")
     return path
 
 
@@ -258,9 +266,17 @@ def _demo(arguments: argparse.Namespace) -> Result:
 def _free_folder(name: str) -> str:
     """`name`, or `name-2`, `name-3`, ...: the first that holds nothing."""
     candidates = (name if number == 1 else f"{name}-{number}" for number in range(1, 10_000))
-    return next(folder for folder in candidates if not Path(folder).exists() or not any(Path(folder).iterdir()))
+    return next(name for name in candidates if not Path(name).exists() or (Path(name).is_dir() and not any(Path(name).iterdir())))
 
 # %% ../nbs/20_cli.ipynb #1f532a1d
+def _print(text: str) -> None:
+    """To standard output; a reader that has seen enough (`| head`) is no fault."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 _JOBS = {"demo": _demo, "train": _train_job, "estimate": _estimate, "predict": _predict, "doctor": _doctor}
 
 
@@ -276,16 +292,40 @@ def main(
             values, text = _JOBS[arguments.command](arguments)
     except (CryptoLSTMError, OSError) as error:
         return _tell(arguments, error, 1)
+    except ModuleNotFoundError as error:
+        return _tell(arguments, type(error)(f"{error}: crypto-lstm doctor says what to install"), 1)
     except KeyboardInterrupt as error:
         return _tell(arguments, error, 130)
-    print(json.dumps(values, indent=2, allow_nan=False) if arguments.json else text)
+    _print(json.dumps(values, indent=2, allow_nan=False) if arguments.json else text)
     if values.get("interrupted"):
         return 130
     return 0 if values.get("healthy", True) else 1
 
 
+_OPTIONS = {  # what the functions call their arguments, and what the command calls them
+    r"timezone='?([\w/+.-]+)'?": r"--timezone \1",
+    r"columns='(\w+)'": r"--columns \1",
+    r"on_conflict='(\w+)' or '(\w+)'": r"--on-conflict \1 or \2",
+}
+
+
+def _in_words_of_the_command(message: str, command: str) -> str:
+    for pattern, words in _OPTIONS.items():
+        message = re.sub(pattern, words, message)
+    if command == "predict":
+        return re.sub(r"read them with timeframe='(\w+)'", r"the model needs candles of the timeframe it was trained on", message)
+    return re.sub(r"timeframe='(\w+)'", r"--set timeframe=\1", message)
+
+
+def _what_is_left(arguments: argparse.Namespace) -> str:
+    folder = Path(getattr(arguments, "output", None) or "")
+    if arguments.command in ("train", "demo") and folder.is_dir() and folder != Path() and any(folder.iterdir()):
+        return f"stopped at once; {str(folder)!r} holds what was written so far and is no finished run"
+    return "stopped; nothing was written"
+
+
 def _tell(arguments: argparse.Namespace, error: BaseException, code: int) -> int:
-    message = str(error) or "stopped before training began; nothing was written"
+    message = _what_is_left(arguments) if isinstance(error, KeyboardInterrupt) else _in_words_of_the_command(str(error), arguments.command)
     _say(f"crypto-lstm {arguments.command}: {message}")
     if arguments.json:
         print(json.dumps({"error": {"type": type(error).__name__, "message": message}}))

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import numbers
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -62,9 +63,11 @@ def _setting(default: Any, check: Callable[[Any], Any], text: str) -> Any:
 
 def _whole(default: int, text: str, low: int = 1, high: int = 1_000_000_000) -> Any:
     def check(value: Any) -> int:
-        if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value.__index__() <= high:
-            raise _Expected(f"a whole number of at least {low}" + (f" and at most {high}" if high < 1_000_000_000 else ""))
-        return value.__index__()
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < low:
+            raise _Expected(f"a whole number of at least {low}")
+        if int(value) > high:
+            raise _Expected(f"a whole number of at most {high}")
+        return int(value)
 
     return _setting(default, check, text)
 
@@ -74,7 +77,11 @@ def _number(default: float, interval: str, text: str) -> Any:
     low, high = (float(part) for part in interval[1:-1].split(","))
 
     def check(value: Any) -> float:
-        if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or not math.isfinite(value):
+        try:
+            finite = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+        except OverflowError:  # a whole number too large for a float
+            finite = False
+        if not finite:
             raise _Expected(f"in {interval}")
         above = value >= low if interval[0] == "[" else value > low
         below = value <= high if interval[-1] == "]" else value < high
@@ -85,11 +92,23 @@ def _number(default: float, interval: str, text: str) -> Any:
     return _setting(default, check, text)
 
 # %% ../nbs/00_config.ipynb #86c60a6f
+def _rate_or_none(text: str) -> Any:
+    rate = _number(0.0, "[0, 1)", text).metadata["check"]
+
+    def check(value: Any) -> float | None:
+        try:
+            return None if value is None else rate(value)
+        except _Expected:
+            raise _Expected("none or in [0, 1)") from None
+
+    return _setting(None, check, text)
+
+
 def _choice(default: str, options: Iterable[str], text: str) -> Any:
     names = tuple(options)
 
     def check(value: Any) -> str:
-        if value not in names:
+        if not isinstance(value, str) or value not in names:
             raise _Expected("one of " + ", ".join(names))
         return value
 
@@ -99,16 +118,16 @@ def _choice(default: str, options: Iterable[str], text: str) -> Any:
 def _widths(default: tuple[int, ...], text: str, at_least: int) -> Any:
     def check(value: Any) -> tuple[int, ...]:
         is_list = isinstance(value, (list, tuple)) and len(value) >= at_least
-        if not is_list or any(isinstance(v, bool) or not isinstance(v, int) or not 1 <= v <= 65_536 for v in value):
+        if not is_list or any(isinstance(v, bool) or not isinstance(v, numbers.Integral) or not 1 <= int(v) <= 65_536 for v in value):
             raise _Expected(f"a list of at least {at_least} whole numbers from 1 to 65536")
-        return tuple(value)
+        return tuple(map(int, value))
 
     return _setting(default, check, text)
 
 
 def _check_features(value: Any) -> tuple[str, ...]:
     is_list = isinstance(value, (list, tuple)) and len(value) > 0
-    if not is_list or any(name not in FEATURES for name in value) or len(set(value)) != len(value):
+    if not is_list or any(not isinstance(name, str) or name not in FEATURES for name in value) or len(set(value)) != len(value):
         raise _Expected("a list of different names out of " + ", ".join(FEATURES))
     return tuple(value)
 
@@ -140,7 +159,7 @@ class Config:
     lstm_units: tuple[int, ...] = _widths((128, 64, 32), "widths of the LSTM layers", at_least=1)
     dense_units: tuple[int, ...] = _widths((32, 16), "widths of the dense layers after them", at_least=0)
     dropout_rate: float = _number(0.3, "[0, 1)", "dropout of the inputs of each LSTM layer and after each dense layer")
-    recurrent_dropout_rate: float | None = _setting(None, lambda v: v, "dropout of the LSTM state; none: as dropout_rate")
+    recurrent_dropout_rate: float | None = _rate_or_none("dropout of the LSTM state; none: as dropout_rate")
     mixed_precision: bool = _setting(False, _check_flag, "float16 arithmetic on a GPU that is fast at it")
     learning_rate: float = _number(0.001, "(0, 10]", "Adam's step size at the start")
     epochs: int = _whole(100, "rounds over the training windows, at most")
@@ -174,24 +193,22 @@ class Config:
                 object.__setattr__(self, field.name, field.metadata["check"](value))
             except _Expected as expected:
                 faults.append(f"{field.name} must be {expected}, got {value!r}")
-        if faults := faults or self._contradictions():
+        if faults := faults + self._contradictions():
             raise ConfigError(faults)
 
     def _contradictions(self) -> list[str]:
         faults = []
-        rate, shares = self.recurrent_dropout_rate, self.validation_split + self.test_split
-        if rate is not None and (isinstance(rate, (bool, str)) or not 0 <= rate < 1):
-            faults.append(f"recurrent_dropout_rate must be none or in [0, 1), got {rate!r}")
-        if shares >= 1:
-            faults.append(f"validation_split + test_split must be below 1, got {shares:g}: nothing is left to train on")
-        if self.min_learning_rate > self.learning_rate:
+        shares, steps = (self.validation_split, self.test_split), (self.min_learning_rate, self.learning_rate)
+        if all(isinstance(share, float) and 0 < share < 1 for share in shares) and sum(shares) >= 1:
+            faults.append(f"validation_split + test_split must be below 1, got {sum(shares):g}: nothing is left to train on")
+        if all(isinstance(step, float) for step in steps) and steps[0] > steps[1]:
             faults.append(f"min_learning_rate must be at most learning_rate ({self.learning_rate:g}), got {self.min_learning_rate:g}")
         return faults
 
     @property
     def recurrent_dropout(self) -> float:
         """Dropout of the LSTM state: `recurrent_dropout_rate`, or `dropout_rate` where that is None."""
-        return self.dropout_rate if self.recurrent_dropout_rate is None else float(self.recurrent_dropout_rate)
+        return self.dropout_rate if self.recurrent_dropout_rate is None else self.recurrent_dropout_rate
 
     @property
     def timeframe_minutes(self) -> int:
@@ -232,7 +249,14 @@ class Config:
     @classmethod
     def from_text(cls, words: Iterable[str], base: Config | None = None) -> Config:
         """`base` changed by words such as `epochs=3` or `lstm_units=64,32`. Raises `ConfigError` with all faults."""
-        return (base or cls()).replace(**parse_settings(words))
+        settings, faults = _split_words(words)
+        try:
+            config = (base or cls()).replace(**settings)
+        except ConfigError as error:
+            raise ConfigError([*faults, *error.faults]) from None
+        if faults:
+            raise ConfigError(faults)
+        return config
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -274,8 +298,16 @@ def parse_settings(
     words: Iterable[str],  # `key=value`; a list is written with commas, nothing at all as `none`
 ) -> dict[str, Any]:  # values for `Config.replace`; text that is no number stays text, so that `Config` can refuse it by name
     """Turn words such as `lstm_units=64,32` into settings. Raises `ConfigError` for a word without `=` and for unknown names."""
+    settings, faults = _split_words(words)
+    if faults:
+        raise ConfigError(faults)
+    return settings
+
+
+def _split_words(words: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     defaults = {field.name: field.default for field in dataclasses.fields(Config)}
-    faults, settings = [], {}
+    faults: list[str] = []
+    settings: dict[str, Any] = {}
     for word in words:
         name, equals, text = (part.strip() for part in word.partition("="))
         if not equals:
@@ -284,9 +316,7 @@ def parse_settings(
             faults.append(_unknown(name, defaults))
         else:
             settings[name] = _parse_value(text, defaults[name])
-    if faults:
-        raise ConfigError(faults)
-    return settings
+    return settings, faults
 
 
 def _parse_value(text: str, default: Any) -> Any:
@@ -319,7 +349,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if reader is None:
         raise ConfigError([f"a configuration is a .toml or .json file, got {str(path)!r}"])
     try:
-        settings = reader(path.read_text(encoding="utf-8"))
+        settings = reader(path.read_text(encoding="utf-8-sig"))  # Windows' editors put a mark before the text
     except OSError as error:
         raise ConfigError([f"can't read the configuration {str(path)!r}: {error.strerror}"]) from error
     except (ValueError, RecursionError) as error:  # JSONDecodeError, TOMLDecodeError, UnicodeDecodeError

@@ -5,20 +5,23 @@
 # %% ../nbs/18_doctor.ipynb #4aeb5438
 from __future__ import annotations
 
+import importlib
 import platform
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import Config
 from .display import html_table, text_table
-from .gpu import GpuStatus, setup_gpu_memory
-from .memory import available_memory_mb, estimate_memory, memory_limit_mb, process_memory_mb
+
+if TYPE_CHECKING:
+    from crypto_lstm.gpu import GpuStatus
 
 # %% auto #0
 __all__ = ['OK', 'WARNING', 'FAULT', 'Check', 'Diagnosis', 'check_package', 'requirements', 'nvidia_driver', 'check_device',
@@ -71,18 +74,27 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
+def _pip(words: str) -> str:
+    """The command that installs into this environment, whether it is activated or not."""
+    return f"{shlex.quote(sys.executable)} -m pip install {words}"
+
+
 def check_package(
     requirement: str,  # such as "keras>=3.15.1"
+    module: str | None = None,  # what is imported; None: the name of the package
 ) -> Check:
-    """Whether a package is installed in a version that is new enough. Does not import it."""
+    """Whether a package is installed, new enough, and can be imported."""
     name, minimum = re.match(r"([\w.-]+)(?:>=([\w.]+))?", requirement).groups()  # type: ignore[union-attr]
-    remedy = f'{Path(sys.executable).name} -m pip install "{requirement}"'
     try:
         installed = metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Check(name, FAULT, "not installed", remedy)
+        return Check(name, FAULT, "not installed", _pip(f'"{requirement}"'))
     if minimum and _release(installed) < _release(minimum):
-        return Check(name, FAULT, f"{installed}, needed is {minimum} or newer", remedy)
+        return Check(name, FAULT, f"{installed}, needed is {minimum} or newer", _pip(f'"{requirement}"'))
+    try:
+        importlib.import_module(module or name)
+    except (ImportError, OSError) as error:  # OSError: a shared library is missing
+        return Check(name, FAULT, f"{installed}, but it can't be imported: {error}", _pip(f'--force-reinstall "{requirement}"'))
     return Check(name, OK, installed)
 
 
@@ -103,7 +115,8 @@ def check_device(
 ) -> Check:
     """What training will run on, and what to do where a GPU lies idle or its fast kernel is lost."""
     if not status:
-        remedy = f'{Path(sys.executable).name} -m pip install "crypto_lstm[gpu]"' if driver else ""
+        hidden = "CUDA_VISIBLE_DEVICES" in status.reason
+        remedy = "unset CUDA_VISIBLE_DEVICES" if hidden else _pip('"crypto_lstm[gpu]"') if driver else ""
         return Check("device", WARNING if driver else OK, f"CPU: {status.reason}", remedy)
     found = f"GPU: {', '.join(status.devices)}"
     if config.recurrent_dropout > 0:
@@ -118,19 +131,23 @@ def check_memory(
     limit_mb: float,  # of the machine or the container
 ) -> Check:
     """Whether the training of a configuration fits into memory; where it does not, the largest power of two that does."""
+    from crypto_lstm.memory import estimate_memory
+
+    def peak(batch_size: int) -> float:
+        return estimate_memory(config, batch_size).process_peak_mb
+
     found = f"{available_mb:,.0f} MB available of {limit_mb:,.0f}; training with batch_size {config.batch_size} peaks at "
-    need = estimate_memory(config).process_peak_mb
+    need = peak(config.batch_size)
     if need <= available_mb:
         return Check("memory", OK, f"{found}{need:,.0f} MB")
-    fitting = [size for size in (2**k for k in range(20, -1, -1)) if size < config.batch_size and _fits(config, size, available_mb)]
-    remedy = f"--set batch_size={fitting[0]}" if fitting else "a smaller network or window: --set sequence_length=60 lstm_units=64,32"
+    fitting = [size for size in (2**k for k in range(20, -1, -1)) if size < config.batch_size and peak(size) <= available_mb]
+    remedy = f"--set batch_size={fitting[0]}" if fitting else f"batch_size=1 still peaks at {peak(1):,.0f} MB: free memory, or raise the limit"
     return Check("memory", FAULT, f"{found}{need:,.0f} MB", remedy)
 
-
-def _fits(config: Config, batch_size: int, available_mb: float) -> bool:
-    return estimate_memory(config, batch_size).process_peak_mb <= available_mb
-
 # %% ../nbs/18_doctor.ipynb #70e0a997
+_MODULES = {"scikit-learn": "sklearn"}  # where package and module have different names
+
+
 def examine(
     config: Config | None = None,  # whose training is asked about; default: Config()
 ) -> Diagnosis:
@@ -142,9 +159,13 @@ def _checks(config: Config) -> Iterator[Check]:
     fits = (3, 11) <= sys.version_info < (3, 14)
     yield Check("python", OK if fits else FAULT, platform.python_version(), "" if fits else "install Python 3.11, 3.12 or 3.13")
     yield Check("system", OK, f"{platform.system()} {platform.machine()}")
-    packages = [check_package(requirement) for requirement in requirements()]
+    packages = [check_package(requirement, _MODULES.get(requirement.split(">")[0])) for requirement in requirements()]
     yield from packages
-    if all(check.state == OK for check in packages if check.name in ("tensorflow", "keras")):
-        yield check_device(setup_gpu_memory(), config, nvidia_driver())
+    if any(check.state == FAULT for check in packages):
+        return  # device and memory are asked through them
+    from crypto_lstm.gpu import setup_gpu_memory
+    from crypto_lstm.memory import available_memory_mb, memory_limit_mb, process_memory_mb
+
+    yield check_device(setup_gpu_memory(), config, nvidia_driver())
     available = available_memory_mb() + process_memory_mb()  # what this process has taken, training takes again
     yield check_memory(config, available, memory_limit_mb())

@@ -112,7 +112,7 @@ def bootstrap_metrics(
     means: dict[str, np.ndarray],  # name -> (rows,) whose mean is wanted as well, such as log-losses
     seed: int = 0,
 ) -> dict[str, np.ndarray]:  # metric -> (2000,) values on redrawn markets
-    """Metrics on markets made by drawing whole blocks with replacement."""
+    """Metrics on markets made by drawing whole blocks with replacement; NaN where a class that occurs was not drawn."""
     count, classes, ways = int(blocks.max()) + 1, len(CLASSES), direction_table(labels, probabilities)
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
 
@@ -122,6 +122,9 @@ def bootstrap_metrics(
     confusions = drawn((blocks * classes + labels) * classes + probabilities.argmax(axis=1), classes**2)
     metrics = decision_metrics(confusions.reshape(-1, classes, classes))
     metrics["direction"] = direction_accuracy(drawn((blocks * 4 + ways)[ways >= 0], 4))
+    unseen = ((confusions.reshape(-1, classes, classes).sum(axis=-1) == 0) & (np.bincount(labels, minlength=classes) > 0)).any(axis=-1)
+    for metric in ("balanced_accuracy", "direction"):  # a market without one of the classes can't answer
+        metrics[metric] = np.where(unseen, np.nan, metrics[metric])
     return metrics | {name: (drawn(blocks, 1, values) / drawn(blocks, 1))[:, 0] for name, values in means.items()}
 
 # %% ../nbs/13_evaluation.ipynb #5a6176de
@@ -147,7 +150,7 @@ class Evaluation:
     """Metrics of one part of the data beside the baselines; log-losses in nats.
 
     `intervals` hold (low, high) at 99 % from a block bootstrap, of the metric itself and, for log-loss, of its difference to
-    the class prior; they are empty when the part is shorter than ten blocks.
+    the better baseline; they are empty when the part is shorter than ten blocks.
     """
 
     name: str  # validation, test
@@ -157,7 +160,7 @@ class Evaluation:
     per_class: dict[str, dict[str, float | int]]  # class -> precision, recall, f1, support
     metrics: dict[str, float]  # accuracy, balanced_accuracy, mcc, direction, log_loss, raw_log_loss
     baselines: dict[str, dict[str, float]]  # majority, class prior -> the same metrics
-    intervals: dict[str, tuple[float, float]]  # metric -> low, high; "log_loss_gain": class prior minus model
+    intervals: dict[str, tuple[float, float]]  # metric -> low, high; "log_loss_gain": better baseline minus model
     signals: dict[str, float | int | None]  # `signal_returns`
 
     @property
@@ -183,10 +186,12 @@ class Evaluation:
         better = [m for m, beaten in self.beats.items() if beaten]
         if self.learnt:
             words = "the model beats the baselines beyond chance"
-        elif better and "direction" not in better:
+        elif {"balanced_accuracy", "mcc"} & set(better) and "direction" not in better:
             words = "how far the price moves is foreseen better than by the baselines, which way it moves is not"
+        elif better:
+            words = f"no edge: only {' and '.join(map(_words, better))} better than the baselines"
         else:
-            words = f"only {' and '.join(map(_words, better))} beats the baselines" if better else "nothing beats the baselines beyond chance"
+            words = "nothing beats the baselines beyond chance"
         return f"{words}: {shown}; baselines {against}"
 
     def _best(self, metric: str) -> float:
@@ -253,7 +258,7 @@ def evaluate(
     labels = outcomes["label"].to_numpy(np.int64)
     probabilities = _checked(np.asarray(probabilities, dtype=np.float64), labels)
     decisions, restored = probabilities.argmax(axis=1), restore_prior(probabilities, trained_on, prior)
-    losses, prior_losses = row_log_loss(labels, restored), row_log_loss(labels, np.tile(prior, (len(labels), 1)))
+    losses, base_losses = row_log_loss(labels, restored), _best_baseline_losses(labels, np.asarray(prior))
     confusion = confusion_matrix(labels, decisions)
     metrics = {metric: float(value) for metric, value in decision_metrics(confusion).items()}
     ways = direction_table(labels, probabilities)
@@ -267,7 +272,7 @@ def evaluate(
         per_class=_per_class(labels, decisions),
         metrics=metrics | {"log_loss": float(losses.mean()), "raw_log_loss": float(row_log_loss(labels, probabilities).mean())},
         baselines=_baselines(labels, np.asarray(prior)),
-        intervals=_intervals(labels, probabilities, losses, prior_losses, blocks, config.seed),
+        intervals=_intervals(labels, probabilities, losses, base_losses, blocks, config.seed),
         signals=signal_returns(decisions, outcomes, config.fee_pct),
     )
 
@@ -295,24 +300,35 @@ def _per_class(labels: np.ndarray, decisions: np.ndarray) -> dict[str, dict[str,
 def _baselines(labels: np.ndarray, prior: np.ndarray) -> dict[str, dict[str, float]]:
     shares = np.bincount(labels, minlength=len(CLASSES)) / len(labels)
     majority = np.full(len(labels), prior.argmax())
-    certain = np.tile(np.eye(len(CLASSES))[prior.argmax()], (len(labels), 1))
+    sure, shared = _baseline_losses(labels, prior)
     always = {metric: float(value) for metric, value in decision_metrics(confusion_matrix(labels, majority)).items()} | {"direction": 0.5}
     chance = 1 / np.count_nonzero(shares)
     guess = {"accuracy": float(prior @ shares), "balanced_accuracy": float(prior[shares > 0].sum() * chance), "mcc": 0.0, "direction": 0.5}
     return {
-        "majority": always | {"log_loss": float(row_log_loss(labels, certain).mean())},
-        "class prior": guess | {"log_loss": float(row_log_loss(labels, np.tile(prior, (len(labels), 1))).mean())},
+        "majority": always | {"log_loss": float(sure.mean())},
+        "class prior": guess | {"log_loss": float(shared.mean())},
     }
 
 
+def _baseline_losses(labels: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log-loss of each row for the majority, given with certainty, and for the class prior."""
+    certain = np.eye(len(CLASSES))[prior.argmax()]
+    majority, shared = (row_log_loss(labels, np.tile(answer, (len(labels), 1))) for answer in (certain, prior))
+    return majority, shared
+
+
+def _best_baseline_losses(labels: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    return min(_baseline_losses(labels, prior), key=np.mean)
+
+
 def _intervals(
-    labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray, prior_losses: np.ndarray, blocks: np.ndarray, seed: int
+    labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray, base_losses: np.ndarray, blocks: np.ndarray, seed: int
 ) -> dict[str, tuple[float, float]]:
     if blocks.max() + 1 < MIN_BLOCKS:
         return {}
-    drawn = bootstrap_metrics(labels, probabilities, blocks, {"log_loss": losses, "log_loss_gain": prior_losses - losses}, seed)
+    drawn = bootstrap_metrics(labels, probabilities, blocks, {"log_loss": losses, "log_loss_gain": base_losses - losses}, seed)
     edges = [50 * (1 - CONFIDENCE), 100 - 50 * (1 - CONFIDENCE)]
-    return {metric: tuple(np.percentile(values, edges).tolist()) for metric, values in drawn.items()}
+    return {metric: tuple(np.nanpercentile(values, edges).tolist()) for metric, values in drawn.items()}
 
 # %% ../nbs/13_evaluation.ipynb #cd67d85a
 def plot_confusion(

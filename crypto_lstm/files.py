@@ -33,21 +33,31 @@ def replacing(
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
     try:
-        temporary = work / target.name
+        temporary = work / "new" / target.name
+        temporary.parent.mkdir()
         yield temporary
         _sync(temporary)
         if target.is_dir() and not target.is_symlink():
-            target.rename(work / f"{target.name}.old")
-            try:
-                temporary.rename(target)
-            except OSError:
-                (work / f"{target.name}.old").rename(target)
-                raise
+            _swap_folders(temporary, target, work)
         else:
             temporary.replace(target)
         _sync_folder(target.parent)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if target.exists() or not (work / _OLD).exists():  # never remove the only copy
+            shutil.rmtree(work, ignore_errors=True)
+
+
+_OLD = "old"
+
+
+def _swap_folders(new: Path, target: Path, work: Path) -> None:
+    """Put a folder in the place of another; whatever stops it half-way, the old one goes back."""
+    target.rename(work / _OLD)
+    try:
+        new.rename(target)
+    except BaseException:  # Ctrl-C too
+        (work / _OLD).rename(target)
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -78,6 +79,9 @@ def from_frame(
     if isinstance(frame.index, pd.DatetimeIndex) and not any(_plain(name) in _TIME_NAMES for name in frame.columns):
         frame = frame.rename_axis("date").reset_index()
     names = [_plain(name) for name in frame.columns]
+    if names.count("date") == names.count("time") == 1:
+        frame = _join_time(frame, names)
+        names = [_plain(name) for name in frame.columns]
     time = next((name for name in _TIME_NAMES if name in names), "date")
     wanted = [time, *PRICES, _volume_name(frame, names)]
     table = RawTable(frame, format, place, first_line, utc, named)
@@ -100,12 +104,23 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _volume_name(frame: pd.DataFrame, names: list[str]) -> str:
+    """The `volume_x` whose x begins the symbol (`volume_btc` of BTC/USD: what was traded), else `volume`, else the only `volume_x`."""
     units = [name for name in names if name.startswith("volume_")]
-    if units and "symbol" in names and len(frame):
-        symbol = _plain(frame.iloc[0, names.index("symbol")])
-        units = [name for name in units if symbol.startswith(name.removeprefix("volume_"))] or units
-        return units[0]
+    symbol = _plain(frame.iloc[0, names.index("symbol")]) if "symbol" in names and len(frame) else ""
+    traded = [name for name in units if symbol.startswith(name.removeprefix("volume_"))]
+    if len(traded) == 1:
+        return traded[0]
     return units[0] if len(units) == 1 and "volume" not in names else "volume"
+
+
+def _join_time(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Dates and times of day in two columns (MetaTrader) as one column of dates."""
+    day, clock = (frame.iloc[:, names.index(name)].astype(str).str.strip() for name in ("date", "time"))
+    if not clock.str.fullmatch(r"\d\d?:\d\d(?::\d\d)?").all():
+        return frame
+    joined = day.str.replace(".", "-", regex=False) + " " + clock.str.zfill(5)
+    kept = frame.iloc[:, [i for i, name in enumerate(names) if name not in ("date", "time")]]
+    return kept.assign(date=joined)
 
 # %% ../nbs/16_formats.ipynb #f962e1be
 def from_rows(
@@ -140,9 +155,11 @@ def from_csv(
     place: str = "the text",  # what messages call it
 ) -> RawTable:  # the six columns, cells as found
     """Read comma, semicolon or tab separated candles with or without a banner and a header. Raises `CandleError` for what is no table."""
-    text = text.rstrip()
-    start = text.lstrip()[:20_000].splitlines()[:2] or [""]
-    sep = max(",;\t", key=start[-1].count)
+    text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip()
+    blank_lines = text != text.lstrip() or "\n\n" in text
+    text = text.lstrip()
+    start = text[:20_000].splitlines()[:2] or [""]
+    sep = next((sep for sep in ";\t" if start[-1].count(sep) >= 5), ",")  # a comma may be a decimal mark
     lines = list(csv.reader(start, delimiter=sep))
     banner = len(lines) > 1 and len(lines[0]) < 6 <= len(lines[1])
     head = lines[banner] if lines else []
@@ -154,7 +171,6 @@ def from_csv(
     cells = _read_csv(text, sep, len(head), skipped, place).set_axis(names, axis=1)
     utc = banner and "cryptodatadownload" in start[0].lower()
     kind = "cryptodatadownload CSV" if utc else "CSV with names" if named else f"CSV, {_WIDTHS[len(head)]}"
-    blank_lines = text != text.lstrip() or "\n\n" in text or "\n\r\n" in text
     return from_frame(cells, kind, place, None if blank_lines else skipped + 1, utc, named)
 
 
@@ -166,9 +182,13 @@ def _read_csv(text: str, sep: str, width: int, skipped: int, place: str) -> pd.D
     if tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1):  # later ones read every number exactly, and warn about the argument
         options["float_precision"] = "round_trip"
     try:
-        return pd.read_csv(io.StringIO(text), sep=sep, names=list(range(width)), skiprows=skipped, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(io.StringIO(text), sep=sep, names=list(range(width)), skiprows=skipped, **options)
     except pd.errors.EmptyDataError:
         raise CandleError(f"{place}: no candles in it, only the names of columns") from None
+    except pd.errors.ParserWarning:
+        raise CandleError(f"{place}: rows have more cells than the {width} of the first line: name all columns, or remove what is too much") from None
     except ValueError as error:  # ParserError
         raise CandleError(f"{place}: not a table: {str(error).strip().splitlines()[-1]}") from error
 
@@ -295,7 +315,8 @@ def to_times(
     kinds = column.map(type)
     if (kinds != kinds.iloc[0]).any() or not hasattr(column.iloc[0], "isoformat") and not isinstance(column.iloc[0], str):
         other = int((kinds != kinds.iloc[0]).to_numpy().argmax())
-        raise table.error(f"column date must hold dates or epoch numbers of one kind: {table.row(other)} is {column.iloc[other]!r}, row 0 {column.iloc[0]!r}")
+        also = f", row 0 {column.iloc[0]!r}" if other else ""
+        raise table.error(f"column date must hold dates or epoch numbers of one kind: {table.row(other)} is {column.iloc[other]!r}{also}")
     return _from_text(column.map(lambda cell: cell if isinstance(cell, str) else cell.isoformat(" ")).str.strip(), table, timezone)
 
 

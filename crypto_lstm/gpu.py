@@ -70,6 +70,10 @@ def _why_none() -> str:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in ("", "-1"):
         cause = f"CUDA_VISIBLE_DEVICES={hidden!r} hides all of them"
+    elif sys.platform == "darwin":
+        cause = "TensorFlow has no GPU support on macOS"
+    elif sys.platform == "win32":
+        cause = "TensorFlow has no GPU support on Windows itself; it has in WSL2"
     elif not tf.test.is_built_with_gpu_support():
         cause = "this TensorFlow was built without CUDA; install tensorflow[and-cuda]"
     elif not _has_driver():

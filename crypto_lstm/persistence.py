@@ -131,6 +131,10 @@ def _target(path: FilePath, format: str) -> Path:
     if format not in FORMATS:
         raise ModelFormatError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     target, suffix = Path(path), FORMATS[format]
+    if not target.name:
+        raise ModelFormatError(f"a model needs a name to be saved under, got {os.fspath(path)!r}")
+    if target.suffix.lower() in FORMATS.values() and target.suffix != target.suffix.lower():
+        raise ModelFormatError(f"Keras wants the suffix in lower case, got {os.fspath(path)!r}; write {target.suffix.lower()}")
     other = next((name for name, end in FORMATS.items() if end and end != suffix and target.suffix.lower() == end), None)
     if other:
         raise ModelFormatError(f"{os.fspath(path)!r} has the suffix of format {other!r}, but format is {format!r}; change one of them")
@@ -207,9 +211,17 @@ class SavedModel:
 
 
 def _summary(model: keras.Model) -> str:
-    lines: list[str] = []
-    model.summary(line_length=100, print_fn=lambda line, **_: lines.append(line))
-    return "\n".join(lines) + "\n"
+    """The layers as text. Keras' own summary would leave an empty display in a notebook."""
+    rows = [(layer.name, type(layer).__name__, _output_shape(layer), f"{layer.count_params():,}") for layer in model.layers]
+    table = text_table(("layer", "kind", "output shape", "parameters"), rows)
+    return f"Model: {model.name}\n\n{table}\n\ntotal parameters: {model.count_params():,}\n"
+
+
+def _output_shape(layer: keras.layers.Layer) -> str:
+    try:
+        return str(tuple(layer.output.shape))
+    except (AttributeError, ValueError):  # a layer that was never called on a symbolic tensor
+        return "-"
 
 
 def _describe(model: keras.Model, file: Path, format: str, config: Config | None, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -374,12 +386,31 @@ def _restore_optimizer(model: keras.Model, file: Path) -> None:
             model.optimizer.set_weights([group[name][()] for name in group.attrs["weight_names"]])
 
 
+@contextlib.contextmanager
+def _policy_of(model: keras.Model) -> Iterator[None]:
+    """Keras' global dtype policy as it was when this model was compiled: it decides which kind of optimizer is rebuilt."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    mixed = any(layer.dtype_policy.name == "mixed_float16" for layer in model.layers)
+    keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
 def _read_model(file: Path, compile: bool) -> keras.Model:
     import keras
 
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("error", UserWarning)
-        model = keras.saving.load_model(file, compile=compile, safe_mode=True)
+        warnings.filterwarnings("always", "Skipping variable loading for optimizer", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: logger.warning("%s: the optimizer starts anew: %s", file.name, message)
+        model = keras.saving.load_model(file, compile=False, safe_mode=True)
+        if compile:
+            with _policy_of(model):
+                model = keras.saving.load_model(file, compile=True, safe_mode=True)
         if file.suffix == ".h5" and model.compiled:
             _restore_optimizer(model, file)
     return model

@@ -212,7 +212,7 @@ class TrainingRun:
         stopped = f", stopped by {self.interrupted}" if self.interrupted else ""
         return [
             ("epochs", f"{self.epochs_run} of {self.config.epochs}{stopped}"),
-            ("validation", self.validation.verdict),
+            ("validation (chose the epoch)", self.validation.verdict),
             ("test", self.test.verdict),
             ("memory peak", memory),
             ("files", ", ".join(sorted(path.name for path in self.paths.values()))),

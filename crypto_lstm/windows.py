@@ -366,12 +366,16 @@ def prediction_windows(
     config: Config,  # of the trained model
     scaler: Scaler,  # of the trained model
 ) -> tuple[WindowDataset, pd.DataFrame]:  # batches without labels, and the candles they end with (index: 0 .. windows - 1)
-    """Every full window of the candles, scaled as in training. Raises `DataError` when there is none, or features differ."""
+    """Every full window that ends with a candle of the input, scaled as in training; filled candles are seen but get no answer.
+
+    Raises `DataError` when there is none, or features differ.
+    """
     if scaler.features != config.features:
         raise DataError(f"the scaler is for the features {scaler.features}, the configuration has {config.features}")
     filled = fill_gaps(candles, config.max_gap_minutes, config.timeframe)
     matrix, has_features = _dense(make_features(filled, config), config, len(filled))
-    rows = np.flatnonzero(window_ends(has_features, filled["segment"].to_numpy(), config.sequence_length))
+    ends = window_ends(has_features, filled["segment"].to_numpy(), config.sequence_length)
+    rows = np.flatnonzero(ends & ~filled["filled"].to_numpy())
     if not len(rows):
         raise DataError(f"no {config.sequence_length} candles in a row have all features: give more candles before the newest")
     good = np.flatnonzero(has_features)

@@ -13,7 +13,7 @@ import pytest
 
 from crypto_lstm.candles import synthetic_candles
 from crypto_lstm.cli import main
-from crypto_lstm.config import Config
+from crypto_lstm.config import Config, ConfigError
 
 COMMAND = Path(sys.executable).parent / "crypto-lstm"
 SMALL = {"timeframe": "1h", "sequence_length": 12, "future_window": 24, "lstm_units": (8, 4), "dense_units": (4,), "batch_size": 64}
@@ -86,8 +86,8 @@ BAD_FILES = {
     "zero price": (spoil(zero=at_row("low", 0.0)), "low"),
     "negative volume": (spoil(negative=at_row("volume", -1.0)), "volume"),
     "high below low": (spoil(order=at_row("high", 1e-3)), "high"),
-    "naive times": (spoil(naive=lambda f: f.assign(date=f["date"].dt.tz_localize(None))), "timezone"),
-    "conflict": (spoil(twice=lambda f: pd.concat([f, f.tail(1).assign(volume=1.0)], ignore_index=True)), "on_conflict"),
+    "naive times": (spoil(naive=lambda f: f.assign(date=f["date"].dt.tz_localize(None))), "--timezone UTC"),
+    "conflict": (spoil(twice=lambda f: pd.concat([f, f.tail(1).assign(volume=1.0)], ignore_index=True)), "--on-conflict"),
     "200 rows": (spoil(few=lambda f: f.head(200)), "200"),
     "one class only": (spoil(flat=lambda f: f.assign(open=100.0, high=100.001, low=99.999, close=100.0)), "all three classes"),
     "wrong timeframe": (spoil(fast=lambda f: f.assign(date=pd.date_range("2024-01-01", periods=len(f), freq="1min", tz="UTC"))), "1h"),
@@ -202,6 +202,38 @@ def test_a_signal_ends_training_with_all_files(candle_file, tmp_path):
     result = json.loads(out)
     assert result["interrupted"] == "SIGINT" and 2 <= result["epochs_run"] < 1000
     assert all(Path(file).exists() for file in result["files"].values()) and "Traceback" not in err
+
+
+def test_a_second_signal_stops_at_once_and_says_what_is_left(candle_file, tmp_path):
+    run = tmp_path / "run"
+    words = [COMMAND, "train", "--candles", candle_file, "--output", run, "--json", "--set", *SETTINGS, "epochs=1000"]
+    process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("epoch 2"):
+            break
+    os.kill(process.pid, signal.SIGINT)
+    for line in process.stderr:
+        if "once more stops at once" in line:
+            break
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in err
+    result = json.loads(out)  # either the second came in time, or the files were already being written
+    assert "interrupted" in result or "holds what was written so far" in result["error"]["message"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault():
+    done = subprocess.run(f"{COMMAND} estimate | head -1", shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("Memory")
+
+
+@pytest.mark.parametrize("value", [[["x"]], {"a": 1}, "\0", 10**400, float("nan"), None, True, -1, np.array([1, 2])])
+def test_no_setting_lets_an_odd_value_raise_anything_else(value):
+    for name in Config().as_dict():
+        try:
+            Config(**{name: value})
+        except ConfigError as error:
+            assert name in str(error)
 
 
 @pytest.mark.parametrize(

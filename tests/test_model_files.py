@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
+import keras
 import numpy as np
 import pytest
 
@@ -269,3 +272,31 @@ def test_code_in_a_file_does_not_run(tmp_path):
         network.save(tmp_path / name)
         with pytest.raises(ModelFileError, match="can't be read as a model"):
             load_model(tmp_path / name)
+
+
+@pytest.mark.parametrize("format", ["keras", "saved_model"])
+def test_a_mixed_precision_model_loads_in_another_process(format, tmp_path):
+    script = """
+import sys, keras, numpy as np
+from crypto_lstm.architecture import build_model
+from crypto_lstm.config import Config
+from crypto_lstm.persistence import save_model
+keras.config.set_dtype_policy("mixed_float16")
+config = Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,), mixed_precision=True)
+model = build_model(config)
+model.fit(np.ones((8, 12, 8)), np.eye(3)[[0, 1, 2, 0, 1, 2, 0, 1]], verbose=0)
+np.save(sys.argv[2], model.predict(np.ones((2, 12, 8)), verbose=0))
+save_model(model, sys.argv[1], format=sys.argv[3], config=config)
+"""
+    subprocess.run([sys.executable, "-c", script, tmp_path / "mixed", tmp_path / "answers.npy", format], check=True, capture_output=True)
+    model = load_model(tmp_path / "mixed")
+    assert np.array_equal(model.predict(np.ones((2, 12, 8)), verbose=0), np.load(tmp_path / "answers.npy"))
+    assert type(model.optimizer).__name__ == "LossScaleOptimizer" and int(model.optimizer.iterations.numpy()) == 1
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_a_model_that_plain_keras_wrote_untrained_loads(tmp_path, caplog):
+    config = Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,))
+    build_model(config).save(tmp_path / "plain.keras")
+    model = load_model(tmp_path / "plain.keras", config=config)
+    assert model.compiled and "optimizer starts anew" in caplog.text

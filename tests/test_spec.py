@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from crypto_lstm.builder import DualWindowLSTMBuilder
 from crypto_lstm.callbacks import MemoryMonitorCallback
@@ -80,8 +81,9 @@ def test_part_1_metrics_and_uncompiled(builder):
 
 def test_part_2_setup_gpu_memory(builder):
     status = builder.setup_gpu_memory()
-    assert status.reason and bool(status) == builder.gpu_available
-    assert bool(builder.setup_gpu_memory()) == bool(status)  # a second time, after TensorFlow has started
+    assert status.reason and bool(status) == bool(tf.config.get_visible_devices("GPU"))
+    assert ("GPU" in tf.matmul([[2.0]], [[3.0]]).device) == bool(status)  # where TensorFlow really computes
+    assert bool(builder.setup_gpu_memory()) == builder.gpu_available == bool(status)  # a second time, after TensorFlow has started
 
 
 def test_part_3_estimate_model_memory(builder, model):

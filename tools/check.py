@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ BIN = Path(sys.executable).parent
 def checks() -> list[tuple[str, list[str]]]:
     """Name and command of each check; the long ones first, so that two cores end together."""
     python = sys.executable
+    flags = ["--flags", "gpu"] if shutil.which("nvidia-smi") else []
     notebooks = sorted((ROOT / "nbs").glob("*.ipynb"))
     return [
         ("wheel and sdist, in a new environment", [python, "tools/wheel.py"]),
@@ -22,7 +24,7 @@ def checks() -> list[tuple[str, list[str]]]:
             (f"tests/{path.name}", [python, "-m", "pytest", "-q", "-rs", f"tests/{path.name}"])
             for path in sorted((ROOT / "tests").glob("test_*.py"))
         ),
-        *((f"nbs/{path.name}", [f"{BIN}/nbdev_test", "--path", f"nbs/{path.name}", "--n_workers", "1"]) for path in notebooks),
+        *((f"nbs/{path.name}", [f"{BIN}/nbdev_test", "--path", f"nbs/{path.name}", "--n_workers", "1", *flags]) for path in notebooks),
         ("notebooks clean and exported", [python, "tools/exported.py"]),
         ("README in step with nbs/index.ipynb", [python, "tools/readme.py", "--check"]),
         ("imports run down only", [python, "tools/floors.py"]),
@@ -37,13 +39,13 @@ def run(name: str, command: list[str]) -> tuple[int, int, int]:
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     output = (done.stdout + done.stderr).strip()
-    counts = {
-        word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", output.splitlines()[-1] if output else "")
-    }
+    lines = output.splitlines()
+    summary = next((line for line in reversed(lines) if re.search(r"\d+ (passed|failed|error)", line)), "")
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", summary)}
     if "pytest" not in command:
         counts = {"passed": 1} if done.returncode == 0 else {"failed": 1}
     passed, skipped = counts.get("passed", 0), counts.get("skipped", 0)
-    failed = max(counts.get("failed", 0) + counts.get("error", 0), 0 if done.returncode == 0 else 1)
+    failed = max(counts.get("failed", 0) + counts.get("error", 0), 0 if done.returncode == 0 and passed + skipped else 1)
     print(
         f"{'FAIL' if failed else 'ok  '} {time.monotonic() - start:5.0f} s  {name}"
         + (f" ({passed} passed, {skipped} skipped)" if passed + skipped > 1 else "")
