@@ -49,6 +49,7 @@ class DualWindowLSTMBuilder:
 
     @training_history.setter
     def training_history(self, history: keras.callbacks.History | None) -> None:
+        """Keep a history by hand."""
         self._history = history
 
     def setup_gpu_memory(self) -> GpuStatus:

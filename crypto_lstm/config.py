@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from .display import html_table, text_table
 from .files import write_text
@@ -144,6 +144,9 @@ def _check_pair(value: Any) -> str:
     return value
 
 # %% ../nbs/00_config.ipynb #6b9feba0
+_C = TypeVar("_C", bound="Config")
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Config:
     """Every setting of a run: frozen, keyword-only, checked when it is made.
@@ -238,25 +241,13 @@ class Config:
         """A configuration from names and values; what is not named keeps its default. Raises `ConfigError` with all faults."""
         known = {field.name for field in dataclasses.fields(cls)}
         faults = [_unknown(name, known) for name in settings if name not in known]
-        try:
-            config = cls(**{name: value for name, value in settings.items() if name in known})
-        except ConfigError as error:
-            raise ConfigError([*faults, *error.faults]) from None
-        if faults:
-            raise ConfigError(faults)
-        return config
+        return _unless(faults, lambda: cls(**{name: value for name, value in settings.items() if name in known}))
 
     @classmethod
     def from_text(cls, words: Iterable[str], base: Config | None = None) -> Config:
         """`base` changed by words such as `epochs=3` or `lstm_units=64,32`. Raises `ConfigError` with all faults."""
         settings, faults = _split_words(words)
-        try:
-            config = (base or cls()).replace(**settings)
-        except ConfigError as error:
-            raise ConfigError([*faults, *error.faults]) from None
-        if faults:
-            raise ConfigError(faults)
-        return config
+        return _unless(faults, lambda: (base or cls()).replace(**settings))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -283,6 +274,17 @@ class Config:
 
     def _repr_html_(self) -> str:
         return html_table(["setting", "value", "meaning"], self._rows(), caption="Config (* differs from the default)")
+
+
+def _unless(faults: list[str], make: Callable[[], _C]) -> _C:
+    """What `make` makes; a `ConfigError` with these faults and those that it finds, if there are any."""
+    try:
+        config = make()
+    except ConfigError as error:
+        raise ConfigError([*faults, *error.faults]) from None
+    if faults:
+        raise ConfigError(faults)
+    return config
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

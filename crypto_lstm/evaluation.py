@@ -226,10 +226,14 @@ class Evaluation:
         classes = [[name, *(f"{v:.3f}" if isinstance(v, float) else v for v in row.values())] for name, row in self.per_class.items()]
         confusion = [[f"{name} in truth", *row] for name, row in zip(CLASSES, self.confusion, strict=True)]
         header = ["metric", "model", "99 % interval", *self.baselines, "beats both"]
+        names = {"mean_return_pct": "mean return of a signal", "mean_net_return_pct": "the same after fees"}
+        names |= {"always_long_net_pct": "every long, after fees", "always_short_net_pct": "every short, after fees"}
+        returns = [[words, "-" if (value := self.signals[name]) is None else f"{value:.3f} %"] for name, words in names.items()]
         return [
             (f"{self.name}: {self.rows} windows, {self.blocks} independent stretches", header, self._metric_rows()),
             ("Classes", ["class", "precision", "recall", "F1", "rows"], classes),
             ("Confusion matrix", ["", *(f"said {name}" for name in CLASSES)], confusion),
+            (f"{self.signals['signals']:,} signals (LONG or SHORT); they overlap in time", ["return", ""], returns),
         ]
 
     def __str__(self) -> str:

@@ -55,9 +55,9 @@ def _swap_folders(new: Path, target: Path, work: Path) -> None:
     target.rename(work / _OLD)
     try:
         new.rename(target)
-    except BaseException:  # Ctrl-C too
-        (work / _OLD).rename(target)
-        raise
+    finally:
+        if not target.exists():  # an error, or Ctrl-C
+            (work / _OLD).rename(target)
 
 
 def _sync(path: Path) -> None:
