@@ -2,7 +2,7 @@
 # make test    set everything up and run every check
 # make lab     JupyterLab on the notebooks
 # make notebooks    clean and export the notebooks, make README.md from nbs/index.ipynb
-# make bench   the figures of README, measured on this machine
+# make bench   speed and memory, measured on this machine beside peers
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready

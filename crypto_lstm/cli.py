@@ -139,7 +139,7 @@ def _train(candles: pd.DataFrame, config: Config, output: str | Path, tensorboar
     from crypto_lstm.memory import available_memory_mb, estimate_memory
     from crypto_lstm.training import train
 
-    _say(f"{layer_plan(config)}\n\n{estimate_memory(config)}\n{available_memory_mb():,.0f} MB are available\n\npreparing windows ...")
+    _say(f"{layer_plan(config)}\n\n{estimate_memory(config)}\n{available_memory_mb():,.0f} MB are available; candles come on top of the runtime\n\npreparing windows ...")
     return train(candles, config, output, callbacks=[_progress()], tensorboard=tensorboard)
 
 

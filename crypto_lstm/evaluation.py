@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['METRICS', 'CONFIDENCE', 'MIN_BLOCKS', 'EvaluationError', 'confusion_matrix', 'decision_metrics', 'direction_table',
-           'direction_accuracy', 'restore_prior', 'row_log_loss', 'block_numbers', 'bootstrap_metrics',
+           'direction_accuracy', 'restore_prior', 'row_log_loss', 'block_numbers', 'bootstrap_metrics', 'net_returns',
            'signal_returns', 'Evaluation', 'evaluate', 'plot_confusion']
 
 # %% ../nbs/13_evaluation.ipynb #0b5b1d5f
@@ -31,7 +31,7 @@ class EvaluationError(CryptoLSTMError, ValueError):
 
 METRICS = ("accuracy", "balanced_accuracy", "mcc", "direction", "log_loss")
 CONFIDENCE = 0.99  # of the intervals: money depends on it
-MIN_BLOCKS = 10  # fewer independent stretches of time make no interval
+MIN_BLOCKS = 10  # fewer stretches of time make no interval
 _RESAMPLES = 2000
 _DECISIVE = ("balanced_accuracy", "mcc", "direction")  # all three must beat the baselines
 
@@ -128,20 +128,30 @@ def bootstrap_metrics(
     return metrics | {name: (drawn(blocks, 1, values) / drawn(blocks, 1))[:, 0] for name, values in means.items()}
 
 # %% ../nbs/13_evaluation.ipynb #5a6176de
+def net_returns(
+    decisions: np.ndarray,  # (rows,) class decided
+    outcomes: pd.DataFrame,  # (rows) long_return, short_return in percent
+    fee_pct: float,  # percent, each side
+) -> np.ndarray:  # (rows,) percent after fees; 0 where the decision is HOLD
+    """What each decision would have returned."""
+    longs, shorts = outcomes["long_return"].to_numpy(np.float64), outcomes["short_return"].to_numpy(np.float64)
+    return np.select([decisions == LONG, decisions == SHORT], [longs - 2 * fee_pct, shorts - 2 * fee_pct], 0.0)
+
+
 def signal_returns(
     decisions: np.ndarray,  # (rows,) class decided
     outcomes: pd.DataFrame,  # (rows) long_return, short_return in percent, as `make_labels` gives them
     fee_pct: float,  # percent, each side
 ) -> dict[str, float | int | None]:
     """Signals and their mean return in percent after fees, beside taking every long or every short. None: no signal."""
-    longs, shorts = outcomes["long_return"].to_numpy(np.float64), outcomes["short_return"].to_numpy(np.float64)
-    taken = np.concatenate([longs[decisions == LONG], shorts[decisions == SHORT]])
+    taken = net_returns(decisions, outcomes, fee_pct)[np.isin(decisions, (LONG, SHORT))]
+    always = {name: net_returns(np.full(len(decisions), side), outcomes, fee_pct).mean() for name, side in (("long", LONG), ("short", SHORT))}
     return {
         "signals": len(taken),
-        "mean_return_pct": float(taken.mean()) if len(taken) else None,
-        "mean_net_return_pct": float(taken.mean() - 2 * fee_pct) if len(taken) else None,
-        "always_long_net_pct": float(longs.mean() - 2 * fee_pct),
-        "always_short_net_pct": float(shorts.mean() - 2 * fee_pct),
+        "mean_return_pct": float(taken.mean() + 2 * fee_pct) if len(taken) else None,
+        "mean_net_return_pct": float(taken.mean()) if len(taken) else None,
+        "always_long_net_pct": float(always["long"]),
+        "always_short_net_pct": float(always["short"]),
     }
 
 # %% ../nbs/13_evaluation.ipynb #38a30527
@@ -150,12 +160,12 @@ class Evaluation:
     """Metrics of one part of the data beside the baselines; log-losses in nats.
 
     `intervals` hold (low, high) at 99 % from a block bootstrap, of the metric itself and, for log-loss, of its difference to
-    the better baseline; they are empty when the part is shorter than ten blocks.
+    the better baseline, and of the return of a window (0 where nothing was traded); they are empty when the part is shorter than ten blocks.
     """
 
     name: str  # validation, test
     rows: int
-    blocks: int  # independent stretches of time
+    blocks: int  # stretches of time, each as long as a window and its label
     confusion: tuple[tuple[int, ...], ...]  # truth by decision
     per_class: dict[str, dict[str, float | int]]  # class -> precision, recall, f1, support
     metrics: dict[str, float]  # accuracy, balanced_accuracy, mcc, direction, log_loss, raw_log_loss
@@ -177,10 +187,21 @@ class Evaluation:
         return all(self.beats[metric] for metric in _DECISIVE)
 
     @property
+    def pays(self) -> bool:
+        """Whether the signals return more than the fees, beyond chance; without slippage."""
+        return bool(self.intervals) and self.intervals["net_return_per_window"][0] > 0
+
+    def _money(self) -> str:
+        net = self.signals["mean_net_return_pct"]
+        if net is None:
+            return "there is no signal"
+        return f"a signal returns {net:+.3f} % after fees, {'more' if self.pays else 'not more'} than no trade beyond chance"
+
+    @property
     def verdict(self) -> str:
-        """One sentence for people."""
+        """What was learnt and what it would have returned, in a sentence for people."""
         if not self.intervals:
-            return f"too short to tell ({self.blocks} independent stretches of time, at least {MIN_BLOCKS} are needed)"
+            return f"too short to tell ({self.blocks} stretches of time, at least {MIN_BLOCKS} are needed)"
         shown = ", ".join(f"{_words(m)} {self.metrics[m]:.3f} [{self.intervals[m][0]:.3f}, {self.intervals[m][1]:.3f}]" for m in _DECISIVE)
         against = ", ".join(f"{self._best(m):.3f}" for m in _DECISIVE)
         better = [m for m, beaten in self.beats.items() if beaten]
@@ -192,7 +213,7 @@ class Evaluation:
             words = f"no edge: only {' and '.join(map(_words, better))} better than the baselines"
         else:
             words = "nothing beats the baselines beyond chance"
-        return f"{words}: {shown}; baselines {against}"
+        return f"{words}: {shown}; baselines {against}; {self._money()}"
 
     def _best(self, metric: str) -> float:
         return max(baseline[metric] for baseline in self.baselines.values())
@@ -209,6 +230,7 @@ class Evaluation:
             "intervals_99": {name: list(interval) for name, interval in self.intervals.items()},
             "beats_baselines": self.beats,
             "learnt": self.learnt,
+            "pays": self.pays,
             "verdict": self.verdict,
             "signals": self.signals,
         }
@@ -230,7 +252,7 @@ class Evaluation:
         names |= {"always_long_net_pct": "every long, after fees", "always_short_net_pct": "every short, after fees"}
         returns = [[words, "-" if (value := self.signals[name]) is None else f"{value:.3f} %"] for name, words in names.items()]
         return [
-            (f"{self.name}: {self.rows} windows, {self.blocks} independent stretches", header, self._metric_rows()),
+            (f"{self.name}: {self.rows} windows, {self.blocks} stretches of time", header, self._metric_rows()),
             ("Classes", ["class", "precision", "recall", "F1", "rows"], classes),
             ("Confusion matrix", ["", *(f"said {name}" for name in CLASSES)], confusion),
             (f"{self.signals['signals']:,} signals (LONG or SHORT); they overlap in time", ["return", ""], returns),
@@ -265,6 +287,7 @@ def evaluate(
     losses, base_losses = row_log_loss(labels, restored), _best_baseline_losses(labels, np.asarray(prior))
     confusion = confusion_matrix(labels, decisions)
     metrics = {metric: float(value) for metric, value in decision_metrics(confusion).items()}
+    net = net_returns(decisions, outcomes, config.fee_pct)
     ways = direction_table(labels, probabilities)
     metrics["direction"] = float(direction_accuracy(np.bincount(ways[ways >= 0], minlength=4)))
     blocks = block_numbers(outcomes.index.to_numpy(), config.future_window + config.sequence_length)
@@ -276,7 +299,7 @@ def evaluate(
         per_class=_per_class(labels, decisions),
         metrics=metrics | {"log_loss": float(losses.mean()), "raw_log_loss": float(row_log_loss(labels, probabilities).mean())},
         baselines=_baselines(labels, np.asarray(prior)),
-        intervals=_intervals(labels, probabilities, losses, base_losses, blocks, config.seed),
+        intervals=_intervals(labels, probabilities, {"log_loss": losses, "log_loss_gain": base_losses - losses, "net_return_per_window": net}, blocks, config.seed),
         signals=signal_returns(decisions, outcomes, config.fee_pct),
     )
 
@@ -326,11 +349,11 @@ def _best_baseline_losses(labels: np.ndarray, prior: np.ndarray) -> np.ndarray:
 
 
 def _intervals(
-    labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray, base_losses: np.ndarray, blocks: np.ndarray, seed: int
+    labels: np.ndarray, probabilities: np.ndarray, means: dict[str, np.ndarray], blocks: np.ndarray, seed: int
 ) -> dict[str, tuple[float, float]]:
     if blocks.max() + 1 < MIN_BLOCKS:
         return {}
-    drawn = bootstrap_metrics(labels, probabilities, blocks, {"log_loss": losses, "log_loss_gain": base_losses - losses}, seed)
+    drawn = bootstrap_metrics(labels, probabilities, blocks, means, seed)
     edges = [50 * (1 - CONFIDENCE), 100 - 50 * (1 - CONFIDENCE)]
     return {metric: tuple(np.nanpercentile(values, edges).tolist()) for metric, values in drawn.items()}
 

@@ -163,6 +163,9 @@ def from_csv(
     lines = list(csv.reader(start, delimiter=sep))
     banner = len(lines) > 1 and len(lines[0]) < 6 <= len(lines[1])
     head = lines[banner] if lines else []
+    if len(head) < 6 and {"open", "high", "low", "close"} & (found := {_plain(name) for name in head}):
+        missing = [name for name in COLUMNS if name not in found and not (name == "date" and found & set(_TIME_NAMES))]
+        raise CandleError(f"{place}: no column {', '.join(missing)}; candles need {', '.join(COLUMNS)}, found {_few([_plain(n) for n in head])}")
     if len(head) < 6:
         raise CandleError(f"{place}: no table of candles: the first line is {start[0][:60]!r}; at least 6 columns are expected")
     named = not any(_is_number(cell) for cell in head)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from .callbacks import MemoryMonitorCallback, OutputFolderError, create_callback
 from .config import CLASSES, Config, CryptoLSTMError
 from .display import html_table, text_table
 from .evaluation import Evaluation, evaluate, plot_confusion
-from .files import replacing, write_json
+from .files import replacing, sha256_file, write_json
 from .gpu import GpuStatus, setup_gpu_memory
 from crypto_lstm.memory import (
     MemoryEstimate,
@@ -56,6 +57,8 @@ class PredictionError(CryptoLSTMError, ValueError):
     """The network gave something that is no probability; no decision was made of it."""
 
 
+_VERSIONED = ("tensorflow", "keras", "numpy", "pandas", "pyarrow", "scikit-learn")
+_BOUND = ("config", "scaler", "model")  # files that a decision needs; the metadata holds their sha256
 FILES = {
     "checkpoint": "best_model_checkpoint.keras",
     "model": "model.keras",
@@ -146,7 +149,11 @@ def predict_candles(
     config: Config,  # with which it was trained
     candles: pd.DataFrame,  # date, open, high, low, close, volume
 ) -> pd.DataFrame:  # date, short, hold, long, decision: one row for each candle with a full window
-    """Probabilities and the most likely class for every candle that has a full window, the newest included."""
+    """Probabilities and the most likely class for every candle that has a full window, the newest included.
+
+    They are the network's own: one that was trained on balanced classes gives rare classes more than their share of the market.
+    `crypto_lstm.evaluation.restore_prior` puts the shares back; both are in the run's metadata.
+    """
     windows, ends = prediction_windows(candles, config, scaler)
     answers = probabilities(model, windows)
     columns = {name.lower(): answers[:, number] for number, name in enumerate(CLASSES)}
@@ -204,7 +211,8 @@ class TrainingRun:
             "windows": self.data.as_dict(),
             "memory": {"estimate": self.estimate.as_dict(), "measured_peak_mb": self.peak_mb},
             "device": self.gpu.as_dict(),
-            "versions": {name: version(name) for name in ("tensorflow", "keras", "numpy", "pandas", "scikit-learn")},
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONED},
+            "platform": platform.platform(),
         }
 
     def _rows(self) -> list[tuple[str, str]]:
@@ -278,12 +286,29 @@ def train(
         history = model.fit(
             data.train, validation_data=data.validation, epochs=config.epochs, callbacks=[*ours, stopper, *callbacks], verbose=verbose
         )
+        run = _judged(config, model, data, history.history, ours, estimate, gpu, stopper, folder, tensorboard)
+        _write(run, {**fingerprint(candles), "cleaning": candles.attrs.get("cleaning", {})})
+    return run
+
+
+def _judged(
+    config: Config,
+    model: keras.Model,
+    data: TrainingData,
+    history: dict[str, list[float]],
+    ours: Sequence[keras.callbacks.Callback],
+    estimate: MemoryEstimate,
+    gpu: GpuStatus,
+    stopper: StopOnSignal,
+    folder: Path,
+    tensorboard: bool,
+) -> TrainingRun:
     monitor = next((c for c in ours if isinstance(c, MemoryMonitorCallback)), None)
-    run = TrainingRun(
+    return TrainingRun(
         config=config,
         model=model,
         data=data,
-        history={name: [float(value) for value in values] for name, values in history.history.items()},
+        history={name: [float(value) for value in values] for name, values in history.items()},
         memory_history=list(monitor.memory_history) if monitor else [],
         estimate=estimate,
         validation=evaluate_part("validation", model, data),
@@ -293,8 +318,6 @@ def train(
         output_dir=folder,
         paths={name: folder / file for name, file in FILES.items() if tensorboard or name != "logs"},
     )
-    _write(run, fingerprint(candles))
-    return run
 
 
 def evaluate_part(
@@ -321,7 +344,8 @@ def _write(run: TrainingRun, data: dict[str, Any]) -> None:
     for name, figure in _figures(run, Figure).items():
         _save_figure(figure, run.paths[name])
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(run.paths["metadata"], {"created": created, "data": data, **run.as_dict()})
+    hashes = {name: sha256_file(run.paths[name]) for name in _BOUND}
+    write_json(run.paths["metadata"], {"created": created, "sha256": hashes, "data": data, **run.as_dict()})
 
 # %% ../nbs/11_training.ipynb #cb88d405
 @dataclass(frozen=True)
@@ -347,10 +371,20 @@ def load_run(
     if missing:
         what = "no such folder" if not folder.exists() else f"it lacks {', '.join(missing)}"
         raise ModelFileError(folder, f"no finished run, {what}", "give the folder that crypto-lstm train wrote (--output)")
+    metadata = _bound_metadata(folder)
     config, scaler = Config.load(folder / FILES["config"]), Scaler.load(folder / FILES["scaler"])
-    model = load_model(folder / FILES["model"], config=config)
+    return LoadedRun(config, load_model(folder / FILES["model"], config=config), scaler, metadata)
+
+
+def _bound_metadata(folder: Path) -> dict[str, Any]:
+    """The metadata, when the files beside it are those that it was written with."""
+    path = folder / FILES["metadata"]
     try:
-        metadata = json.loads((folder / FILES["metadata"]).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFileError(folder / FILES["metadata"], f"not valid JSON: {error}", "train again, or restore the file") from error
-    return LoadedRun(config, model, scaler, metadata)
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        hashes = {name: metadata["sha256"][name] for name in _BOUND}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(path, f"no metadata of a run: {error!r}", "train again, or restore the file") from error
+    for name, wanted in hashes.items():
+        if sha256_file(folder / FILES[name]) != wanted:
+            raise ModelFileError(folder / FILES[name], "it is not the file that this run wrote", "restore the folder as it was, or train again")
+    return metadata

@@ -268,11 +268,13 @@ class TrainingData:
 
     def as_dict(self) -> dict[str, Any]:
         """Counts and spans as plain values, for reports."""
+        unbalanced = len(self.train.rows) + self.dropped["balance"]
         spans = {name: [str(self.dates[part.rows[0]]), str(self.dates[part.rows[-1]])] for name, part in self.parts.items()}
         return {
             "candles": len(self.dates),
             "class_counts": {name: part.class_counts for name, part in self.parts.items()},
             "spans": spans,
+            "train_before_balance": dict(zip(CLASSES, np.rint(np.array(self.prior) * unbalanced).astype(int).tolist(), strict=True)),
             "prior": dict(zip(CLASSES, self.prior, strict=True)),
             "dropped": self.dropped,
             "clipped": self.clipped,
