@@ -156,7 +156,10 @@ def test_train_leaves_all_files(run_folder):
     assert not [name for name in names if name.startswith(".")], "a temporary was left behind"
     metadata = json.loads((run_folder / "metadata.json").read_text())
     assert Config.from_dict(metadata["config"]) == Config(**SMALL, **WIDE)
-    assert {"sha256", "candles", "first", "last"} == set(metadata["data"])
+    assert {"sha256", "candles", "first", "last", "cleaning"} == set(metadata["data"])
+    assert metadata["data"]["cleaning"]["format"] == "feather" and metadata["data"]["candles"] == 3000
+    assert {"model", "scaler", "config"} == set(metadata["sha256"])
+    assert {"python", "tensorflow", "keras"} <= set(metadata["versions"])
     assert metadata["test"]["baselines"].keys() == {"majority", "class prior"}
 
 
