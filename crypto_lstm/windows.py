@@ -310,7 +310,8 @@ def prepare(
     ends = window_ends(has_features, filled["segment"].to_numpy(), config.sequence_length)
     labelled = np.zeros(len(filled), dtype=bool)
     labelled[outcomes.index] = True
-    usable = np.flatnonzero(ends & labelled)
+    traded = ~filled["filled"].to_numpy()
+    usable = np.flatnonzero(ends & labelled & traded)
     split = split_rows(usable, config)
     scaler, clipped = _scale(matrix, has_features, split[0][-1], config)
     classes = np.full(len(filled), -1, dtype=np.int8)
@@ -321,6 +322,7 @@ def prepare(
         "no previous candle, or the means are not full": int(np.count_nonzero(~has_features)),
         "the window is not full": int(np.count_nonzero(has_features & ~ends)),
         "the future window is not full": int(np.count_nonzero(ends & ~labelled)),
+        "filled: nobody traded in it": int(np.count_nonzero(ends & labelled & ~traded)),
         "distance between the parts": len(usable) - sum(map(len, split)),
         "balance": len(split[0]) - len(train),
     }
