@@ -220,21 +220,23 @@ def _estimate(arguments: argparse.Namespace) -> Result:
 def _doctor(arguments: argparse.Namespace) -> Result:
     from crypto_lstm.doctor import examine
 
+    with contextlib.suppress(ImportError):  # the diagnosis tells it
+        _load_tensorflow()
     diagnosis = examine(_config(arguments))
     return {**diagnosis.as_dict(), "crypto_lstm": crypto_lstm.__version__}, f"crypto-lstm {crypto_lstm.__version__}\n\n{diagnosis}"
 
 # %% ../nbs/20_cli.ipynb #6a735544
 def _load_tensorflow() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    kept = os.dup(2)
     with tempfile.TemporaryFile() as sink:
-        kept = os.dup(2)
         os.dup2(sink.fileno(), 2)
         try:
             import tensorflow  # noqa: F401
-        except ImportError as error:
+        except ImportError:
             sink.seek(0)
             os.write(kept, sink.read())
-            _say(f"TensorFlow can't be loaded ({error}): crypto-lstm doctor says what to do")
+            raise
         finally:
             os.dup2(kept, 2)
             os.close(kept)
@@ -249,6 +251,7 @@ def _demo(arguments: argparse.Namespace) -> Result:
     from crypto_lstm.training import check_output_folder, load_run
 
     output = check_output_folder(arguments.output or _free_folder("crypto_lstm_demo"))
+    arguments.output = str(output)  # what a stop is told about
     _say(f"making {DEMO_CANDLES:,} candles of a synthetic market with a planted edge ...")
     candles = synthetic_candles(DEMO_CANDLES, seed=DEMO_SEED, edge=DEMO_EDGE)
     _say(f"{check_candles(candles, DEMO_CONFIG.timeframe)}\n")
@@ -287,13 +290,13 @@ def main(
     arguments = make_parser().parse_args(argv)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            if arguments.command != "estimate":
+            if arguments.command not in ("estimate", "doctor"):
                 _load_tensorflow()
             values, text = _JOBS[arguments.command](arguments)
     except (CryptoLSTMError, OSError) as error:
         return _tell(arguments, error, 1)
-    except ModuleNotFoundError as error:
-        return _tell(arguments, type(error)(f"{error}: crypto-lstm doctor says what to install"), 1)
+    except ImportError as error:
+        return _tell(arguments, ImportError(f"{error}: crypto-lstm doctor says what to install"), 1)
     except KeyboardInterrupt as error:
         return _tell(arguments, error, 130)
     _print(json.dumps(values, indent=2, allow_nan=False) if arguments.json else text)

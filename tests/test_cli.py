@@ -249,3 +249,23 @@ def test_start_loads_nothing_heavy(code):
     script = f"import sys\ntry:\n    {code}\nexcept SystemExit: pass\nprint(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("module", ["tensorflow", "numpy", "psutil", "sklearn"])
+def test_doctor_survives_what_it_explains(module):
+    """A package that is installed and can't be imported, in a process of its own: a fault with its remedy, no traceback."""
+    script = f"""
+import sys
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {module!r}:
+            raise ImportError("a shared library is missing")
+sys.meta_path.insert(0, Broken())
+from crypto_lstm.cli import main
+sys.exit(main(["doctor", "--json"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    diagnosis = json.loads(done.stdout)
+    faults = {check["name"]: check["remedy"] for check in diagnosis["checks"] if check["state"] == "fault"}
+    assert done.returncode == 1 and not diagnosis["healthy"] and "Traceback" not in done.stderr
+    assert "--force-reinstall" in faults[{"sklearn": "scikit-learn"}.get(module, module)]
