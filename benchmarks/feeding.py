@@ -25,7 +25,7 @@ from crypto_lstm.architecture import build_model
 from crypto_lstm.candles import read_candles, synthetic_candles
 from crypto_lstm.config import Config
 from crypto_lstm.display import text_table
-from crypto_lstm.memory import MB, peak_memory_mb, process_memory_mb, reset_peak_memory
+from crypto_lstm.resources import MB, peak_memory_mb, process_memory_mb, reset_peak_memory
 from crypto_lstm.windows import TrainingData, prepare
 
 

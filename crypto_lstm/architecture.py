@@ -106,19 +106,20 @@ _PLAN_HEADER = ("layer", "kind", "output shape", "activation", "parameters")
 # %% ../nbs/01_architecture.ipynb #9158a590
 def layer_plan(
     config: Config,  # widths, window length and features
+    inputs: int | None = None,  # values of a candle that the network sees; None: as many as the configuration's features
 ) -> LayerPlan:  # input, LSTM layers, dense layers each with its dropout, output
     """The layers that `build_model` makes, without TensorFlow.
 
     The input is (None, sequence_length, features). All LSTM layers but the last answer for every timestep.
     The output is (None, 3): probabilities of SHORT, HOLD, LONG.
     """
-    window: Shape = (None, config.sequence_length, len(config.features))
+    window: Shape = (None, config.sequence_length, len(config.features) if inputs is None else inputs)
     layers = [LayerSpec("lstm_input", "InputLayer", window, window)]
     for number, units in enumerate(config.lstm_units, 1):
-        inputs, last = layers[-1].output_shape, number == len(config.lstm_units)
+        reads, last = layers[-1].output_shape, number == len(config.lstm_units)
         shape: Shape = (None, units) if last else (None, config.sequence_length, units)
-        weights = lstm_parameters(inputs[-1] or 0, units)
-        layers.append(LayerSpec(f"lstm_layer_{number}_{units}units", "LSTM", inputs, shape, weights, units, "tanh"))
+        weights = lstm_parameters(reads[-1] or 0, units)
+        layers.append(LayerSpec(f"lstm_layer_{number}_{units}units", "LSTM", reads, shape, weights, units, "tanh"))
     for number, units in enumerate(config.dense_units, 1):
         dense = _dense_spec(f"dense_layer_{number}_{units}units", layers[-1].output_shape, units, "relu")
         layers += [dense, LayerSpec(f"dropout_{number}", "Dropout", dense.output_shape, dense.output_shape)]
@@ -207,6 +208,7 @@ def _keras_layer(layer: LayerSpec, position: int, config: Config) -> keras.layer
 def build_model(
     config: Config | None = None,  # None: the defaults
     compile_model: bool = True,  # ready for `fit`
+    inputs: int | None = None,  # values of a candle that the network sees; None: as many as the configuration's features
 ) -> keras.Model:  # input (batch, sequence_length, features), output (batch, 3)
     """Make the network of `layer_plan(config)`; probabilities of SHORT, HOLD, LONG come out, as float32.
 
@@ -217,7 +219,7 @@ def build_model(
     import keras
 
     config = config or Config()
-    plan = layer_plan(config)
+    plan = layer_plan(config, inputs)
     first, *others = plan
     inputs = answer = keras.Input(first.output_shape[1:], name=first.name)
     for position, layer in enumerate(others, 1):
@@ -229,6 +231,7 @@ def build_model(
 def _compile(model: keras.Model, config: Config) -> keras.Model:
     import keras
 
-    optimizer = keras.optimizers.Adam(learning_rate=config.learning_rate)
+    steps = config.gradient_accumulation_steps
+    optimizer = keras.optimizers.Adam(learning_rate=config.learning_rate, gradient_accumulation_steps=steps if steps > 1 else None)
     model.compile(optimizer, loss="categorical_crossentropy", metrics=["accuracy", "categorical_accuracy"])
     return model

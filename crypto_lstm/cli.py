@@ -68,9 +68,14 @@ def make_parser() -> argparse.ArgumentParser:
     _add_candles(train)
     train.add_argument("--output", metavar="DIR", required=True, help="new or empty folder")
     train.add_argument("--no-tensorboard", action="store_true", help="write no logs for TensorBoard")
+    memory = train.add_mutually_exclusive_group()
+    memory.add_argument("--accumulate", action="store_true", help="where memory is short, train in smaller batches with accumulated gradients")
+    memory.add_argument("--force", action="store_true", help="train even where the forecast is above the memory there is")
     _add_settings(train)
     estimate = command("estimate", "forecast the memory of a training, without starting it")
     estimate.add_argument("--batch-size", type=_positive, metavar="N", help="default: that of the configuration")
+    estimate.add_argument("--budget", type=_positive, metavar="MB", help="what the process may hold (default: what is available, less a reserve)")
+    estimate.add_argument("--probe", action="store_true", help="measure as well: trains some steps in processes of their own, a minute or so")
     _add_settings(estimate)
     predict = command("predict", "probabilities and a decision for every candle with a full window")
     predict.add_argument("--model", metavar="DIR", required=True, help="folder that train wrote")
@@ -134,13 +139,15 @@ def _read(arguments: argparse.Namespace, timeframe: str) -> pd.DataFrame:
     return candles
 
 
-def _train(candles: pd.DataFrame, config: Config, output: str | Path, tensorboard: bool = True) -> TrainingRun:
+def _train(candles: pd.DataFrame, config: Config, output: str | Path, tensorboard: bool = True, on_memory: str = "refuse") -> TrainingRun:
     from crypto_lstm.architecture import layer_plan
-    from crypto_lstm.memory import available_memory_mb, estimate_memory
+    from crypto_lstm.budget import memory_budget_mb
+    from crypto_lstm.memory import estimate_memory
     from crypto_lstm.training import train
 
-    _say(f"{layer_plan(config)}\n\n{estimate_memory(config)}\n{available_memory_mb():,.0f} MB are available; candles come on top of the runtime\n\npreparing windows ...")
-    return train(candles, config, output, callbacks=[_progress()], tensorboard=tensorboard)
+    forecast = "batch_size=auto: chosen when the windows are counted" if config.batch_size == "auto" else str(estimate_memory(config))
+    _say(f"{layer_plan(config)}\n\n{forecast}\n{memory_budget_mb():,.0f} MB may be used; candles come on top of the runtime\n\npreparing windows ...")
+    return train(candles, config, output, callbacks=[_progress()], tensorboard=tensorboard, on_memory=on_memory)
 
 
 def _train_job(arguments: argparse.Namespace) -> Result:
@@ -148,7 +155,8 @@ def _train_job(arguments: argparse.Namespace) -> Result:
 
     config = _config(arguments)
     check_output_folder(arguments.output)
-    run = _train(_read(arguments, config.timeframe), config, arguments.output, tensorboard=not arguments.no_tensorboard)
+    on_memory = "accumulate" if arguments.accumulate else "force" if arguments.force else "refuse"
+    run = _train(_read(arguments, config.timeframe), config, arguments.output, tensorboard=not arguments.no_tensorboard, on_memory=on_memory)
     return _run_result(run)
 
 
@@ -204,17 +212,33 @@ class OutputFileError(CryptoLSTMError, OSError):
 
 # %% ../nbs/20_cli.ipynb #4d39905c
 def _estimate(arguments: argparse.Namespace) -> Result:
-    from crypto_lstm.memory import available_memory_mb, estimate_memory, process_memory_mb
+    from crypto_lstm.budget import max_batch_size, memory_budget_mb
+    from crypto_lstm.memory import BUILT_MB, estimate_memory
 
-    config, available = _config(arguments), available_memory_mb() + process_memory_mb()
-    estimate = estimate_memory(config, arguments.batch_size)
+    config, budget = _config(arguments), arguments.budget or memory_budget_mb()
+    largest = max_batch_size(config, budget, resident_mb=BUILT_MB)
+    if arguments.batch_size or config.batch_size == "auto":
+        config = config.replace(batch_size=arguments.batch_size or largest.batch_size)
+    estimate = estimate_memory(config)
     ladder = []
-    for size in sorted({32, 64, 128, 256, 512, 1024, estimate.batch_size}):
-        peak = estimate_memory(config, size).process_peak_mb
-        ladder.append({"batch_size": size, "process_peak_mb": round(peak, 1), "fits": peak <= available})
-    rows = [[step["batch_size"], f"{step['process_peak_mb']:,.0f} MB", "fits" if step["fits"] else "too much"] for step in ladder]
-    table = text_table(["batch size", "process peak", f"in {available:,.0f} MB"], rows)
-    return {**estimate.as_dict(), "available_mb": available, "ladder": ladder}, f"{estimate}\n\n{table}"
+    for size in sorted({32, 64, 128, 256, 512, 1024, largest.batch_size, config.batch_windows}):
+        step = estimate_memory(config, size)
+        peaks = {"process_peak_mb": round(step.process_peak_mb, 1), "upper_mb": round(step.upper_mb, 1)}
+        ladder.append({"batch_size": size, **peaks, "fits": step.upper_mb <= budget})
+    rows = [[s["batch_size"], f"{s['process_peak_mb']:,.0f} MB", f"{s['upper_mb']:,.0f} MB", "fits" if s["fits"] else "too much"] for s in ladder]
+    table = text_table(["batch size", "process peak", "at most", f"in {budget:,.0f} MB"], rows)
+    probe, measured = _probed(config, budget) if arguments.probe else (None, "")
+    values = {**estimate.as_dict(), "budget_mb": budget, "max_batch_size": largest.batch_size, "ladder": ladder, "probe": probe}
+    return values, f"{estimate}\n\n{table}\n\nThe largest that fits: {largest}{measured}"
+
+
+def _probed(config: Config, budget_mb: float) -> tuple[dict[str, Any], str]:
+    """Measure what was forecast, as values and as text."""
+    from crypto_lstm.probe import probe_memory
+
+    _say("measuring: some training steps in processes of their own ...")
+    probe = probe_memory(config, budget_mb=budget_mb)
+    return probe.as_dict(), f"\n\n{probe}"
 
 
 def _doctor(arguments: argparse.Namespace) -> Result:
@@ -306,6 +330,8 @@ def main(
 
 
 _OPTIONS = {  # what the functions call their arguments, and what the command calls them
+    r"is (batch_size=\d+ gradient_accumulation_steps=\d+): set them, or train with on_memory='accumulate'": r"is --set \1; --accumulate does it by itself",
+    r", which sets them; on_memory='force' trains all the same": "; --force trains all the same",
     r"timezone='?([\w/+.-]+)'?": r"--timezone \1",
     r"columns='(\w+)'": r"--columns \1",
     r"on_conflict='(\w+)' or '(\w+)'": r"--on-conflict \1 or \2",

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from .display import html_table, text_table
 from .files import write_text
@@ -104,6 +104,18 @@ def _rate_or_none(text: str) -> Any:
     return _setting(None, check, text)
 
 
+def _whole_or_auto(default: int, text: str) -> Any:
+    whole = _whole(default, text).metadata["check"]
+
+    def check(value: Any) -> int | str:
+        try:
+            return "auto" if value == "auto" else whole(value)
+        except _Expected as expected:
+            raise _Expected(f"{expected}, or auto") from None
+
+    return _setting(default, check, text)
+
+
 def _choice(default: str, options: Iterable[str], text: str) -> Any:
     names = tuple(options)
 
@@ -166,7 +178,8 @@ class Config:
     mixed_precision: bool = _setting(False, _check_flag, "float16 arithmetic on a GPU that is fast at it")
     learning_rate: float = _number(0.001, "(0, 10]", "Adam's step size at the start")
     epochs: int = _whole(100, "rounds over the training windows, at most")
-    batch_size: int = _whole(256, "windows in one training step")
+    batch_size: int | Literal["auto"] = _whole_or_auto(256, "windows in one training step; auto: as many as memory allows")
+    gradient_accumulation_steps: int = _whole(1, "steps whose gradients are averaged before the weights change", high=1_000_000)
     validation_split: float = _number(0.2, "(0, 1)", "share of the windows for validation, after the training part")
     test_split: float = _number(0.1, "(0, 1)", "share of the windows for the test, the newest")
     monitor: str = _choice("val_accuracy", ("val_accuracy", "val_loss"), "what picks the best epoch and stops early")
@@ -212,6 +225,11 @@ class Config:
     def recurrent_dropout(self) -> float:
         """Dropout of the LSTM state: `recurrent_dropout_rate`, or `dropout_rate` where that is None."""
         return self.dropout_rate if self.recurrent_dropout_rate is None else self.recurrent_dropout_rate
+
+    @property
+    def batch_windows(self) -> int:
+        """`batch_size` as a number: 256 where it is 'auto' and no training has chosen yet."""
+        return 256 if self.batch_size == "auto" else self.batch_size
 
     @property
     def timeframe_minutes(self) -> int:

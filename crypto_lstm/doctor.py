@@ -127,22 +127,25 @@ def check_device(
 # %% ../nbs/18_doctor.ipynb #99c4b3ba
 def check_memory(
     config: Config,  # whose training is forecast
-    available_mb: float,  # what may still be taken
+    budget_mb: float,  # what a process may hold
     limit_mb: float,  # of the machine or the container
 ) -> Check:
-    """Whether the training of a configuration fits into memory; where it does not, the largest power of two that does."""
-    from crypto_lstm.memory import estimate_memory
+    """Whether the training of a configuration fits into memory, as `train` will ask; where it does not, what fits."""
+    from crypto_lstm.budget import MemoryBudgetError, max_batch_size, require_memory
+    from crypto_lstm.memory import BUILT_MB
 
-    def peak(batch_size: int) -> float:
-        return estimate_memory(config, batch_size).process_peak_mb
-
-    found = f"{available_mb:,.0f} MB available of {limit_mb:,.0f}; training with batch_size {config.batch_size} peaks at "
-    need = peak(config.batch_size)
-    if need <= available_mb:
-        return Check("memory", OK, f"{found}{need:,.0f} MB")
-    fitting = [size for size in (2**k for k in range(20, -1, -1)) if size < config.batch_size and peak(size) <= available_mb]
-    remedy = f"--set batch_size={fitting[0]}" if fitting else f"batch_size=1 still peaks at {peak(1):,.0f} MB: free memory, or raise the limit"
-    return Check("memory", FAULT, f"{found}{need:,.0f} MB", remedy)
+    known = f"{budget_mb:,.0f} MB may be used of {limit_mb:,.0f}; training with batch_size "
+    try:
+        if config.batch_size == "auto":
+            config = config.replace(batch_size=max_batch_size(config, budget_mb, resident_mb=BUILT_MB).batch_size)
+        estimate = require_memory(config, budget_mb, BUILT_MB)
+    except MemoryBudgetError as error:
+        found = f"{known}{error.estimate.batch_size} may take {error.estimate.upper_mb:,.0f} MB"
+        if error.advice is None:
+            return Check("memory", FAULT, found, "not even batch_size=1 fits: free memory, raise the limit, or lower sequence_length or lstm_units")
+        steps = error.advice.gradient_accumulation_steps
+        return Check("memory", FAULT, found, f"--set batch_size={error.advice.batch_size} gradient_accumulation_steps={steps}")
+    return Check("memory", OK, f"{known}{estimate.batch_size} peaks at about {estimate.process_peak_mb:,.0f} MB, at most {estimate.upper_mb:,.0f}")
 
 # %% ../nbs/18_doctor.ipynb #70e0a997
 _MODULES = {"scikit-learn": "sklearn"}  # where package and module have different names
@@ -163,9 +166,9 @@ def _checks(config: Config) -> Iterator[Check]:
     yield from packages
     if any(check.state == FAULT for check in packages):
         return  # device and memory are asked through them
+    from crypto_lstm.budget import memory_budget_mb
     from crypto_lstm.gpu import setup_gpu_memory
-    from crypto_lstm.memory import available_memory_mb, memory_limit_mb, process_memory_mb
+    from crypto_lstm.resources import memory_limit_mb
 
     yield check_device(setup_gpu_memory(), config, nvidia_driver())
-    available = available_memory_mb() + process_memory_mb()  # what this process has taken, training takes again
-    yield check_memory(config, available, memory_limit_mb())
+    yield check_memory(config, memory_budget_mb(), memory_limit_mb())  # what this process has taken, training takes again

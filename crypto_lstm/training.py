@@ -26,21 +26,17 @@ import pandas as pd
 
 import crypto_lstm
 from .architecture import build_model
-from .callbacks import MemoryMonitorCallback, OutputFolderError, create_callbacks, plot_training_curves
+from .budget import OutOfMemoryError, affordable, halved
+from .callbacks import CHECKPOINT_NAME, MemoryMonitorCallback, OutputFolderError, create_callbacks, plot_training_curves
 from .config import CLASSES, Config, CryptoLSTMError
 from .display import html_table, text_table
 from .evaluation import Evaluation, evaluate, plot_confusion
 from .files import replacing, sha256_file, write_json
 from .gpu import GpuStatus, setup_gpu_memory
-from crypto_lstm.memory import (
-    MemoryEstimate,
-    available_memory_mb,
-    estimate_memory,
-    memory_limit_mb,
-    plot_memory_history,
-    process_memory_mb,
-)
+from .memory import BUILT_MB, MemoryEstimate, estimate_memory
+from .monitor import plot_memory_history
 from .persistence import ModelFileError, load_model, save_model
+from .resources import MB, memory_limit_mb, process_memory_mb
 from .windows import Scaler, TrainingData, WindowDataset, prediction_windows, prepare
 
 if TYPE_CHECKING:
@@ -49,8 +45,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['FILES', 'PredictionError', 'check_output_folder', 'fingerprint', 'StopOnSignal', 'probabilities', 'predict_candles',
-           'TrainingRun', 'train', 'evaluate_part', 'LoadedRun', 'load_run']
+__all__ = ['FILES', 'PREPARED_COPIES', 'PredictionError', 'check_output_folder', 'fingerprint', 'StopOnSignal', 'probabilities',
+           'predict_candles', 'TrainingRun', 'train', 'evaluate_part', 'LoadedRun', 'load_run']
 
 # %% ../nbs/11_training.ipynb #6dc752a1
 class PredictionError(CryptoLSTMError, ValueError):
@@ -259,6 +255,9 @@ def _save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=110)
 
 # %% ../nbs/11_training.ipynb #a86c7428
+PREPARED_COPIES = 3.5  # memory that `prepare` adds, as a multiple of the features as float32 (benchmarks/candles.py)
+
+
 def train(
     candles: pd.DataFrame,  # date, open, high, low, close, volume
     config: Config | None = None,  # default: Config()
@@ -266,29 +265,55 @@ def train(
     *,
     callbacks: Sequence[keras.callbacks.Callback] = (),  # more callbacks, after those of the package
     tensorboard: bool = True,  # logs for TensorBoard
+    on_memory: str = "refuse",  # where the forecast is above the memory there is: refuse, accumulate (smaller batches) or force
     verbose: int = 0,  # Keras' own progress: 0 silent, 1 a bar, 2 a line per epoch
 ) -> TrainingRun:
     """Prepare, fit, judge and save. All files of the run are in `output_dir`, which must be empty or new.
 
-    Bad candles, settings or folders raise a `CryptoLSTMError` before anything is written. A memory forecast above what is available is
-    logged as a warning. Ctrl-C ends training after the current step, with all files.
+    Bad candles, settings or folders raise a `CryptoLSTMError` before anything is written; a forecast above the memory there is raises
+    `MemoryBudgetError` before anything is allocated. Ctrl-C ends training after the current step, with all files.
     """
     config = config or Config()
     folder = check_output_folder(output_dir)
-    data = prepare(candles, config)
     gpu = setup_gpu_memory(mixed_precision=config.mixed_precision)
+    if config.batch_size != "auto":
+        loaded = process_memory_mb() + PREPARED_COPIES * 4 * len(candles) * len(config.features) / MB
+        config = _affordable(config, on_memory, gpu, max(loaded, BUILT_MB))
+    data = prepare(candles, config)
+    config = _affordable(config, on_memory, gpu, process_memory_mb(), len(data.train.rows))
+    data = data.with_batch_size(config.batch_windows)
     model, stopper = build_model(config), StopOnSignal()
     estimate = estimate_memory(config, resident_mb=process_memory_mb())
-    if estimate.growth_mb > available_memory_mb():
-        _log.warning("training may take %.0f MB more, %.0f MB are available: lower batch_size", estimate.growth_mb, available_memory_mb())
     ours = create_callbacks(config, folder, tensorboard=tensorboard)
     with stopper.listening():
-        history = model.fit(
-            data.train, validation_data=data.validation, epochs=config.epochs, callbacks=[*ours, stopper, *callbacks], verbose=verbose
-        )
-        run = _judged(config, model, data, history.history, ours, estimate, gpu, stopper, folder, tensorboard)
+        history = _fit(model, data, [*ours, stopper, *callbacks], verbose, folder, estimate)
+        run = _judged(config, model, data, history, ours, estimate, gpu, stopper, folder, tensorboard)
         _write(run, {**fingerprint(candles), "cleaning": candles.attrs.get("cleaning", {})})
     return run
+
+
+def _affordable(config: Config, on_memory: str, gpu: GpuStatus, resident_mb: float, windows: int | None = None) -> Config:
+    """`affordable` for the device: on a GPU its own memory counts, and only where the loops are not cuDNN's, which no formula describes."""
+    if not gpu:
+        return affordable(config, on_memory, resident_mb=resident_mb, windows=windows)
+    described = gpu.free_mb is not None and config.recurrent_dropout > 0
+    if described or config.batch_size == "auto":
+        return affordable(config, on_memory, budget_mb=gpu.free_mb, resident_mb=1.0, windows=windows)
+    return config
+
+
+def _fit(
+    model: keras.Model, data: TrainingData, callbacks: Sequence[keras.callbacks.Callback], verbose: int, folder: Path, estimate: MemoryEstimate
+) -> dict[str, list[float]]:
+    """Keras' `fit`; running out of memory is told with what to do next, and where the best epoch so far is."""
+    import tensorflow as tf
+
+    try:
+        return dict(model.fit(data.train, validation_data=data.validation, epochs=data.config.epochs, callbacks=callbacks, verbose=verbose).history)
+    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        saved = folder / CHECKPOINT_NAME
+        kept = f"the best epoch so far is kept in {str(saved)!r}" if saved.exists() else "no epoch was finished, so nothing is kept"
+        raise OutOfMemoryError(estimate, halved(data.config), kept) from error
 
 
 def _judged(

@@ -5,10 +5,11 @@
 # %% ../nbs/10_windows.ipynb #ba8b6e3d
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -266,6 +267,13 @@ class TrainingData:
         """The three datasets by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
+    def with_batch_size(self, batch_size: int) -> Self:
+        """The same windows in batches of another size; nothing is copied, and the datasets of `self` stay as they are."""
+        parts = {name: copy.copy(part) for name, part in self.parts.items()}
+        for part in parts.values():
+            part.batch_size = batch_size
+        return replace(self, config=self.config.replace(batch_size=batch_size), **parts)
+
     def as_dict(self) -> dict[str, Any]:
         """Counts and spans as plain values, for reports."""
         unbalanced = len(self.train.rows) + self.dropped["balance"]
@@ -327,7 +335,7 @@ def prepare(
         "balance": len(split[0]) - len(train),
     }
     weights = class_weights(classes[train]) if config.balance == "class_weights" else None
-    shared: dict[str, Any] = {"sequence_length": config.sequence_length, "batch_size": config.batch_size}
+    shared: dict[str, Any] = {"sequence_length": config.sequence_length, "batch_size": config.batch_windows}
     return TrainingData(
         config=config,
         train=WindowDataset(matrix, train, classes[train], shuffle_seed=config.seed, weights=weights, **shared),
@@ -361,7 +369,7 @@ def _scale(matrix: np.ndarray, has_features: np.ndarray, last_train_row: int, co
 
 
 def _require_batch(windows: int, config: Config) -> None:
-    if windows < config.batch_size:
+    if config.batch_size != "auto" and windows < config.batch_size:
         raise DataError(f"batch_size is {config.batch_size}, but only {windows} training windows are left. Set batch_size to {windows} or less")
 
 # %% ../nbs/10_windows.ipynb #44f10091
@@ -384,5 +392,5 @@ def prediction_windows(
         raise DataError(f"no {config.sequence_length} candles in a row have all features: give more candles before the newest")
     good = np.flatnonzero(has_features)
     matrix[good] = scaler.transform(matrix[good])[0]
-    dataset = WindowDataset(matrix, rows, sequence_length=config.sequence_length, batch_size=config.batch_size)
+    dataset = WindowDataset(matrix, rows, sequence_length=config.sequence_length, batch_size=config.batch_windows)
     return dataset, filled.iloc[rows].reset_index(drop=True)

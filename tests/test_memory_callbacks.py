@@ -1,4 +1,7 @@
-"""Parts 3, 4 and 5 of the original module: memory estimate, callbacks, memory monitor; and the readings beneath them."""
+"""Parts 3, 4 and 5 of the original module: memory estimate, callbacks, memory monitor; and the readings beneath them.
+
+The monitor beside readings from outside, its limit and its picture: test_monitor.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from crypto_lstm import callbacks, memory
+from crypto_lstm import callbacks, memory, resources
 from crypto_lstm.architecture import build_model
 from crypto_lstm.config import Config, ConfigError, CryptoLSTMError
 
@@ -46,22 +49,9 @@ def test_part_3_has_the_original_keys_and_they_add_up():
     original = {"model_parameters", "model_memory_mb", "training_memory_mb", "batch_memory_mb", "total_estimated_mb", "total_estimated_gb"}
     assert original | {"batch_size"} <= set(d)
     assert (d["model_parameters"], d["batch_size"]) == (133_603, 256)
-    parts = d["model_memory_mb"] + d["training_memory_mb"] + d["batch_memory_mb"] + d["runtime_mb"]
+    parts = d["model_memory_mb"] + d["training_memory_mb"] + d["batch_memory_mb"] + d["runtime_mb"] + d["allocator_mb"]
     assert d["total_estimated_mb"] == pytest.approx(parts) == pytest.approx(1024 * d["total_estimated_gb"])
     assert json.loads(json.dumps(d, allow_nan=False)) == d
-
-
-# measured: the allocator's peak and the kernel's high-water mark, each batch size in a fresh process
-@pytest.mark.parametrize(("batch_size", "tensors"), [(32, 110.5), (128, 278.2), (256, 456.1), (512, 919.2)])
-def test_part_3_tensor_peak_is_that_of_the_measured_network(batch_size, tensors):
-    assert memory.estimate_memory(Config(), batch_size).tensor_peak_mb == pytest.approx(tensors, rel=0.08)
-
-
-@pytest.mark.parametrize(("batch_size", "process", "growth"), [(32, 887, 304), (256, 1216, 632), (1024, 2450, 1860)])
-def test_part_3_process_peak_and_growth_are_those_of_the_measured_network(batch_size, process, growth):
-    estimate = memory.estimate_memory(Config(), batch_size)
-    assert estimate.process_peak_mb == pytest.approx(process, rel=0.08)
-    assert estimate.growth_mb == pytest.approx(growth, rel=0.10)
 
 
 def test_part_3_parameters_are_those_of_the_built_model():
@@ -83,7 +73,8 @@ def test_part_3_text_and_html_agree_and_say_what_is_not_counted():
 
 def test_the_estimate_starts_no_tensorflow_and_no_plots():
     code = (
-        "import sys; from crypto_lstm.config import Config; from crypto_lstm.memory import estimate_memory, available_memory_mb;"
+        "import sys; from crypto_lstm.config import Config; from crypto_lstm.memory import estimate_memory;"
+        "from crypto_lstm.resources import available_memory_mb;"
         "estimate_memory(Config()); available_memory_mb();"
         "print([m for m in ('tensorflow', 'keras', 'matplotlib', 'pandas') if m in sys.modules])"
     )
@@ -94,22 +85,22 @@ def test_the_estimate_starts_no_tensorflow_and_no_plots():
 
 
 def test_peak_keeps_what_came_and_went_until_it_is_reset():
-    if not memory.reset_peak_memory():
+    if not resources.reset_peak_memory():
         pytest.skip("this system can't reset the peak mark")
-    before = memory.peak_memory_mb()
+    before = resources.peak_memory_mb()
     block = bytearray(200 * MB)
     del block
-    assert memory.peak_memory_mb() - before > 190
-    assert memory.process_memory_mb() == pytest.approx(psutil.Process().memory_info().rss / MB, abs=5)
-    assert memory.reset_peak_memory()
-    assert memory.peak_memory_mb() == pytest.approx(memory.process_memory_mb(), abs=10)
+    assert resources.peak_memory_mb() - before > 190
+    assert resources.process_memory_mb() == pytest.approx(psutil.Process().memory_info().rss / MB, abs=5)
+    assert resources.reset_peak_memory()
+    assert resources.peak_memory_mb() == pytest.approx(resources.process_memory_mb(), abs=10)
 
 
 def test_peak_without_proc_is_the_systems_counter(monkeypatch):
-    monkeypatch.setattr(memory.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
-    monkeypatch.setattr(memory.Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
-    assert memory.reset_peak_memory() is False
-    assert memory.peak_memory_mb() == memory._system_peak_mb() > 50
+    monkeypatch.setattr(resources.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.setattr(resources.Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
+    assert resources.reset_peak_memory() is False
+    assert resources.peak_memory_mb() == resources._system_peak_mb() > 50
 
 
 # limits of the container, on made-up trees
@@ -135,7 +126,7 @@ def test_cgroup_version_2_the_lowest_limit_of_all_levels_counts(tmp_path):
             "sys/fs/cgroup/user.slice/memory.stat": f"anon 5\nactive_file {3 * MB}\ninactive_file {20 * MB}\n",
         },
     )
-    assert (memory.memory_limit_mb(root), memory.available_memory_mb(root)) == (100, 50)
+    assert (resources.memory_limit_mb(root), resources.available_memory_mb(root)) == (100, 50)
 
 
 def test_cgroup_version_1_with_a_path_that_only_the_host_sees(tmp_path):
@@ -149,7 +140,7 @@ def test_cgroup_version_1_with_a_path_that_only_the_host_sees(tmp_path):
             f"{level}/memory.stat": f"inactive_file 7\ntotal_inactive_file {30 * MB}\n",
         },
     )
-    assert (memory.memory_limit_mb(root), memory.available_memory_mb(root)) == (64, 34)
+    assert (resources.memory_limit_mb(root), resources.available_memory_mb(root)) == (64, 34)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +153,12 @@ def test_cgroup_version_1_with_a_path_that_only_the_host_sees(tmp_path):
     ],
 )
 def test_without_a_limit_the_machine_counts(tmp_path, files):
-    assert memory.memory_limit_mb(tree(tmp_path, files)) == psutil.virtual_memory().total / MB
+    assert resources.memory_limit_mb(tree(tmp_path, files)) == psutil.virtual_memory().total / MB
 
 
 def test_a_group_over_its_limit_has_nothing_left_rather_than_less(tmp_path):
     files = {"proc/self/cgroup": "0::/", "sys/fs/cgroup/memory.max": f"{MB}", "sys/fs/cgroup/memory.current": f"{2 * MB}"}
-    assert memory.available_memory_mb(tree(tmp_path, files)) == 0
+    assert resources.available_memory_mb(tree(tmp_path, files)) == 0
 
 
 # part 4: the callbacks
@@ -273,16 +264,6 @@ def test_part_5_a_second_run_has_its_own_history_and_peak(windows):
         assert spiked[0]["peak_mb"] - max(r["peak_mb"] for r in monitor.memory_history) > 200
 
 
-def test_part_5_reads_a_gpu_where_there_is_one(monkeypatch):
-    resets = []
-    monkeypatch.setattr(callbacks, "gpu_memory_mb", lambda: (3.0, 40.0))
-    monkeypatch.setattr(callbacks, "reset_gpu_peak", lambda: resets.append(1))
-    monitor = callbacks.MemoryMonitorCallback()
-    monitor.on_epoch_begin(0)
-    monitor.on_epoch_end(0, {})
-    assert (monitor.memory_history[0]["gpu_mb"], monitor.memory_history[0]["gpu_peak_mb"], resets) == (3.0, 40.0, [1])
-
-
 # plots
 
 
@@ -295,18 +276,6 @@ def figure():
 
     yield plt
     plt.close("all")
-
-
-def test_part_5_plot_says_how_close_it_was(figure):
-    records = [{"epoch": e, "memory_mb": 500.0, "peak_mb": 700.0 + e, "gpu_peak_mb": 90.0} for e in range(3)]
-    ax = memory.plot_memory_history(records, memory.estimate_memory(SMALL), limit_mb=1000)
-    assert ax.get_title(loc="left") == "Highest peak 702 MB: 298 MB below the limit of 1,000 MB"
-    lines = {line.get_label(): line for line in ax.lines}
-    assert list(lines["peak of the epoch"].get_ydata()) == [700, 701, 702]
-    assert list(lines["GPU tensors, peak"].get_xdata()) == [1, 2, 3]
-    assert "ABOVE" in memory.plot_memory_history(records[:1], limit_mb=600).get_title(loc="left")
-    with pytest.raises(memory.EmptyHistoryError):
-        memory.plot_memory_history([])
 
 
 @pytest.mark.parametrize("epochs", [1, 4])

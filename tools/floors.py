@@ -6,15 +6,18 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "crypto_lstm"
 FLOORS = [  # from the ground up; a module imports from the floors below its own
-    {"display", "files"},
+    {"display", "files", "resources"},
     {"config"},
-    {"gpu", "formats"},
+    {"sealed"},
+    {"lock"},
+    {"gpu", "formats", "commit"},
     {"synthetic"},
     {"candles"},
     {"architecture", "features", "labels"},
     {"memory", "persistence", "windows", "evaluation"},
-    {"callbacks"},
-    {"training", "builder", "doctor"},
+    {"budget", "trace", "monitor"},
+    {"probe", "callbacks"},
+    {"training", "builder", "doctor", "bundle"},
     {"cli"},
 ]
 DEVELOPMENT = {"fastcore", "nbdev", "execnb", "jupytext", "IPython"}
