@@ -380,6 +380,6 @@ def _held(loop: LoopTrace, last: bool) -> LayerMemory:
 
 def _slots(model: keras.Model) -> int:
     name = type(model.optimizer).__name__.lower()
-    if name not in OPTIMIZER_SLOTS or getattr(model.optimizer, "momentum", 0) or getattr(model.optimizer, "amsgrad", False):
+    if name not in OPTIMIZER_SLOTS or any(getattr(model.optimizer, extra, None) for extra in ("momentum", "amsgrad")):
         raise _unsupported(f"an optimizer out of {', '.join(OPTIMIZER_SLOTS)}, plain", f"{type(model.optimizer).__name__}", "measure this model instead")
     return OPTIMIZER_SLOTS[name] + bool(model.optimizer.gradient_accumulation_steps)

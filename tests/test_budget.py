@@ -71,7 +71,7 @@ def test_a_refusal_comes_before_anything_is_allocated_and_its_advice_works_word_
     assert "Traceback" not in refused.stderr and not (tmp_path / "refused").exists()
     advice = re.search(r"--set (batch_size=(\d+) gradient_accumulation_steps=(\d+));", message)
     assert advice and int(advice[2]) * int(advice[3]) == 1024
-    done, _, _ = train(candles, tmp_path / "advised", *advice[1].split())
+    done, _, _ = train(candles, tmp_path / "advised", *advice[1].split(), "--last", "10000")
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout)
     assert told["memory"]["measured_peak_mb"] < told["memory"]["estimate"]["upper_mb"] < LIMIT_MB
