@@ -3,11 +3,12 @@
 # make lab     JupyterLab on the notebooks
 # make notebooks    clean and export the notebooks, make README.md from nbs/index.ipynb
 # make bench   speed and memory, measured on this machine beside peers
+# make bench-memory   forecasts of memory against 40 measured trainings: more than an hour
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lab notebooks bench
+.PHONY: setup demo test lab notebooks bench bench-memory
 setup: $(READY)
 
 $(READY): settings.ini setup.py
@@ -36,3 +37,7 @@ bench: setup
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/candles.py
 	$(BIN)/python benchmarks/feeding.py
+	$(BIN)/python benchmarks/memory.py --quick
+
+bench-memory: setup
+	$(BIN)/python benchmarks/memory.py

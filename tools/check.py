@@ -25,6 +25,7 @@ def checks() -> list[tuple[str, list[str]]]:
             for path in sorted((ROOT / "tests").glob("test_*.py"))
         ),
         *((f"nbs/{path.name}", [f"{BIN}/nbdev_test", "--path", f"nbs/{path.name}", "--n_workers", "1", *flags]) for path in notebooks),
+        ("memory forecasts of four trainings (reports)", [python, "benchmarks/memory.py", "--quick"]),
         ("notebooks clean and exported", [python, "tools/exported.py"]),
         ("README in step with nbs/index.ipynb", [python, "tools/readme.py", "--check"]),
         ("imports run down only", [python, "tools/floors.py"]),
