@@ -23,7 +23,7 @@ from crypto_lstm import memory
 from crypto_lstm.architecture import build_model, layer_plan
 from crypto_lstm.config import Config
 from crypto_lstm.memory import FLOAT, MB, Variant, estimate_memory
-from crypto_lstm.probe import MeasuredMemory, extrapolate, probe_sizes
+from crypto_lstm.probe import extrapolate, probe_sizes
 
 RESULTS = HERE / "memory_results.json"
 ENTRIES = {entry["name"]: entry for part in ("fit", "grid") for entry in GRID[part]}
@@ -77,7 +77,7 @@ PEERS: dict[str, Callable[[Config, Variant], float]] = {
 def probed_growth(entry: dict[str, Any], results: dict[str, Any]) -> float:
     """What `probe_memory` answers, from its measurements."""
     config, variant = settings(entry)
-    measured = [MeasuredMemory(**results[f"{entry['name']}/probe/{size}"]) for size in probe_sizes(config.batch_windows)]
+    measured = {size: results[f"{entry['name']}/probe/{size}"]["growth_mb"] for size in probe_sizes(config.batch_windows)}
     return extrapolate(config.batch_windows, measured, lambda size: estimate_memory(config, size, variant=variant).growth_mb)
 
 

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -233,6 +233,7 @@ class ProbedMemory:
     resident_mb: float
     growth_mb: float
     process_peak_mb: float
+    gpu_peak_mb: float | None  # tensors on the GPU; None without one
     tested: bool  # True: this very batch was measured
     measured: tuple[MeasuredMemory, ...]
     forecast: MemoryEstimate
@@ -245,6 +246,8 @@ class ProbedMemory:
         rows = [(str(m.batch_size), "measured", f"{m.growth_mb:,.0f}", f"{m.process_peak_mb:,.0f}") for m in self.measured]
         if not self.tested:
             rows.append((str(self.batch_size), "extrapolated", f"{self.growth_mb:,.0f}", f"{self.process_peak_mb:,.0f}"))
+        if self.gpu_peak_mb is not None:
+            rows.append((str(self.batch_size), "GPU tensors", "-", f"{self.gpu_peak_mb:,.0f}"))
         return [*rows, (str(self.batch_size), "forecast", f"{self.forecast.growth_mb:,.0f}", f"{self.forecast.process_peak_mb:,.0f}")]
 
     def __str__(self) -> str:
@@ -259,15 +262,16 @@ _PROBE_HEADER = ("batch size", "how", "growth, MB", "process peak, MB")
 
 def extrapolate(
     batch_size: int,  # the target
-    measured: Sequence[MeasuredMemory],  # one or two, the smaller batch first
-    forecast: Callable[[int], float],  # growth in MB of a batch size, by the closed form
-) -> float:  # growth in MB
-    """Growth of the target on the line through two measurements, no flatter than the forecast's; that of one measurement plus the forecast's difference."""
-    last = measured[-1]
-    way, slope = batch_size - last.batch_size, 0.0
-    if way and len(measured) > 1:
-        slope = (last.growth_mb - measured[0].growth_mb) / (last.batch_size - measured[0].batch_size)
-    return last.growth_mb + max(way * slope, forecast(batch_size) - forecast(last.batch_size))
+    measured: Mapping[int, float],  # MB of one or two other batch sizes
+    forecast: Callable[[int], float] | None,  # MB of a batch size by the closed form; None: a straight line
+) -> float:  # MB of the target
+    """The forecast, shifted to where the measurements are; without one the line through two measurements, never falling."""
+    if batch_size in measured:
+        return measured[batch_size]
+    if forecast is not None:
+        return forecast(batch_size) + sum(mb - forecast(size) for size, mb in measured.items()) / len(measured)
+    (small, low), (large, high) = sorted(measured.items())
+    return high + max(0.0, (high - low) / (large - small)) * (batch_size - large)
 
 # %% ../nbs/19_probe.ipynb #9e0bfa6e
 _VERSIONED = ("crypto_lstm", "tensorflow", "keras", "numpy")
@@ -319,8 +323,10 @@ def probe_memory(
             if folder:
                 write_json(folder / f"{key}.json", known.as_dict())
         measured.append(known)
-    growth = extrapolate(config.batch_windows, measured, lambda size: estimate_memory(config, size, variant=variant).growth_mb)
-    resident = max(m.resident_mb for m in measured)
+    on_gpu, resident = measured[0].device != "CPU", max(m.resident_mb for m in measured)
+    shape = None if on_gpu else lambda size: estimate_memory(config, size, variant=variant).growth_mb
+    growth = extrapolate(config.batch_windows, {m.batch_size: m.growth_mb for m in measured}, shape)
+    gpu_peak = extrapolate(config.batch_windows, {m.batch_size: m.tensor_peak_mb or 0.0 for m in measured}, None) if on_gpu else None
     forecast = estimate_memory(config, None, resident, variant)
     tested = measured[-1].batch_size == config.batch_windows
-    return ProbedMemory(config.batch_windows, resident, growth, resident + growth, tested, tuple(measured), forecast)
+    return ProbedMemory(config.batch_windows, resident, growth, resident + growth, gpu_peak, tested, tuple(measured), forecast)
