@@ -36,11 +36,14 @@ def memory_budget_mb() -> float:  # MB of 2**20 bytes
 class MemoryBudgetError(CryptoLSTMError, MemoryError):
     """A training that may need more memory than there is; raised before it starts."""
 
-    def __init__(self, estimate: MemoryEstimate, budget_mb: float | None, advice: Config | None, fault: str | None = None) -> None:
+    def __init__(
+        self, estimate: MemoryEstimate, budget_mb: float | None, advice: Config | None, largest: int | None = None, fault: str | None = None
+    ) -> None:
         self.estimate = estimate  # of what was asked for
         self.budget_mb = budget_mb  # what the process may hold, where that is known
         self.advice = advice  # the same training in batches that fit; None where nothing fits
-        super().__init__(f"{fault or _need(estimate, budget_mb or 0)}; {_advice(advice)}")
+        self.largest = largest  # batch size that fits by the forecast, where that is known
+        super().__init__(f"{fault or _need(estimate, budget_mb or 0)}; {_advice(advice, largest)}")
 
 
 class OutOfMemoryError(MemoryBudgetError):
@@ -48,7 +51,7 @@ class OutOfMemoryError(MemoryBudgetError):
 
     def __init__(self, estimate: MemoryEstimate, advice: Config | None, kept: str) -> None:
         fault = f"memory ran out in training with batch_size {estimate.batch_size} (forecast {estimate.tensor_peak_mb:,.0f} MB of tensors); {kept}"
-        super().__init__(estimate, None, advice, fault)
+        super().__init__(estimate, None, advice, fault=fault)
 
 
 def _need(estimate: MemoryEstimate, budget_mb: float) -> str:
@@ -58,11 +61,12 @@ def _need(estimate: MemoryEstimate, budget_mb: float) -> str:
     )
 
 
-def _advice(advice: Config | None) -> str:
+def _advice(advice: Config | None, largest: int | None) -> str:
     if advice is None:
         return "not even one window at a time fits: lower sequence_length or lstm_units, or free memory"
     return (
-        "what fits, with as many windows for each change of the weights, is "
+        (f"the largest batch that fits is {largest}; " if largest else "")
+        + "what fits with as many windows for each change of the weights is "
         f"batch_size={advice.batch_size} gradient_accumulation_steps={advice.gradient_accumulation_steps}: "
         "set them, or train with on_memory='accumulate', which sets them; on_memory='force' trains all the same"
     )
@@ -167,10 +171,10 @@ def require_memory(
     if estimate.upper_mb <= budget:
         return estimate
     try:
-        advice = fitting_config(config, budget, resident, variant)
+        advice, largest = fitting_config(config, budget, resident, variant), max_batch_size(config, budget, resident_mb=resident, variant=variant)
     except MemoryBudgetError:
-        advice = None
-    raise MemoryBudgetError(estimate, budget, advice)
+        raise MemoryBudgetError(estimate, budget, None) from None
+    raise MemoryBudgetError(estimate, budget, advice, largest.batch_size)
 
 # %% ../nbs/26_budget.ipynb #1e845580
 ON_MEMORY = ("refuse", "accumulate", "force")

@@ -109,7 +109,7 @@ def _whole_or_auto(default: int, text: str) -> Any:
 
     def check(value: Any) -> int | str:
         try:
-            return "auto" if value == "auto" else whole(value)
+            return "auto" if isinstance(value, str) and value == "auto" else whole(value)
         except _Expected as expected:
             raise _Expected(f"{expected}, or auto") from None
 
