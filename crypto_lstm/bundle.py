@@ -417,6 +417,8 @@ class VerifyReport:
         head = f"{self.folder.path.name}: {'a good bundle' if self.ok else 'NOT to be used'}, sha256 {self.folder.sha256 or 'unknown'}"
         return f"{head}\n{text_table(('bundle', ''), self._rows())}\n\n{self.folder}"
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         title = f"{self.folder.path.name}: {'a good bundle' if self.ok else 'NOT to be used'}"
         return html_table(("bundle", ""), self._rows(), caption=title) + self.folder._repr_html_()

@@ -242,6 +242,8 @@ class FolderReport:
         lines = [f"{self.path.name}: {verdict}, sha256 {self.sha256 or 'unknown'}", text_table(_TABLE, rows), *self.faults]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         rows = [(name, "-" if size is None else size, said) for name, size, said in self.files]
         faults = [("", "", fault) for fault in self.faults if fault not in {said for _, _, said in self.files}]
