@@ -18,6 +18,8 @@ FLOORS = [  # from the ground up; a module imports from the floors below its own
     {"persistence"},
     {"budget", "trace", "monitor"},
     {"probe", "callbacks"},
+    {"folder"},
+    {"resume"},
     {"training", "builder", "doctor", "bundle"},
     {"cli"},
 ]
