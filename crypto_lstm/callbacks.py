@@ -56,6 +56,27 @@ class _Careful:
 
     monitor: str
     model: keras.Model
+    _kept: tuple[str, ...] = ("best",)  # what the next epochs depend on
+    _restored = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next epochs depend on: numbers, None, and lists of arrays. `load_state_dict` takes it back."""
+        state = {name: getattr(self, name, None) for name in self._kept}
+        return state | {"best": None if state["best"] is None else float(state["best"])}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave: the next `on_train_begin` does not reset it. Raises `MonitorError` for the state of another class."""
+        if set(state) != set(self._kept):
+            raise MonitorError(f"{type(self).__name__}: expected a state with {', '.join(self._kept)}, got {', '.join(state) or 'nothing'}")
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._restored = True
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Start anew, unless a state was just put back."""
+        if not self._restored:
+            super().on_train_begin(logs)  # type: ignore[misc]
+        self._restored = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = {} if logs is None else logs
@@ -87,9 +108,13 @@ def _bad_weights(model: keras.Model) -> list[str]:
 class CarefulEarlyStopping(_Careful, keras.callbacks.EarlyStopping):
     """Keras' EarlyStopping; epochs that are not finite count as worse, a missing monitor raises `MonitorError`."""
 
+    _kept = ("wait", "stopped_epoch", "best", "best_epoch", "best_weights")
+
 
 class CarefulReduceLROnPlateau(_Careful, keras.callbacks.ReduceLROnPlateau):
     """Keras' ReduceLROnPlateau; epochs that are not finite count as worse, a missing monitor raises `MonitorError`."""
+
+    _kept = ("wait", "cooldown_counter", "best")
 
 # %% ../nbs/03_callbacks.ipynb #23e8f163
 class BestCheckpoint(_Careful, keras.callbacks.ModelCheckpoint):
@@ -123,12 +148,13 @@ class StopOnNonFinite(keras.callbacks.TerminateOnNaN):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found = ""
+        self.found = ""  # what, and where
+        self.batch: int | None = None  # the step that gave it, from 0; None: seen at the end of an epoch
         self._epoch = 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Forget what an earlier run found."""
-        self.found = ""
+        self.found, self.batch = "", None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Remember the epoch for the message."""
@@ -136,7 +162,8 @@ class StopOnNonFinite(keras.callbacks.TerminateOnNaN):
 
     def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the training loss."""
-        self._stop(_bad_losses(logs), f"epoch {self._epoch + 1}, batch {batch + 1}")
+        if bad := _bad_losses(logs):
+            self._stop(bad, f"epoch {self._epoch + 1}, batch {batch + 1}", batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the validation loss and at the weights as well."""
@@ -150,9 +177,11 @@ class StopOnNonFinite(keras.callbacks.TerminateOnNaN):
                 "Look for NaN and very large values in the windows, or lower learning_rate"
             )
 
-    def _stop(self, bad: Sequence[str], where: str) -> None:
+    def _stop(self, bad: Sequence[str], where: str, batch: int | None = None) -> None:
         if bad and not self.found:
-            self.found = f"{' and '.join(bad)} in {where}"
+            optimizer = self.model.optimizer
+            step, rate = int(optimizer.iterations), float(optimizer.learning_rate)
+            self.found, self.batch = f"{' and '.join(bad)} in {where} (step {step} of the training, learning rate {rate:g})", batch
             self.model.stop_training = True
 
 # %% ../nbs/03_callbacks.ipynb #e407ca03

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,10 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", metavar="DIR", help="new or empty folder (default: the first free crypto_lstm_demo)")
     train = command("train", "train on candles; leaves model, scaler, report and plots in a folder")
     _add_candles(train)
-    train.add_argument("--output", metavar="DIR", required=True, help="new or empty folder")
+    train.add_argument("--output", metavar="DIR", required=True, help="new or empty folder; or that of the same training, which then goes on")
+    train.add_argument("--no-resume", action="store_true", help="refuse a folder that holds a run, instead of going on with it")
+    train.add_argument("--save-every", type=_positive, metavar="N", help="save the state every N steps as well (default: after each epoch)")
+    train.add_argument("--deterministic", action="store_true", help="the same bits each time, resumed or not; slower on a GPU")
     train.add_argument("--no-tensorboard", action="store_true", help="write no logs for TensorBoard")
     memory = train.add_mutually_exclusive_group()
     memory.add_argument("--accumulate", action="store_true", help="where memory is short, train in smaller batches with accumulated gradients")
@@ -139,7 +143,7 @@ def _read(arguments: argparse.Namespace, timeframe: str) -> pd.DataFrame:
     return candles
 
 
-def _train(candles: pd.DataFrame, config: Config, output: str | Path, tensorboard: bool = True, on_memory: str = "refuse") -> TrainingRun:
+def _train(candles: pd.DataFrame, config: Config, output: str | Path, **options: Any) -> TrainingRun:
     from crypto_lstm.architecture import layer_plan
     from crypto_lstm.budget import memory_budget_mb
     from crypto_lstm.memory import estimate_memory
@@ -147,16 +151,37 @@ def _train(candles: pd.DataFrame, config: Config, output: str | Path, tensorboar
 
     forecast = "batch_size=auto: chosen when the windows are counted" if config.batch_size == "auto" else str(estimate_memory(config))
     _say(f"{layer_plan(config)}\n\n{forecast}\n{memory_budget_mb():,.0f} MB may be used; candles come on top of the runtime\n\npreparing windows ...")
-    return train(candles, config, output, callbacks=[_progress()], tensorboard=tensorboard, on_memory=on_memory)
+    with _told():
+        return train(candles, config, output, callbacks=[_progress()], **options)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What the training logs goes to standard error: where it resumes, and that it stops."""
+    handler = logging.StreamHandler(sys.stderr)
+    loggers = [logging.getLogger(f"crypto_lstm.{name}") for name in ("training", "resume")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
 
 
 def _train_job(arguments: argparse.Namespace) -> Result:
     from crypto_lstm.training import check_output_folder
 
-    config = _config(arguments)
-    check_output_folder(arguments.output)
+    config, resume = _config(arguments), not arguments.no_resume
+    check_output_folder(arguments.output, resume)
     on_memory = "accumulate" if arguments.accumulate else "force" if arguments.force else "refuse"
-    run = _train(_read(arguments, config.timeframe), config, arguments.output, tensorboard=not arguments.no_tensorboard, on_memory=on_memory)
+    saving = {"resume": resume, "save_every_batches": arguments.save_every, "deterministic": arguments.deterministic}
+    run = _train(_read(arguments, config.timeframe), config, arguments.output, tensorboard=not arguments.no_tensorboard, on_memory=on_memory, **saving)
+    if run.interrupted:
+        _say(f"stopped by {run.interrupted}: the same command goes on where it stopped")
     return _run_result(run)
 
 
@@ -279,7 +304,7 @@ def _demo(arguments: argparse.Namespace) -> Result:
     _say(f"making {DEMO_CANDLES:,} candles of a synthetic market with a planted edge ...")
     candles = synthetic_candles(DEMO_CANDLES, seed=DEMO_SEED, edge=DEMO_EDGE)
     _say(f"{check_candles(candles, DEMO_CONFIG.timeframe)}\n")
-    run = _train(candles, DEMO_CONFIG, output)
+    run = _train(candles, DEMO_CONFIG, output, resume=False)
     _say(f"{run.data}\n")
     last = load_run(output).predict(candles.tail(DEMO_CONFIG.month_candles + DEMO_CONFIG.sequence_length).reset_index(drop=True)).iloc[-1]
     decision = {**last.to_dict(), "date": last["date"].isoformat()}
@@ -332,6 +357,7 @@ def main(
 _OPTIONS = {  # what the functions call their arguments, and what the command calls them
     r"is (batch_size=\d+ gradient_accumulation_steps=\d+): set them, or train with on_memory='accumulate'": r"is --set \1; --accumulate does it by itself",
     r", which sets them; on_memory='force' trains all the same": "; --force trains all the same",
+    r", let it resume or choose": ", leave out --no-resume or choose",
     r"timezone='?([\w/+.-]+)'?": r"--timezone \1",
     r"columns='(\w+)'": r"--columns \1",
     r"on_conflict='(\w+)' or '(\w+)'": r"--on-conflict \1 or \2",
@@ -349,7 +375,8 @@ def _in_words_of_the_command(message: str, command: str) -> str:
 def _what_is_left(arguments: argparse.Namespace) -> str:
     folder = Path(getattr(arguments, "output", None) or "")
     if arguments.command in ("train", "demo") and folder.is_dir() and folder != Path() and any(folder.iterdir()):
-        return f"stopped at once; {str(folder)!r} holds what was written so far and is no finished run"
+        more = ": the same command goes on with it" if arguments.command == "train" and (folder / "state").is_dir() else ""
+        return f"stopped at once; {str(folder)!r} holds what was written so far and is no finished run{more}"
     return "stopped; nothing was written"
 
 

@@ -6,122 +6,47 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
 import logging
 import os
 import platform
-import shutil
 import struct
-import tempfile
-import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import __version__
-from .architecture import LayerSpec, layer_plan
+from .commit import CommitError, committing, committing_file, manifest_path, read_file
 from .config import CLASSES, Config, ConfigError, CryptoLSTMError
 from .display import html_table, text_table
-from .files import replacing, sha256_file, write_json, write_text
+from .files import write_json, write_text
+from .foreign import MAX_BYTES, UNCHECKED, LoadReport, format_of, load_report, read_content, to_model
+from .network import DamagedModelError, ModelFileError, UnsafeModelError, require_keras
+from .sealed import MANIFEST, DamagedError, FilePath, load, parse_json, read_folder, read_manifest
+from .validation import ModelMismatchError, not_finite, validate_model
 
 if TYPE_CHECKING:
     import keras
 
 logger = logging.getLogger(__name__)
-FilePath = str | os.PathLike[str]
+_all_ = ["LoadReport", "load_report", "ModelFileError", "DamagedModelError", "UnsafeModelError", "ModelMismatchError", "validate_model"]  # callers find all of it here
 
 # %% auto #0
-__all__ = ['logger', 'FilePath', 'FORMATS', 'ModelFileError', 'ModelFormatError', 'ModelMismatchError', 'validate_model',
-           'SavedModel', 'save_model', 'read_metadata', 'load_model']
+__all__ = ['logger', 'FORMATS', 'ModelFormatError', 'SavedModel', 'save_model', 'read_metadata', 'load_model', 'LoadReport',
+           'load_report', 'ModelFileError', 'DamagedModelError', 'UnsafeModelError', 'ModelMismatchError',
+           'validate_model']
 
 # %% ../nbs/05_persistence.ipynb #fc4defc0
-class ModelFileError(CryptoLSTMError, OSError):
-    """A model can't be saved to, found at or read from `path`. The message says what is wrong and what to do."""
-
-    def __init__(self, path: FilePath, fault: str, remedy: str) -> None:
-        self.path = Path(path)
-        super().__init__(f"{os.fspath(path)!r}: {fault}; {remedy}")
-
-
 class ModelFormatError(CryptoLSTMError, ValueError):
     """A format that this package doesn't write, or a path whose suffix belongs to another format."""
 
 
-class ModelMismatchError(CryptoLSTMError, ValueError):
-    """A model isn't the one that was expected. `differences` holds one sentence for each difference."""
-
-    def __init__(self, differences: Iterable[str]) -> None:
-        self.differences = tuple(differences)
-        super().__init__("\n".join([f"the model differs from what was expected in {len(self.differences)} points:", *(f"- {d}" for d in self.differences)]))
-
-# %% ../nbs/05_persistence.ipynb #3c1fdacc
-def _layer_facts(layer: keras.layers.Layer) -> dict[str, Any]:
-    """What Keras says of a layer, under the names that `_planned_facts` uses."""
-    activation = getattr(layer, "activation", None)
-    facts: dict[str, Any] = {"kind": type(layer).__name__, "output shape": tuple(getattr(getattr(layer, "output", None), "shape", ()))}
-    facts |= {"weights": layer.count_params(), "units": getattr(layer, "units", None), "activation": getattr(activation, "__name__", activation)}
-    if facts["kind"] == "LSTM":
-        gates = getattr(layer, "recurrent_activation", None)
-        facts |= {"gate activation": getattr(gates, "__name__", gates), "go_backwards": layer.go_backwards, "stateful": layer.stateful}
-    return facts
-
-
-def _planned_facts(spec: LayerSpec) -> dict[str, Any]:
-    facts: dict[str, Any] = {"kind": spec.kind, "output shape": spec.output_shape, "weights": spec.parameters}
-    facts |= {"units": spec.units, "activation": spec.activation}
-    return facts | ({"gate activation": "sigmoid", "go_backwards": False, "stateful": False} if spec.kind == "LSTM" else {})
-
-
-def _layer_differences(spec: LayerSpec | None, layer: keras.layers.Layer | None) -> Iterator[str]:
-    if spec is None or layer is None:
-        yield f"layer {spec.name}: missing" if spec else f"layer {layer.name if layer else ''}: not expected"
-        return
-    if spec.name != layer.name:
-        yield f"layer {spec.name}: expected this name, got {layer.name}"
-    found = _layer_facts(layer)
-    facts = _planned_facts(spec) if found["kind"] == spec.kind else {"kind": spec.kind}  # of another class, the rest would be noise
-    for name, value in facts.items():
-        if found.get(name) != value:
-            yield f"layer {spec.name}: expected {name} {value}, got {found.get(name)}"
-
-
-def _not_finite(model: keras.Model) -> Iterator[str]:
-    for variable, values in zip(model.weights, model.get_weights(), strict=True):
-        bad = int(np.sum(~np.isfinite(values)))
-        if bad:
-            yield f"{variable.path}: expected finite weights, got {bad} that are not"
-
-# %% ../nbs/05_persistence.ipynb #082aeafa
-def validate_model(
-    model: keras.Model,  # a built model
-    config: Config,  # what it should be the network of
-) -> None:
-    """Compare input and output shape, the number of weights, and every layer with `layer_plan(config)`.
-
-    Raises `ModelMismatchError`, whose `differences` name each difference with what was expected and what came.
-    """
-    if not getattr(model, "built", False):
-        raise ModelMismatchError([f"expected a model with weights, got {type(model).__name__} that is not built"])
-    plan = layer_plan(config)
-    pairs = [
-        ("input shape", plan.layers[0].input_shape, model.input_shape),
-        ("output shape", plan.layers[-1].output_shape, model.output_shape),
-        ("parameters", f"{plan.parameters:,}", f"{model.count_params():,}"),
-    ]
-    differences = [f"{name}: expected {expected}, got {came}" for name, expected, came in pairs if expected != came]
-    for spec, layer in itertools.zip_longest(plan, model.layers):
-        differences += _layer_differences(spec, layer)
-    if differences := [*differences, *_not_finite(model)]:
-        raise ModelMismatchError(differences)
-
-# %% ../nbs/05_persistence.ipynb #4fe54d34
 FORMATS = {"keras": ".keras", "h5": ".h5", "saved_model": ""}
 _INNER = Path("assets.extra") / "model.keras"  # of a SavedModel folder; TensorFlow leaves `assets.extra` to its users
 
@@ -180,7 +105,7 @@ def _write_model(model: keras.Model, path: Path, format: str) -> None:
     with _compile_settings_kept(model), _quiet():
         if format == "saved_model":
             model.export(path, verbose=False)
-            (path / _INNER).parent.mkdir()
+            (path / _INNER).parent.mkdir(exist_ok=True)
             model.save(path / _INNER)
         else:
             model.save(path)
@@ -224,14 +149,14 @@ def _output_shape(layer: keras.layers.Layer) -> str:
         return "-"
 
 
-def _describe(model: keras.Model, file: Path, format: str, config: Config | None, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+def _describe(model: keras.Model, content: bytes, format: str, config: Config | None, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     import keras
     import tensorflow as tf
 
     versions = {"crypto_lstm": __version__, "keras": keras.__version__, "tensorflow": tf.__version__, "python": platform.python_version()}
     network = {"name": model.name, "input_shape": model.input_shape, "output_shape": model.output_shape, "parameters": model.count_params()}
     data = {"features": list(config.features), "classes": list(CLASSES), "config": config.as_dict()} if config else {}
-    made = {"format": format, "sha256": sha256_file(file), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    made = {"format": format, "sha256": sha256(content).hexdigest(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
     return {**made, "versions": versions, **network, **data, "metadata": dict(metadata or {})}
 
 # %% ../nbs/05_persistence.ipynb #9c2af0fd
@@ -244,11 +169,15 @@ _FAULTS: tuple[type[Exception], ...] = (
 
 @contextlib.contextmanager
 def _faults_as(path: FilePath, doing: str, remedy: str) -> Iterator[None]:
-    """Turn whatever goes wrong inside into a `ModelFileError` that names the path and the cause; the project's own errors pass."""
+    """Turn whatever goes wrong inside into a `ModelFileError` that names the path and the cause; the project's other errors pass."""
     import tensorflow as tf
 
     try:
         yield
+    except CommitError as error:
+        raise ModelFileError(path, error.fault, error.remedy) from error
+    except DamagedError as error:
+        raise DamagedModelError(path, error.fault, error.remedy) from error
     except CryptoLSTMError:
         raise
     except (*_FAULTS, tf.errors.OpError) as error:
@@ -262,53 +191,72 @@ def _check_place(target: Path, format: str, overwrite: bool) -> None:
         raise ModelFileError(target, "already exists", "choose another path or pass overwrite=True")
     if format != "saved_model" and target.is_dir():
         raise ModelFileError(target, "is a folder, and a model file should go there", "choose another path")
-    other = target.exists() and not (target / "saved_model.pb").is_file() and not (target.is_dir() and not any(target.iterdir()))
-    if format == "saved_model" and other:
-        raise ModelFileError(target, "exists and is no SavedModel folder; saving would remove it", "choose a path that does not exist")
+    ours = target.is_dir() and (not any(target.iterdir()) or ((target / "saved_model.pb").is_file() and (target / MANIFEST).is_file()))
+    if format == "saved_model" and os.path.lexists(target) and not ours:
+        raise ModelFileError(target, "exists and is no SavedModel folder of this package; saving would remove it", "choose a path that does not exist")
+
+
+def _check_written(model: keras.Model, data: bytes, path: Path) -> None:
+    """Read the new file as `load_model` will, and compare its numbers with those in memory. Raises `ModelFileError`."""
+    try:
+        weights = read_content(data, path, trusted=True).weights
+    except UnsafeModelError as error:
+        raise UnsafeModelError(path, f"the model was not saved, this package could not read it back: {error.fault}", "use model.save of Keras for such networks") from error
+    if any(ours.tobytes() != np.asarray(theirs).tobytes() for ours, theirs in zip(weights, model.get_weights(), strict=True)):
+        raise ModelFileError(path, "the model was not saved: what was written are not its weights", "save again; nothing was replaced")
 
 # %% ../nbs/05_persistence.ipynb #e3e8b632
 def save_model(
-    model: keras.Model,  # any built Keras model
+    model: keras.Model,  # a built Keras model: a chain of LSTM, Dense and Dropout layers
     path: FilePath,  # where to; a missing suffix is added, missing folders are made
     format: str = "keras",  # keras, h5 or saved_model
     config: Config | None = None,  # kept in the metadata; the model is compared with it first
     metadata: Mapping[str, Any] | None = None,  # yours: JSON values, kept under the key "metadata"
     overwrite: bool = True,  # replace an older model at the same place
 ) -> SavedModel:  # paths of the model, its summary and its metadata
-    """Save a model all-or-nothing, with `NAME_summary.txt` and `NAME_metadata.json` beside it (inside a SavedModel folder).
+    """Save a model all-or-nothing, with its manifest, summary and metadata.
 
-    Raises `ModelFileError` (an OSError) when it can't be written: what was there before is then unchanged. Raises `ModelFormatError` for an
-    unknown format, and `ModelMismatchError`, before anything is written, for weights that are not finite and for a model that is not `config`'s.
+    A SavedModel folder holds all of them; beside a file lie `NAME.keras.manifest.json`, which has everything, and copies for people:
+    `NAME_summary.txt` and `NAME_metadata.json`. Raises `ModelFileError` (an OSError) when it can't be written: what was there before is then
+    unchanged. Raises `ModelFormatError` for an unknown format, `UnsafeModelError` for a network that `load_model` would not build, and
+    `ModelMismatchError` for weights that are not finite and for a model that is not `config`'s.
     """
+    require_keras()
     target = _target(path, format)
-    if faults := list(_not_finite(model)):
+    if faults := list(not_finite(model)):
         raise ModelMismatchError(faults)
     if config is not None:
         validate_model(model, config)
+    facts: dict[str, Any] = {}
     with _faults_as(target, "the model was not saved", "what was there before is unchanged: mend the cause and save again"):
         _check_place(target, format, overwrite)
-        with replacing(target) as temporary:
-            _write_model(model, temporary, format)
-            file = temporary / _INNER if format == "saved_model" else temporary
-            facts = _describe(model, file, format, config, metadata)
-            json.dumps(facts, allow_nan=False)  # metadata that is no JSON must fail before the old model is replaced
+        commit = committing if format == "saved_model" else committing_file
+        with commit(target, facts=facts, needs_bytes=4 * model.count_params()) as new:
+            _write_model(model, new, format)
+            data = (new / _INNER if format == "saved_model" else new).read_bytes()
+            _check_written(model, data, target)
+            facts |= {**_describe(model, data, format, config, metadata), "summary": _summary(model)}
             if format == "saved_model":
-                _write_notes(model, temporary, facts)
+                _write_notes(new, facts)
     if format != "saved_model":
-        with _faults_as(target, "the model is saved, its summary or metadata are not", "mend the cause and save again"):
-            _write_notes(model, target, facts)
+        with _faults_as(target, "the model is saved, the copies of its summary or metadata are not", "mend the cause and save again"):
+            _write_notes(target, facts)
     return SavedModel(target, _beside(target, "summary.txt"), _beside(target, "metadata.json"), format, facts["sha256"])
 
 
-def _write_notes(model: keras.Model, target: Path, facts: dict[str, Any]) -> None:
-    write_text(_beside(target, "summary.txt"), _summary(model))
-    write_json(_beside(target, "metadata.json"), facts)
+def _write_notes(target: Path, facts: Mapping[str, Any]) -> None:
+    write_text(_beside(target, "summary.txt"), facts["summary"])
+    write_json(_beside(target, "metadata.json"), _without_summary(facts))
 
-# %% ../nbs/05_persistence.ipynb #9dae873b
+
+def _without_summary(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name != "summary"}
+
+# %% ../nbs/05_persistence.ipynb #fb2b4d85
 def _find(path: FilePath) -> Path:
     """The path itself, or the one file that it names without its suffix. Raises `ModelFileError`."""
     target = Path(path)
-    if target.exists():
+    if os.path.lexists(target):
         return target
     found = [p for suffix in (".keras", ".h5") if (p := target.with_name(target.name + suffix)).is_file()]
     if len(found) == 1:
@@ -318,55 +266,60 @@ def _find(path: FilePath) -> Path:
     raise ModelFileError(path, "there is no such file or folder", "check the path; save_model returns the one it wrote")
 
 
-def _format_of(path: Path) -> str:
-    """The format of what lies at `path`, by its content. Raises `ModelFileError`."""
-    if path.is_dir():
-        return _format_of_folder(path)
-    with open(path, "rb") as handle:
-        start = handle.read(8)
-    if start == b"\x89HDF\r\n\x1a\n":
-        return "h5"
-    if start[:4] == b"PK\x03\x04" and zipfile.is_zipfile(path):
-        return "keras"
-    looks = "is empty" if not start else "begins like a ZIP archive but has no end: it was cut off" if start[:2] == b"PK" else None
-    fault = looks or f"is neither a Keras archive nor an HDF5 file; it begins with {start!r}"
-    raise ModelFileError(path, fault, "take another copy of the file, or save the model again")
+def _read(source: Path) -> tuple[bytes, dict[str, Any], bool]:
+    """Bytes of a model, its metadata, and whether a manifest vouches for both. Raises `ModelFileError` and `DamagedError`."""
+    if source.is_dir() and not source.is_symlink():
+        return _read_saved_model(source)
+    if os.path.lexists(manifest_path(source)):
+        found = read_file(source, max_bytes=MAX_BYTES)
+        facts = _without_summary(found.facts)
+        copy = _copy_of_metadata(source) or {}
+        if copy.get("sha256") == facts.get("sha256") and copy != facts:
+            fault = f"says something else of {source.name} than its manifest: it was changed"
+            raise DamagedModelError(_beside(source, "metadata.json"), fault, "remove this copy, the manifest has what was saved; or save again")
+        return found.files[source.name], facts, True
+    return load(source, MAX_BYTES), {}, False
 
 
-def _format_of_folder(path: Path) -> str:
-    if not (path / "saved_model.pb").is_file():
-        names = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
-        raise ModelFileError(path, f"is a folder that holds no model (it holds {names})", "give the path of a model")
-    if not (path / _INNER).is_file():
-        fault = f"is a SavedModel that another program wrote: it has no {_INNER.as_posix()}, and its graph can't be turned back into layers"
-        raise ModelFileError(path, fault, "ask for the .keras file, or rebuild the network with build_model and train it")
-    return "saved_model"
+def _read_saved_model(source: Path) -> tuple[bytes, dict[str, Any], bool]:
+    inner = _INNER.as_posix()
+    if not (source / "saved_model.pb").is_file():
+        names = ", ".join(sorted(p.name for p in source.iterdir())[:5]) or "nothing"
+        raise ModelFileError(source, f"is a folder that holds no model (it holds {names})", "give the path of a model")
+    if not os.path.lexists(source / MANIFEST):
+        fault = f"is a SavedModel that another program wrote: it has no {MANIFEST}, and its graph can't be turned back into layers"
+        raise UnsafeModelError(source, fault, "ask for the .keras file, or rebuild the network with build_model and train it")
+    found = read_folder(source, max_bytes=4 * MAX_BYTES)
+    if inner not in found.files:
+        raise ModelFileError(source, f"is a folder that this package saved, but holds no {inner}", "give the path of a model")
+    return found.files[inner], _without_summary(found.facts), True
 
-# %% ../nbs/05_persistence.ipynb #9c389c1f
-def read_metadata(
-    path: FilePath,  # a model file or SavedModel folder
-) -> dict[str, Any] | None:  # None where there is none beside the model
-    """The metadata that `save_model` wrote. Raises `ModelFileError` where it can't be read."""
-    file = _beside(Path(path), "metadata.json")
-    if not file.is_file():
+
+def _copy_of_metadata(path: Path) -> dict[str, Any] | None:
+    """`NAME_metadata.json`, where there is one. Raises `DamagedModelError`."""
+    file = _beside(path, "metadata.json")
+    if not os.path.lexists(file):
         return None
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(file, f"is no readable JSON ({error})", "save the model again, or remove this file to load unchecked") from error
-    if not isinstance(facts, dict):
-        raise ModelFileError(file, f"expected names and values, got a {type(facts).__name__}", "save the model again, or remove this file to load unchecked")
+        facts = parse_json(load(file, 4 << 20), file)
+        if not isinstance(facts, dict):
+            raise DamagedError(file, f"expected names and values, got a {type(facts).__name__}")
+    except DamagedError as error:
+        raise DamagedModelError(file, f"is no readable JSON: {error.fault}", "remove this copy, or save the model again") from error
     return facts
 
 
-def _check_fingerprint(path: Path, copy: Path, facts: Mapping[str, Any]) -> None:
-    expected, came = str(facts.get("sha256")), sha256_file(copy)
-    if expected != came:
-        fault = f"is not the file that {_beside(path, 'metadata.json').name} describes: expected sha256 {expected[:16]}..., got {came[:16]}..."
-        remedy = "it was changed, or a save was interrupted: take the last good copy or save again (without the metadata file it loads unchecked)"
-        raise ModelFileError(path, fault, remedy)
+def read_metadata(
+    path: FilePath,  # a model file or SavedModel folder
+) -> dict[str, Any] | None:  # None where there is none
+    """The metadata that `save_model` wrote. Raises `ModelFileError` where it can't be read, or belongs to other bytes."""
+    source = Path(path)
+    with _faults_as(path, "its metadata can't be read", "save the model again"):
+        if (source / MANIFEST).is_file():
+            return _without_summary(read_manifest(source / MANIFEST)[0].get("facts", {}))
+        return _read(source)[1] if os.path.lexists(manifest_path(source)) else _copy_of_metadata(source)
 
-
+# %% ../nbs/05_persistence.ipynb #9c389c1f
 def _config_of(path: Path, facts: Mapping[str, Any]) -> Config | None:
     """The configuration in the metadata, where there is one."""
     try:
@@ -374,75 +327,47 @@ def _config_of(path: Path, facts: Mapping[str, Any]) -> Config | None:
     except ConfigError as error:
         raise ModelFileError(path, f"its metadata holds a configuration that this version can't use ({error})", "pass config=") from error
 
-# %% ../nbs/05_persistence.ipynb #84fe1810
-def _restore_optimizer(model: keras.Model, file: Path) -> None:
-    """Give a model from an HDF5 file an optimizer that knows its variables, with the state in the file."""
-    import h5py
 
-    model.compile_from_config(model.get_compile_config())
-    with h5py.File(file, "r") as content:
-        group = content.get("optimizer_weights")
-        if group is not None and "weight_names" in group.attrs:
-            model.optimizer.set_weights([group[name][()] for name in group.attrs["weight_names"]])
-
-
-@contextlib.contextmanager
-def _policy_of(model: keras.Model) -> Iterator[None]:
-    """Keras' global dtype policy as it was when this model was compiled: it decides which kind of optimizer is rebuilt."""
-    import keras
-
-    before = keras.config.dtype_policy()
-    mixed = any(layer.dtype_policy.name == "mixed_float16" for layer in model.layers)
-    keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
+def _check_noted(source: Path, came: str, format: str) -> tuple[dict[str, Any], bool]:
+    """Metadata beside a file that has no manifest, and whether its hash fits. Raises `DamagedModelError` where it does not."""
+    facts = _copy_of_metadata(source)
+    if facts is None or facts.get("format") != format:  # NAME.keras and NAME.h5 share one copy, of the last save
+        return {}, False
+    if str(facts.get("sha256")) != came:
+        fault = f"is not the file that {_beside(source, 'metadata.json').name} describes: expected sha256 {str(facts.get('sha256'))[:16]}..., got {came[:16]}..."
+        raise DamagedModelError(source, fault, "take the last good copy or save again (without the metadata file it loads unchecked)")
+    return facts, True
 
 
-def _read_model(file: Path, compile: bool) -> keras.Model:
-    import keras
-
-    with warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("error", UserWarning)
-        warnings.filterwarnings("always", "Skipping variable loading for optimizer", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: logger.warning("%s: the optimizer starts anew: %s", file.name, message)
-        model = keras.saving.load_model(file, compile=False, safe_mode=True)
-        if compile:
-            with _policy_of(model):
-                model = keras.saving.load_model(file, compile=True, safe_mode=True)
-        if file.suffix == ".h5" and model.compiled:
-            _restore_optimizer(model, file)
-    return model
-
-# %% ../nbs/05_persistence.ipynb #a3690192
 def load_model(
     path: FilePath,  # a file, a SavedModel folder, or a path without its suffix
     config: Config | None = None,  # what it must be the network of; None: the configuration in its metadata, where there is one
     compile: bool = True,  # with the optimizer and its state, so that `fit` can go on
+    expected_sha256: str | None = None,  # as `save_model` said, kept elsewhere: refuses any other file
 ) -> keras.Model:  # a Keras model, whatever the format
     """Load a model that `save_model` or Keras wrote; the format is found by the content.
 
-    The file is checked against the fingerprint in the metadata beside it, and the network against the configuration. A file without
-    metadata loads unchecked but for `config`, with a line in the log. A model that was saved before `compile` comes back the same.
-    State of dropout's random numbers is in none of the formats. Raises `ModelFileError` and `ModelMismatchError`.
+    The bytes are compared with the manifest, the description with a list of what is allowed, and the network with the configuration. A file of plain
+    Keras has no manifest: it loads with a line in the log, and `load_report(model)` says what could not be checked. A model that was saved before
+    `compile` comes back the same. Raises `ModelFileError` (`DamagedModelError`, `UnsafeModelError`) and `ModelMismatchError`.
     """
+    require_keras()
     source = _find(path)
-    with _faults_as(path, "can't be read as a model", "take another copy, save it again, or try compile=False where only predictions are wanted"):
-        format = _format_of(source)
-        facts = read_metadata(source)
-        if facts is None or facts.get("format") != format:  # NAME.keras and NAME.h5 share one metadata file, of the last save
-            logger.warning("%s has no metadata beside it: its bytes are loaded unchecked", source.name)
-            facts = {}
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / f"model{FORMATS[format] or '.keras'}"
-            shutil.copyfile(source / _INNER if format == "saved_model" else source, copy)
-            if facts:
-                _check_fingerprint(source, copy, facts)
-            model = _read_model(copy, compile)
+    with _faults_as(source, "can't be read as a model", "take another copy, save it again, or try compile=False where only predictions are wanted"):
+        data, facts, sealed = _read(source)
+        came, format = sha256(data).hexdigest(), "saved_model" if source.is_dir() else format_of(data, source)
+        if expected_sha256 is not None and came != expected_sha256.lower():
+            raise DamagedModelError(source, f"expected the sha256 {expected_sha256}, got {came}", "this is another file than the one you pinned")
+        noted = sealed
+        if not sealed:
+            facts, noted = _check_noted(source, came, format)
+        content = read_content(data, source, trusted=sealed)
+        model = to_model(content, source, compile=compile)
         wanted = config or _config_of(source, facts)
     if wanted is not None:
-        validate_model(model, wanted)
-    elif faults := list(_not_finite(model)):
-        raise ModelMismatchError(faults)
+        validate_model(model, wanted, facts)
+    report = LoadReport(source, format, came, noted, () if noted else UNCHECKED + (() if wanted else ("what network it should be: no config was given",)), facts)
+    if not noted:
+        logger.warning("%s is loaded unchecked, there is no manifest beside it; not known: %s", source.name, "; ".join(report.unchecked))
+    model.load_report = report
     return model

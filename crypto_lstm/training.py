@@ -5,18 +5,13 @@
 # %% ../nbs/11_training.ipynb #9f22f078
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import logging
 import os
 import platform
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +22,19 @@ import pandas as pd
 import crypto_lstm
 from .architecture import build_model
 from .budget import OutOfMemoryError, affordable, halved
-from .callbacks import CHECKPOINT_NAME, MemoryMonitorCallback, OutputFolderError, create_callbacks, plot_training_curves
+from .callbacks import CHECKPOINT_NAME, MemoryMonitorCallback, NonFiniteError, create_callbacks, plot_training_curves
 from .config import CLASSES, Config, CryptoLSTMError
 from .display import html_table, text_table
 from .evaluation import Evaluation, evaluate, plot_confusion
 from .files import replacing, sha256_file, write_json
+from .folder import FILES, check_output_folder, discard_state, finished_run, holding, run_identity, versions
 from .gpu import GpuStatus, setup_gpu_memory
 from .memory import BUILT_MB, MemoryEstimate, estimate_memory
 from .monitor import plot_memory_history
 from .persistence import ModelFileError, load_model, save_model
+from .resume import SavedState, StateKeeper, StopOnSignal, fit_on, make_deterministic, require_steps, resumable_state, restore
 from .resources import MB, memory_limit_mb, process_memory_mb
+from .sealed import read_json
 from .windows import Scaler, TrainingData, WindowDataset, prediction_windows, prepare
 
 if TYPE_CHECKING:
@@ -45,88 +43,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['FILES', 'PREPARED_COPIES', 'PredictionError', 'check_output_folder', 'fingerprint', 'StopOnSignal', 'probabilities',
-           'predict_candles', 'TrainingRun', 'train', 'evaluate_part', 'LoadedRun', 'load_run']
+__all__ = ['PREPARED_COPIES', 'PredictionError', 'probabilities', 'predict_candles', 'TrainingRun', 'train', 'evaluate_part',
+           'LoadedRun', 'load_run']
 
-# %% ../nbs/11_training.ipynb #6dc752a1
+# %% ../nbs/11_training.ipynb #71d16917
 class PredictionError(CryptoLSTMError, ValueError):
     """The network gave something that is no probability; no decision was made of it."""
 
 
-_VERSIONED = ("tensorflow", "keras", "numpy", "pandas", "pyarrow", "scikit-learn")
 _BOUND = ("config", "scaler", "model")  # files that a decision needs; the metadata holds their sha256
-FILES = {
-    "checkpoint": "best_model_checkpoint.keras",
-    "model": "model.keras",
-    "scaler": "scaler.json",
-    "config": "config.toml",
-    "metadata": "metadata.json",
-    "history": "history.json",
-    "memory": "memory_history.json",
-    "logs": "logs",
-    "training_curves": "training_curves.png",
-    "memory_history": "memory_history.png",
-    "confusion_matrix": "confusion_matrix.png",
-}
 
 
-def check_output_folder(
-    path: str | os.PathLike[str],  # where a run shall write
-) -> Path:  # the same
-    """Raise `OutputFolderError` unless `path` is an empty folder, or can become one. Writes nothing."""
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise OutputFolderError(f"the output must be a folder, but {str(folder)!r} is a file: choose another name")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise OutputFolderError(f"the folder {str(folder)!r} is not empty: nothing is overwritten, choose another or move it away")
-    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputFolderError(f"can't write to {str(folder)!r}: {str(parent)!r} is no folder that may be written to; choose another")
-    return folder
-
-# %% ../nbs/11_training.ipynb #b0878129
-def fingerprint(
-    candles: pd.DataFrame,  # date, open, high, low, close, volume
-) -> dict[str, Any]:  # sha256 of the values, rows, first and last date
-    """SHA-256 of dates (nanoseconds) and values (float64, little-endian), whatever the file format was."""
-    digest = hashlib.sha256(candles["date"].astype("datetime64[ns, UTC]").astype("int64").to_numpy().astype("<i8").tobytes())
-    for name in ("open", "high", "low", "close", "volume"):
-        digest.update(candles[name].to_numpy(dtype="<f8").tobytes())
-    first, last = candles["date"].iloc[0], candles["date"].iloc[-1]
-    return {"sha256": digest.hexdigest(), "candles": len(candles), "first": first.isoformat(), "last": last.isoformat()}
-
-# %% ../nbs/11_training.ipynb #073314ec
-class StopOnSignal(keras.callbacks.Callback):
-    """Ends `fit` cleanly on SIGINT or SIGTERM; `signal_name` says which came, None if none did."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.signal_name: str | None = None
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Stop after this step when a signal came."""
-        if self.signal_name:
-            self.model.stop_training = True
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle the signals inside the block; the old handlers come back after it. Does nothing outside the main thread."""
-        self.signal_name = None
-        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-        before = {number: signal.signal(number, self._note) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: Any) -> None:
-        if self.signal_name:
-            raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
-        _log.warning("%s: training stops after this step, then its files are written; once more stops at once", self.signal_name)
-
-# %% ../nbs/11_training.ipynb #71d16917
 def probabilities(
     model: keras.Model,  # (batch, sequence_length, features) -> (batch, 3)
     windows: WindowDataset,  # what it shall judge
@@ -172,6 +99,8 @@ class TrainingRun:
     interrupted: str | None  # the signal that ended it early
     output_dir: Path
     paths: dict[str, Path]  # name as in `FILES`
+    identity: dict[str, Any]  # what must be the same for it to go on, see `run_identity`
+    resumed_at: str | None = None  # where it went on: an epoch and a step, or "finished" when it was only read back
 
     @property
     def epochs_run(self) -> int:
@@ -202,18 +131,20 @@ class TrainingRun:
             "classes": list(CLASSES),
             "epochs_run": self.epochs_run,
             "interrupted": self.interrupted,
+            "resumed_at": self.resumed_at,
+            "identity": self.identity,
             "validation": self.validation.as_dict(),
             "test": self.test.as_dict(),
             "windows": self.data.as_dict(),
             "memory": {"estimate": self.estimate.as_dict(), "measured_peak_mb": self.peak_mb},
             "device": self.gpu.as_dict(),
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in _VERSIONED},
+            "versions": versions(),
             "platform": platform.platform(),
         }
 
     def _rows(self) -> list[tuple[str, str]]:
         memory = f"forecast {self.estimate.process_peak_mb:.0f} MB" + ("" if self.peak_mb is None else f", measured {self.peak_mb:.0f} MB")
-        stopped = f", stopped by {self.interrupted}" if self.interrupted else ""
+        stopped = f", stopped by {self.interrupted}: the same call goes on" if self.interrupted else ""
         return [
             ("epochs", f"{self.epochs_run} of {self.config.epochs}{stopped}"),
             ("validation (chose the epoch)", self.validation.verdict),
@@ -261,35 +192,58 @@ PREPARED_COPIES = 3.5  # memory that `prepare` adds, as a multiple of the featur
 def train(
     candles: pd.DataFrame,  # date, open, high, low, close, volume
     config: Config | None = None,  # default: Config()
-    output_dir: str | os.PathLike[str] = "crypto_lstm_run",  # an empty or a new folder
+    output_dir: str | os.PathLike[str] = "crypto_lstm_run",  # an empty or a new folder, or that of the same training
     *,
     callbacks: Sequence[keras.callbacks.Callback] = (),  # more callbacks, after those of the package
     tensorboard: bool = True,  # logs for TensorBoard
     on_memory: str = "refuse",  # where the forecast is above the memory there is: refuse, accumulate (smaller batches) or force
+    resume: bool = True,  # go on with an unfinished run, read a finished one back; False: refuse a folder that holds one
+    save_every_batches: int | None = None,  # save the state so often as well; None: at the end of each epoch only
+    deterministic: bool = False,  # the same bits each time, resumed or not; slower, and for the whole process
     verbose: int = 0,  # Keras' own progress: 0 silent, 1 a bar, 2 a line per epoch
 ) -> TrainingRun:
-    """Prepare, fit, judge and save. All files of the run are in `output_dir`, which must be empty or new.
+    """Prepare, fit, judge and save. All files of the run are in `output_dir`; the state in it lets the same call go on after any end, `kill -9` included.
 
     Bad candles, settings or folders raise a `CryptoLSTMError` before anything is written; a forecast above the memory there is raises
-    `MemoryBudgetError` before anything is allocated. Ctrl-C ends training after the current step, with all files.
+    `MemoryBudgetError` before anything is allocated. An unfinished run of other settings, candles or versions raises `ResumeMismatchError`, another
+    process at work there `LockedError`. Ctrl-C ends training after the current step, with all files; the same call goes on at the next step.
+
+    `deterministic` promises that a resumed run equals an uninterrupted one bit for bit, on the same machine with the same versions. It seeds Python,
+    NumPy and TensorFlow, and lets TensorFlow use deterministic operations only, for this process and for good. On a CPU that costs no time that could
+    be measured, on a GPU some operations are slower. Without it the same state is restored, but nobody promises the last bits.
     """
     config = config or Config()
-    folder = check_output_folder(output_dir)
-    gpu = setup_gpu_memory(mixed_precision=config.mixed_precision)
+    require_steps(save_every_batches)
+    folder = check_output_folder(output_dir, resume)
+    with holding(folder):
+        check_output_folder(folder, resume)  # another process may have been there until now
+        if deterministic:
+            make_deterministic(config.seed)
+        gpu = setup_gpu_memory(mixed_precision=config.mixed_precision)
+        identity = run_identity(candles, config, deterministic, gpu)
+        if finished_run(folder, identity):
+            return _read_back(candles, folder, gpu, identity, tensorboard)
+        saved = resumable_state(folder, identity)
+        data = _sized(candles, saved.config if saved else config, on_memory, gpu)
+        job = _Job(data, folder, gpu, identity, tensorboard, saved)
+        stopper = StopOnSignal()
+        with stopper.listening():
+            run = job.run([*create_callbacks(data.config, folder, tensorboard=tensorboard), stopper, *callbacks], save_every_batches, verbose)
+            _write(run, candles.attrs.get("cleaning", {}))
+        if not run.interrupted:
+            discard_state(folder)
+    return run
+
+
+def _sized(candles: pd.DataFrame, config: Config, on_memory: str, gpu: GpuStatus) -> TrainingData:
+    """The data, in batches that fit the memory there is."""
     if config.batch_size != "auto":
         loaded = process_memory_mb() + PREPARED_COPIES * 4 * len(candles) * len(config.features) / MB
         config = _affordable(config, on_memory, gpu, max(loaded, BUILT_MB))
     data = prepare(candles, config)
     config = _affordable(config, on_memory, gpu, process_memory_mb(), len(data.train.rows))
     data = data.with_batch_size(config.batch_windows)
-    model, stopper = build_model(config), StopOnSignal()
-    estimate = estimate_memory(config, resident_mb=process_memory_mb())
-    ours = create_callbacks(config, folder, tensorboard=tensorboard)
-    with stopper.listening():
-        history = _fit(model, data, [*ours, stopper, *callbacks], verbose, folder, estimate)
-        run = _judged(config, model, data, history, ours, estimate, gpu, stopper, folder, tensorboard)
-        _write(run, {**fingerprint(candles), "cleaning": candles.attrs.get("cleaning", {})})
-    return run
+    return replace(data, config=config)
 
 
 def _affordable(config: Config, on_memory: str, gpu: GpuStatus, resident_mb: float, windows: int | None = None) -> Config:
@@ -302,47 +256,81 @@ def _affordable(config: Config, on_memory: str, gpu: GpuStatus, resident_mb: flo
     return config
 
 
-def _fit(
-    model: keras.Model, data: TrainingData, callbacks: Sequence[keras.callbacks.Callback], verbose: int, folder: Path, estimate: MemoryEstimate
-) -> dict[str, list[float]]:
-    """Keras' `fit`; running out of memory is told with what to do next, and where the best epoch so far is."""
-    import tensorflow as tf
+@dataclass(frozen=True)
+class _Job:
+    """One training in one folder."""
 
-    try:
-        return dict(model.fit(data.train, validation_data=data.validation, epochs=data.config.epochs, callbacks=callbacks, verbose=verbose).history)
-    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-        saved = folder / CHECKPOINT_NAME
-        kept = f"the best epoch so far is kept in {str(saved)!r}" if saved.exists() else "no epoch was finished, so nothing is kept"
-        raise OutOfMemoryError(estimate, halved(data.config), kept) from error
+    data: TrainingData
+    folder: Path
+    gpu: GpuStatus
+    identity: dict[str, Any]
+    tensorboard: bool
+    saved: SavedState | None = None
+
+    def run(self, callbacks: list[keras.callbacks.Callback], every: int | None, verbose: int) -> TrainingRun:
+        """Fit and judge."""
+        config, saved = self.data.config, self.saved
+        model, estimate = build_model(config), estimate_memory(config, resident_mb=process_memory_mb())
+        facts = {"identity": self.identity, "config": config.as_dict()}
+        keeper = StateKeeper(self.folder, facts, callbacks, len(self.data.train), every, saved)
+        if saved:
+            _log.info("resuming at %s", saved)
+            restore(saved, model, callbacks, self.folder)
+        history = self._fit(model, keeper, estimate, verbose)
+        monitor = next((c for c in callbacks if isinstance(c, MemoryMonitorCallback)), None)
+        stopper = next(c for c in callbacks if isinstance(c, StopOnSignal))
+        memory_history = list(monitor.memory_history) if monitor else []
+        return self.judged(model, history, memory_history, estimate, stopper, str(saved) if saved else None)
+
+    def _fit(self, model: keras.Model, keeper: StateKeeper, estimate: MemoryEstimate, verbose: int) -> dict[str, list[float]]:
+        """Running out of memory, and numbers, is told with what to do next, and with what is kept."""
+        import tensorflow as tf
+
+        try:
+            return fit_on(model, self.data.train, self.data.validation, keeper, self.data.config.epochs, self.saved, verbose)
+        except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+            best = self.folder / CHECKPOINT_NAME
+            kept = f"the best epoch so far is kept in {str(best)!r}" if best.exists() else "no epoch was finished, so nothing is kept"
+            raise OutOfMemoryError(estimate, halved(self.data.config), kept) from error
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}. {keeper.last_saved}") from error
+
+    def judged(
+        self,
+        model: keras.Model,
+        history: dict[str, list[float]],
+        memory_history: list[dict[str, Any]],
+        estimate: MemoryEstimate,
+        stopper: StopOnSignal | None,
+        resumed_at: str | None,
+    ) -> TrainingRun:
+        """The run, with what it is worth on validation and test."""
+        return TrainingRun(
+            config=self.data.config,
+            model=model,
+            data=self.data,
+            history={name: [float(value) for value in values] for name, values in history.items()},
+            memory_history=memory_history,
+            estimate=estimate,
+            validation=evaluate_part("validation", model, self.data),
+            test=evaluate_part("test", model, self.data),
+            gpu=self.gpu,
+            interrupted=stopper.signal_name if stopper else None,
+            output_dir=self.folder,
+            paths={name: self.folder / file for name, file in FILES.items() if self.tensorboard or name != "logs"},
+            identity=self.identity,
+            resumed_at=resumed_at,
+        )
 
 
-def _judged(
-    config: Config,
-    model: keras.Model,
-    data: TrainingData,
-    history: dict[str, list[float]],
-    ours: Sequence[keras.callbacks.Callback],
-    estimate: MemoryEstimate,
-    gpu: GpuStatus,
-    stopper: StopOnSignal,
-    folder: Path,
-    tensorboard: bool,
-) -> TrainingRun:
-    monitor = next((c for c in ours if isinstance(c, MemoryMonitorCallback)), None)
-    return TrainingRun(
-        config=config,
-        model=model,
-        data=data,
-        history={name: [float(value) for value in values] for name, values in history.items()},
-        memory_history=list(monitor.memory_history) if monitor else [],
-        estimate=estimate,
-        validation=evaluate_part("validation", model, data),
-        test=evaluate_part("test", model, data),
-        gpu=gpu,
-        interrupted=stopper.signal_name,
-        output_dir=folder,
-        paths={name: folder / file for name, file in FILES.items() if tensorboard or name != "logs"},
-    )
+def _read_back(candles: pd.DataFrame, folder: Path, gpu: GpuStatus, identity: dict[str, Any], tensorboard: bool) -> TrainingRun:
+    """A run that came to its end before: its model and history from the files, judged again on the same windows; nothing is written."""
+    _log.info("%s holds the finished run: nothing is trained, it is read back", folder)
+    loaded = load_run(folder)
+    data = prepare(candles, loaded.config)
+    history, memory_history = (read_json(folder / FILES[name], max_bytes=64 << 20) for name in ("history", "memory"))
+    estimate = estimate_memory(loaded.config, resident_mb=process_memory_mb())
+    return _Job(data, folder, gpu, identity, tensorboard).judged(loaded.model, history, memory_history, estimate, None, "finished")
 
 
 def evaluate_part(
@@ -357,7 +345,7 @@ def evaluate_part(
     return evaluate(name, probabilities(model, part), data.outcomes.loc[part.rows], data.prior, trained_on, data.config)
 
 
-def _write(run: TrainingRun, data: dict[str, Any]) -> None:
+def _write(run: TrainingRun, cleaning: dict[str, Any]) -> None:
     """Everything of the run but what its callbacks wrote; the metadata last, so that a folder with metadata is whole."""
     save_model(run.model, run.paths["model"], format="keras", config=run.config)
     run.data.scaler.save(run.paths["scaler"])
@@ -370,6 +358,7 @@ def _write(run: TrainingRun, data: dict[str, Any]) -> None:
         _save_figure(figure, run.paths[name])
     created = datetime.now(UTC).isoformat(timespec="seconds")
     hashes = {name: sha256_file(run.paths[name]) for name in _BOUND}
+    data = {**run.identity["data"], "cleaning": cleaning}
     write_json(run.paths["metadata"], {"created": created, "sha256": hashes, "data": data, **run.as_dict()})
 
 # %% ../nbs/11_training.ipynb #cb88d405

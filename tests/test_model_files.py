@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 
 from crypto_lstm.architecture import build_model, layer_plan
+from crypto_lstm.commit import manifest_path
 from crypto_lstm.config import Config, CryptoLSTMError
 from crypto_lstm.files import sha256_file
 from crypto_lstm.persistence import (
     FORMATS,
+    DamagedModelError,
     ModelFileError,
     ModelFormatError,
     ModelMismatchError,
     load_model,
+    load_report,
     read_metadata,
     save_model,
     validate_model,
@@ -134,6 +137,9 @@ def test_part_8_metadata_config_is_checked(saved, tmp_path, model):
     facts = read_metadata(files.model)
     facts["config"]["sequence_length"] = 24
     files.metadata.write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(DamagedModelError, match="says something else of model.keras than its manifest"):
+        load_model(files)
+    manifest_path(files.model).unlink()  # then the copy is all there is
     with pytest.raises(ModelMismatchError, match="expected \\(None, 24, 8\\)"):
         load_model(files)
 
@@ -185,15 +191,18 @@ def test_full_disk_keeps_the_old_model(model, tmp_path, format):
     load_model(files)
 
 
-def test_stop_between_model_and_metadata_is_noticed(tmp_path):
+def test_stop_between_model_and_its_copies_loses_nothing(tmp_path):
+    """Metadata and summary are in the manifest; the copies that are older name other bytes, and are passed over."""
     first, second = (build_model(CONFIG.replace(seed=seed)) for seed in (1, 2))
-    files = save_model(first, tmp_path / "model")
+    files = save_model(first, tmp_path / "model", metadata={"number": 1})
     with mock.patch("crypto_lstm.persistence._write_notes", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
-        save_model(second, tmp_path / "model")
-    with pytest.raises(ModelFileError, match="a save was interrupted"):
-        load_model(files)
-    files.metadata.unlink()  # as the message says
-    assert np.array_equal(load_model(files).get_weights()[0], second.get_weights()[0])
+        save_model(second, tmp_path / "model", metadata={"number": 2})
+    loaded = load_model(files)
+    assert np.array_equal(loaded.get_weights()[0], second.get_weights()[0])
+    assert load_report(loaded).metadata["metadata"] == read_metadata(files)["metadata"] == {"number": 2}
+    assert json.loads(files.metadata.read_text())["metadata"] == {"number": 1}
+    save_model(second, tmp_path / "model", metadata={"number": 3})
+    assert json.loads(files.metadata.read_text())["metadata"] == {"number": 3}
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
@@ -241,7 +250,7 @@ def test_spoilt_saved_model(model, tmp_path):
     files = save_model(model, tmp_path / "model", "saved_model")
     inner = files.model / "assets.extra" / "model.keras"
     inner.write_bytes(spoil_bit(inner.read_bytes()))
-    with pytest.raises(ModelFileError, match="is not the file that model_metadata.json describes"):
+    with pytest.raises(ModelFileError, match="assets.extra/model.keras: expected sha256 "):
         load_model(files)
 
 
@@ -270,7 +279,7 @@ def test_code_in_a_file_does_not_run(tmp_path):
     network = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda x: x + 1)])
     for name in ("model.keras", "model.h5"):
         network.save(tmp_path / name)
-        with pytest.raises(ModelFileError, match="can't be read as a model"):
+        with pytest.raises(ModelFileError, match="layer 1: expected InputLayer first, then LSTM, Dense, Dropout; got 'Lambda'"):
             load_model(tmp_path / name)
 
 

@@ -1,0 +1,279 @@
+"""A training that was stopped, killed or spoilt goes on as if nothing had happened, or says why it can't."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from resuming import CONFIG, SAVE_EVERY, candles, digest
+
+from crypto_lstm.architecture import build_model
+from crypto_lstm.callbacks import NonFiniteError, create_callbacks
+from crypto_lstm.cli import main
+from crypto_lstm.config import ConfigError
+from crypto_lstm.folder import ResumeMismatchError, holding
+from crypto_lstm.lock import LockedError
+from crypto_lstm.resume import StateKeeper, fit_on, make_deterministic, read_state, restore
+from crypto_lstm.sealed import DamagedError
+from crypto_lstm.training import load_run, train
+from crypto_lstm.windows import prepare
+
+COMMAND = Path(sys.executable).parent / "crypto-lstm"
+HOURLY = candles()
+OPTIONS = {"tensorboard": False, "save_every_batches": SAVE_EVERY, "deterministic": True}
+SETTINGS = [f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in CONFIG.as_dict().items()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run in one go."""
+    return train(HOURLY, CONFIG, tmp_path_factory.mktemp("whole") / "run", **OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def candle_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("candles") / "candles.feather"
+    HOURLY.to_feather(path)
+    return path
+
+
+class At(keras.callbacks.Callback):
+    """Does something after a step of an epoch, both from 0."""
+
+    def __init__(self, epoch, batch, act):
+        super().__init__()
+        self.where, self.act, self.epoch = (epoch, batch), act, 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == self.where:
+            self.act(self.model)
+
+
+class Crash(Exception):
+    pass
+
+
+def crash(model):
+    raise Crash
+
+
+class Copies(StateKeeper):
+    """Keeps a copy of the folder for each state."""
+
+    def save(self, epoch, batch, over=False):
+        super().save(epoch, batch, over)
+        shutil.copytree(self.folder, self.folder.parent / f"at-{epoch}-{batch}")
+
+
+def test_from_every_step_of_every_epoch(tmp_path):
+    """One network for all: a resume must set everything, or something of the training before is left in it."""
+    make_deterministic(CONFIG.seed)
+    config = CONFIG.replace(epochs=2, batch_size=192)
+    data, model = prepare(HOURLY, config), build_model(config)
+    steps = len(data.train)
+
+    def fit(folder, saved, make=StateKeeper):
+        callbacks = create_callbacks(config, folder, tensorboard=False)
+        keeper = make(folder, {"identity": {}, "config": config.as_dict()}, callbacks, steps, None if saved else 1, saved)
+        if saved:
+            restore(saved, model, callbacks, folder)
+        return digest(model, fit_on(model, data.train, data.validation, keeper, config.epochs, saved)), callbacks[-2].memory_history
+
+    wanted, _ = fit(tmp_path / "run", None, Copies)
+    places = [(epoch, batch) for epoch in range(2) for batch in range(steps)] + [(2, 0)]
+    for epoch, batch in places:
+        folder = tmp_path / f"at-{epoch}-{batch}"
+        saved = read_state(folder)
+        assert (saved.epoch, saved.batch) == (epoch, batch)
+        found, memory_history = fit(folder, saved)
+        assert found == wanted, f"from epoch {epoch}, batch {batch}"
+        assert [record["epoch"] for record in memory_history] == [0, 1]
+
+
+def test_nan_then_a_signal_then_to_the_end(whole, tmp_path, caplog):
+    """Three troubles in one run, and it ends as if there had been none."""
+    run = tmp_path / "run"
+
+    def poison(model):
+        model.layers[-1].bias.assign([np.nan, 0.0, 0.0])
+
+    with pytest.raises(NonFiniteError) as stopped:
+        train(HOURLY, CONFIG, run, callbacks=[At(1, 3, poison)], **OPTIONS)
+    message = str(stopped.value)
+    assert "loss is nan in epoch 2, batch 5 (step 13 of the training, learning rate 0.01)" in message
+    assert "The last finite state, after step 3 of epoch 2, is kept in" in message and str(run / "state") in message
+    saved = read_state(run)
+    assert (saved.epoch, saved.batch) == (1, 3)
+    assert all(np.isfinite(array).all() for array in saved.arrays.values() if array.dtype.kind == "f")
+    assert not (run / "metadata.json").exists()
+    best = keras.models.load_model(run / "best_model_checkpoint.keras")
+    assert all(np.isfinite(array).all() for array in best.get_weights())
+
+    with caplog.at_level("INFO", logger="crypto_lstm.training"):
+        second = train(HOURLY, CONFIG, run, callbacks=[At(2, 1, lambda model: os.kill(os.getpid(), signal.SIGTERM))], **OPTIONS)
+    assert "resuming at epoch 2, step 4 of 8" in caplog.text
+    assert (second.interrupted, second.epochs_run) == ("SIGTERM", 3)
+    assert [name for name, path in second.paths.items() if not path.exists()] == []
+    assert load_run(run).metadata["interrupted"] == "SIGTERM"
+    assert str(read_state(run))[:13] == "epoch 3, step"
+
+    third = train(HOURLY, CONFIG, run, **OPTIONS)
+    assert third.resumed_at[:13] == "epoch 3, step" and third.interrupted is None
+    assert digest(third.model, third.history) == digest(whole.model, whole.history)
+    assert [record["epoch"] for record in third.memory_history] == list(range(whole.epochs_run))
+    one, other = (keras.models.load_model(r.paths["checkpoint"]).get_weights() for r in (third, whole))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not (run / "state").exists()
+
+
+def test_a_finished_run_is_read_back_and_not_touched(whole):
+    before = contents(whole.output_dir)
+    again = train(HOURLY, CONFIG, whole.output_dir, callbacks=[At(0, 0, crash)], **OPTIONS)
+    assert (again.resumed_at, again.history, again.test.as_dict()) == ("finished", whole.history, whole.test.as_dict())
+    assert contents(whole.output_dir) == before
+
+
+def unfinished(folder: Path) -> Path:
+    """A run that crashed in its first epoch."""
+    with pytest.raises(Crash):
+        train(HOURLY, CONFIG, folder, callbacks=[At(0, 4, crash)], **OPTIONS)
+    assert [path.name for path in folder.glob(".lock-*")] == []
+    return folder
+
+
+@pytest.fixture(scope="module")
+def crashed(tmp_path_factory):
+    return unfinished(tmp_path_factory.mktemp("crashed") / "run")
+
+
+OTHERS = {
+    "settings": (
+        {"config": CONFIG.replace(learning_rate=0.02, epochs=7)},
+        ("config.learning_rate is 0.01 there and 0.02 here", "config.epochs is 6 there and 7 here"),
+    ),
+    "candles": ({"candles": HOURLY[:-1]}, ("data.sha256", "data.candles is 3000 there and 2999 here", "data.last")),
+    "one price": ({"candles": HOURLY.assign(volume=HOURLY["volume"] + (HOURLY.index == 7))}, ("data.sha256",)),
+    "no promise": ({"deterministic": False}, ("deterministic is True there and False here", "device")),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("kind", ["unfinished", "finished"])
+def test_another_run_is_refused_with_what_differs(name, kind, whole, crashed):
+    change, expected = OTHERS[name]
+    folder = whole.output_dir if kind == "finished" else crashed
+    before = contents(folder)
+    with pytest.raises(ResumeMismatchError) as refused:
+        train(**{"candles": HOURLY, "config": CONFIG, "output_dir": folder, **OPTIONS, **change})
+    assert isinstance(refused.value, ValueError) and len(refused.value.differences) == len(expected)
+    for text, difference in zip(expected, refused.value.differences, strict=True):
+        assert difference.startswith(text) and difference in str(refused.value)
+    assert contents(folder) == before
+
+
+def test_other_versions_are_refused(crashed, monkeypatch):
+    monkeypatch.setattr("crypto_lstm.folder.version", lambda name: "0.1")
+    before = contents(crashed)
+    with pytest.raises(ResumeMismatchError, match="versions.tensorflow is '2.* there and '0.1' here"):
+        train(HOURLY, CONFIG, crashed, **OPTIONS)
+    assert contents(crashed) == before
+
+
+def test_a_state_without_a_whole_generation_is_refused(crashed, tmp_path):
+    run = shutil.copytree(crashed, tmp_path / "run")
+    for arrays in run.glob("state/gen-*/arrays.npz"):
+        data = bytearray(arrays.read_bytes())
+        data[len(data) // 2] ^= 4
+        arrays.write_bytes(data)
+    with pytest.raises(DamagedError, match="none of the 2 generations is as it was saved.*arrays.npz"):
+        train(HOURLY, CONFIG, run, **OPTIONS)
+
+
+def test_a_state_of_another_network_is_refused(crashed, tmp_path):
+    saved, model = read_state(crashed), build_model(CONFIG.replace(lstm_units=(8, 5)))
+    with pytest.raises(DamagedError, match=r"model/0004: expected \(\(8, 20\), 'float32'\), got \(\(8, 16\), 'float32'\)"):
+        restore(saved, model, [], crashed)
+
+
+@pytest.mark.parametrize("where", ["unfinished", "finished", "foreign"])
+def test_no_resume_overwrites_nothing(where, whole, crashed, tmp_path, candle_file, capsys):
+    (tmp_path / "model.keras").write_text("mine")
+    folder = {"unfinished": crashed, "finished": whole.output_dir, "foreign": tmp_path}[where]
+    before = contents(folder)
+    words = ["train", "--candles", str(candle_file), "--output", str(folder), "--no-resume", "--set", *SETTINGS]
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert "nothing is overwritten" in told and ("leave out --no-resume" in told) == (where != "foreign")
+    assert contents(folder) == before
+
+
+def test_the_second_trainer_is_told_who_the_first_is(crashed, tmp_path, candle_file, capsys):
+    for folder in (crashed, tmp_path / "new"):
+        with holding(folder):
+            before = contents(folder)
+            with pytest.raises(LockedError) as refused:
+                train(HOURLY, CONFIG, folder, **OPTIONS)
+            assert (refused.value.pid, refused.value.path) == (os.getpid(), folder)
+            assert main(["train", "--candles", str(candle_file), "--output", str(folder), "--set", *SETTINGS]) == 1
+            assert f"process {os.getpid()} on " in capsys.readouterr().err
+            assert contents(folder) == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5, True])
+def test_steps_between_states_are_whole_and_positive(every, tmp_path):
+    with pytest.raises(ConfigError, match="save_every_batches must be none or a whole number of at least 1"):
+        train(HOURLY, CONFIG, tmp_path / "run", save_every_batches=every)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_is_killed_and_goes_on(whole, candle_file, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["train", "--candles", str(candle_file), "--output", str(run), "--save-every", "3", "--deterministic", "--no-tensorboard"]
+    words += ["--json", "--set", *SETTINGS]
+    process = subprocess.Popen([COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("epoch 1"):
+            break
+    process.kill()
+    process.wait()
+    state = read_state(run)
+    assert (state.epoch, state.batch) > (0, 0)
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert f"resuming at {state}" in err
+    result = json.loads(out)
+    assert result["resumed_at"] == str(state) and result["interrupted"] is None
+    assert json.loads((run / "history.json").read_text()) == whole.history
+    for a, b in zip(load_run(run).model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert main(words) == 0  # and a third time: finished
+    out, err = capsys.readouterr()
+    assert "holds the finished run: nothing is trained" in err and json.loads(out)["resumed_at"] == "finished"
+
+
+def test_killed_at_random_moments(tmp_path):
+    """3 runs x 3 kills: in a step, in a save, in a resume, and anywhere."""
+    seed = int.from_bytes(os.urandom(3), "big")
+    print(f"seed {seed}: python tests/resuming.py 3 3 {seed}")
+    words = [sys.executable, Path(__file__).with_name("resuming.py"), "3", "3", str(seed)]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    print(*results, sep="\n")
+    assert [result["equal"] for result in results] == [True] * 3
+    assert sum(len(result["killed"]) for result in results) >= 3
