@@ -207,12 +207,15 @@ def test_a_probe_that_dies_or_hangs_leaves_nothing(monkeypatch, tmp_path, child,
     from crypto_lstm import probe
 
     monkeypatch.setattr(probe, "_CHILD", child)
-    environment, files = dict(os.environ), sorted(Path(tempfile.gettempdir()).iterdir())
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # it is asked for again
+    environment = dict(os.environ)
     with pytest.raises(ProbeError, match=re.escape(message)) as caught:
         probe_memory(TINY, 256, cache=tmp_path / "cache", timeout_s=timeout_s)
     assert isinstance(caught.value, CryptoLSTMError) and "batch size 32" in str(caught.value)
     assert dict(os.environ) == environment and not (tmp_path / "cache").exists()
-    assert sorted(Path(tempfile.gettempdir()).iterdir()) == files
+    assert tempfile.gettempdir() == str(tmp_path / "temporary") and not any((tmp_path / "temporary").iterdir())
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     assert all(Path(f"/proc/{child}/cmdline").read_bytes().find(b"import") < 0 for child in children)
 
