@@ -129,7 +129,7 @@ def test_accumulate_trains_in_smaller_batches_and_force_as_asked(hourly, tmp_pat
     from crypto_lstm import training
 
     config = SMALL.replace(batch_size=2048, sequence_length=60)
-    monkeypatch.setattr(training, "_fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))  # what is asked for is enough
+    monkeypatch.setattr(training, "fit_on", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))  # what is asked for is enough
     seen = []
     monkeypatch.setattr(training, "build_model", lambda config: seen.append(config) or build_model(config))
     no_room(monkeypatch, fitting_budget(config))
