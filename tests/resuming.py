@@ -18,7 +18,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from crypto_lstm import commit, resume
+from crypto_lstm import commit, files, resume
 from crypto_lstm.candles import synthetic_candles
 from crypto_lstm.config import Config
 from crypto_lstm.training import train
@@ -103,8 +103,8 @@ def plan(kind: str, dice: random.Random) -> list[keras.callbacks.Callback]:
         timer.start()
     if kind == "save":
         count = dice.randint(1, 30)
-        for name in ("_sync", "_write_file", "_put", "_prune", "_exchange"):
-            setattr(commit, name, counted(getattr(commit, name), count))
+        for module, name in ((commit, "sync"), (commit, "_write_file"), (commit, "put"), (commit, "_prune"), (files, "_exchange")):
+            setattr(module, name, counted(getattr(module, name), count))
     if kind == "resume":
         count = dice.randint(1, 6)
         for name in ("_assign", "_unpack", "read_state"):
