@@ -1,6 +1,7 @@
 """Delete the guards of the code that saves and loads, one at a time: some test must turn red each time.
 
-`python tools/mutants.py [--module NAME ...] [--list] [--survivors] [--fresh]`. Guards are found in the exported modules: an `if` that
+`python tools/mutants.py [--module NAME ...] [--list] [--survivors] [--fresh]`.
+Guards are found in the exported modules: an `if` that
 raises, each operand of its `and` and `or`, a `raise` in an except handler or at a function's end, a call of a checker whose result
 nobody takes, a sync. First every test runs once while it is noted which lines it reaches; a mutant is then tried with the tests that
 reach it, the quick ones first, up to the first that fails. Mutants live in a copy of the package. All children are forked from one
@@ -247,42 +248,49 @@ def _pytest(tests: list[str], place: Path, plugins: list[Any], *more: str) -> in
     return int(pytest.main([*options, *tests], plugins=plugins))
 
 
-def reach(names: list[str], place: Path) -> list[dict[str, Any]]:
-    """What every test reaches, two files at a time."""
-    waiting = [str(ROOT / "tests" / f"{name}.py") for name in reversed(TESTS)]
-    waiting += [str(_notebook_test(MODULES[name], name, place)) for name in names if MODULES[name]]
-    running: dict[int, Path] = {}
-    outs = []
+Reached = dict[str, Any]  # test, seconds, runs and raises: pairs of module and line
 
-    def start(test: str) -> None:
-        work = Path(tempfile.mkdtemp(dir=place))
-        outs.append(work / "reach.jsonl")
 
-        def run() -> int:
-            _package(work)
-            files = {str(work / "crypto_lstm" / f"{name}.py"): name for name in names}
-            return _pytest([test], work, [_Reach(work / "reach.jsonl", files)])
-
-        running[_forked(run, work / "log")] = work
-
+def reach(known: dict[str, Any], names: list[str], place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """For each file of tests its digest and what its tests reach, two at a time; what is known is not measured again."""
+    waiting = [ROOT / "tests" / f"{name}.py" for name in reversed(TESTS)]
+    waiting += [_notebook_test(MODULES[name], name, place) for name in names if MODULES[name]]
+    running: dict[int, tuple[Path, Path]] = {}
     while waiting or running:
         while waiting and len(running) < 2:
-            start(waiting.pop(0))
-        child, status = os.wait()
-        work = running.pop(child)
-        print(f"reach: {(work / 'log').read_text(errors='replace').strip().splitlines()[-1:]}", file=sys.stderr, flush=True)
-    found: dict[str, dict[str, Any]] = {}
-    for out in outs:
-        for line in out.read_text().splitlines() if out.exists() else []:
-            told = json.loads(line)
-            entry = found.setdefault(told["test"], {"test": told["test"], "seconds": None, "runs": [], "raises": []})
-            entry["seconds"] = told["seconds"] if told["seconds"] is not None else entry["seconds"]
-            for how in ("runs", "raises"):
-                entry[how] = sorted({tuple(pair) for pair in [*entry[how], *told[how]]})
+            test = waiting.pop(0)
+            if known.get(test.name, {}).get("digest") == _digest(test):
+                yield test.name, known[test.name]
+                continue
+            work = Path(tempfile.mkdtemp(dir=place))
+
+            def run(test: Path = test, work: Path = work) -> int:
+                _package(work)
+                files = {str(work / "crypto_lstm" / f"{name}.py"): name for name in names}
+                return _pytest([str(test)], work, [_Reach(work / "reach.jsonl", files)])
+
+            running[_forked(run, work / "log")] = test, work
+        if running:
+            child, _ = os.wait()
+            test, work = running.pop(child)
+            said = (work / "log").read_text(errors="replace").strip().splitlines()[-1:]
+            print(f"reach of {test.name}: {said}", file=sys.stderr, flush=True)
+            yield test.name, {"digest": _digest(test), "tests": _reached(work / "reach.jsonl")}
+
+
+def _reached(out: Path) -> list[Reached]:
+    """What a file's tests reached, and their children."""
+    found: dict[str, Reached] = {}
+    for line in out.read_text().splitlines() if out.exists() else []:
+        told = json.loads(line)
+        entry = found.setdefault(told["test"], {"test": told["test"], "seconds": None, "runs": [], "raises": []})
+        entry["seconds"] = told["seconds"] if told["seconds"] is not None else entry["seconds"]
+        for how in ("runs", "raises"):
+            entry[how] = sorted({tuple(pair) for pair in [*entry[how], *told[how]]})
     return [entry for entry in found.values() if entry["seconds"] is not None]
 
 
-def chosen(mutant: Mutant, reached: list[dict[str, Any]]) -> list[str]:
+def chosen(mutant: Mutant, reached: list[Reached]) -> list[str]:
     """The tests that can see a mutant: files with a cheap start first, in a file the quick tests first."""
     lines = range(mutant.line, mutant.end + 1)
     able = [t for t in reached if any(module == mutant.module and line in lines for module, line in t[mutant.how])]
@@ -356,10 +364,13 @@ def _node(test: str, place: Path) -> str:
     return f"{place / Path(file).name if 'test_nb_' in file else ROOT / 'tests' / Path(file).name}::{name}"
 
 
-def _digest(names: list[str]) -> str:
-    """What the answers depend on: the package, the tests and this tool."""
-    files = [*sorted(PACKAGE.glob("*.py")), *sorted((ROOT / "tests").glob("*.py"))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files) + repr(names).encode()).hexdigest()
+def _digest(test: Path) -> str:
+    """What the reach of a file of tests depends on: itself, its helpers, its notebook and the package."""
+    helpers = [path for path in (ROOT / "tests").glob("*.py") if not path.name.startswith("test_")]
+    numbers = [MODULES[module] for module in MODULES if test.name == f"test_nb_{module}.py"]
+    notebooks = [path for number in numbers for path in (ROOT / "nbs").glob(f"{number}_*.ipynb")]
+    files = [*sorted(PACKAGE.glob("[!_]*.py")), *sorted(helpers), *notebooks]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in [*files, *([] if notebooks else [test])])).hexdigest()
 
 
 def _import_once() -> None:
@@ -404,18 +415,14 @@ def _run(found: list[Mutant], arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         _import_once()
-        if known.get("digest") != _digest(everything):
-            known = {"digest": _digest(everything), "reach": reach(everything, place)} if todo else known
-            print(f"{len(known.get('reach', []))} tests, {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
-        else:
-            for name in everything:
-                if MODULES[name]:
-                    _notebook_test(MODULES[name], name, place)
-        jobs = [(mutant, chosen(mutant, known["reach"])) for mutant in todo]
+        measured = dict(reach(known.get("reach", {}), everything, place)) if todo else {}
+        reached = [test for file in measured.values() for test in file["tests"]]
+        print(f"{len(reached)} tests, {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+        jobs = [(mutant, chosen(mutant, reached)) for mutant in todo]
         for mutant, killer, seconds in try_all(jobs, place):
             answers[mutant.name] = {"killer": killer, "source": sources[mutant.name], "seconds": round(seconds, 1)}
             print(f"{'killed  ' if killer else 'SURVIVED'} {seconds:5.1f} s  {mutant.name}  {killer[-150:]}", flush=True)
-            arguments.results.write_text(json.dumps({**known, "answers": answers}))
+            arguments.results.write_text(json.dumps({"reach": measured, "answers": answers}))
     return _verdict(found, answers, time.monotonic() - begin)
 
 
