@@ -17,8 +17,9 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -82,17 +83,6 @@ QUIET = {"tensorboard": False}
 # ---------------------------------------------------------------- the world in which faults happen
 
 
-@dataclass(frozen=True)
-class World:
-    """One tiny training, killed twice and finished, and what was saved of it."""
-
-    killed: Path  # its folder before the last start
-    run: TrainingRun
-    bundle_path: Path
-    bundle: Bundle
-    models: dict[str, Path]  # keras, h5
-
-
 KILLED_TWICE = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
@@ -111,19 +101,50 @@ for number in (1, 2):
 """
 
 
+class World:
+    """What the faults happen to, each part made when it is asked for first."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    @cached_property
+    def made(self) -> SimpleNamespace:
+        """A network and its data, as a bundle takes them."""
+        return SimpleNamespace(config=CONFIG, model=build_model(CONFIG), data=prepare(HOURLY, CONFIG))
+
+    @cached_property
+    def bundle_path(self) -> Path:
+        save_bundle(self.made, self.place / "bundle", expires=EXPIRES)
+        return self.place / "bundle"
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        return load_bundle(self.bundle_path)
+
+    @cached_property
+    def models(self) -> dict[str, Path]:
+        return {name: save_model(self.made.model, self.place / name / "model", name, config=CONFIG).model for name in ("keras", "h5")}
+
+    @cached_property
+    def run(self) -> TrainingRun:
+        """A training that was killed twice, and then went on to its end."""
+        words = [sys.executable, "-c", KILLED_TWICE, str(Path(__file__).parent), str(self.place / "run")]
+        ends = subprocess.run(words, capture_output=True, text=True)
+        assert ends.stdout.split() == [str(-signal.SIGKILL)] * 2, ends.stderr[-2000:]
+        shutil.copytree(self.place / "run", self.place / "killed")
+        for left in self.place.glob("killed/**/.*"):  # what killed processes leave is cleaned away by the next: not what is asked here
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return train(HOURLY, CONFIG, self.place / "run", save_every_batches=3, **QUIET)
+
+    @cached_property
+    def killed(self) -> Path:
+        """Its folder before the last start."""
+        return self.run.output_dir.with_name("killed")
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> World:
-    place = tmp_path_factory.mktemp("world")
-    words = [sys.executable, "-c", KILLED_TWICE, str(Path(__file__).parent), str(place / "killed")]
-    ends = subprocess.run(words, capture_output=True, text=True)
-    assert ends.stdout.split() == [str(-signal.SIGKILL)] * 2, ends.stderr[-2000:]
-    shutil.copytree(place / "killed", place / "run")
-    run = train(HOURLY, CONFIG, place / "run", save_every_batches=3, **QUIET)
-    for left in place.glob("killed/**/.*"):  # what killed processes leave is cleaned away by the next: not what is asked here
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
-    save_bundle(run, place / "bundle", expires=EXPIRES)
-    models = {name: save_model(run.model, place / name / "model", name, config=CONFIG).model for name in ("keras", "h5")}
-    return World(place / "killed", run, place / "bundle", load_bundle(place / "bundle"), models)
+    return World(tmp_path_factory.mktemp("world"))
 
 
 @dataclass(frozen=True)
@@ -509,7 +530,7 @@ for count in (7, 9):
         r"expected a matrix \(rows, 8\)",
         rf"got shape \(5, {count}\)",
         "give|make_features",
-        lambda ground, count=count: lambda: ground.world.run.data.scaler.transform(np.zeros((5, count))),
+        lambda ground, count=count: lambda: ground.world.made.data.scaler.transform(np.zeros((5, count))),
     )
 SHAPES = r"input shape: expected \(None, 12, 7\), got \(None, 12, 8\)"
 refused(
@@ -539,7 +560,7 @@ refused(
     "the scaler is for the features",
     "the configuration has",
     "give|take|use",
-    lambda ground: lambda: prediction_windows(HOURLY, CONFIG.replace(features=CONFIG.features[::-1]), ground.world.run.data.scaler),
+    lambda ground: lambda: prediction_windows(HOURLY, CONFIG.replace(features=CONFIG.features[::-1]), ground.world.made.data.scaler),
 )
 
 
@@ -778,7 +799,7 @@ refused(
 
 @survived("label horizon across a split", "what a label looks at lies before the next part's first window")
 def _(ground: Ground) -> None:
-    parts = [part.rows for part in ground.world.run.data.parts.values()]
+    parts = [part.rows for part in ground.world.made.data.parts.values()]
     for older, newer in zip(parts, parts[1:], strict=False):
         assert older.max() + CONFIG.future_window < newer.min() - CONFIG.sequence_length + 1
 
@@ -1033,7 +1054,7 @@ refused(
     "the disk is full .*bytes are needed",
     "/btc'.*what was there before is unchanged",
     "make room and save again",
-    full_in_a_save(lambda ground: save_bundle(ground.world.run, ground.place / "btc")),
+    full_in_a_save(lambda ground: save_bundle(ground.world.made, ground.place / "btc")),
 )
 refused(
     FULL,
@@ -1042,7 +1063,7 @@ refused(
     "the disk is full .*bytes are needed",
     "model.keras'.*what was there before is unchanged",
     "make room and save again",
-    full_in_a_save(lambda ground: save_model(ground.world.run.model, ground.place / "model" / "model.keras")),
+    full_in_a_save(lambda ground: save_model(ground.world.made.model, ground.place / "model" / "model.keras")),
 )
 refused(
     FULL, "logs", OutputFolderError, "the disk is full", "run/logs", "make room, or train without logs", resumed(raising(NO_ROOM_FOR_LOGS))
@@ -1810,7 +1831,7 @@ def _(ground: Ground) -> None:
         return real(*words, **named)
 
     ground.patch.setattr(persistence, "read_content", late)
-    assert np.array_equal(load_model(path).get_weights()[0], ground.world.run.model.get_weights()[0])
+    assert np.array_equal(load_model(path).get_weights()[0], ground.world.made.model.get_weights()[0])
 
 
 for schema in (0, 2):
@@ -1850,7 +1871,7 @@ def old_keras(act: Callable[[Path, Ground], object]) -> Arrange:
 
 OLD = (KerasVersionError, "expected Keras 3.15.1 or newer", "got 3.15.0", "pip install 'keras>=3.15.1'")
 refused("Keras too old", "to load", *OLD, old_keras(lambda path, ground: load_model(path)))
-refused("Keras too old", "to save", *OLD, old_keras(lambda path, ground: save_model(ground.world.run.model, path)))
+refused("Keras too old", "to save", *OLD, old_keras(lambda path, ground: save_model(ground.world.made.model, path)))
 
 # ---------------------------------------------------------------- decisions
 
@@ -1914,7 +1935,7 @@ refused(
     "answers are no probabilities",
     r"the first is \[nan",
     "the weights have diverged.*(train|load)",
-    lambda ground: lambda: probabilities(diverged(), ground.world.run.data.test),
+    lambda ground: lambda: probabilities(diverged(), ground.world.made.data.test),
 )
 refused(
     ANSWERS,
@@ -1990,7 +2011,7 @@ refused(
 
 @survived("a batch of 1 against a batch of n", "an answer does not depend on its company")
 def _(ground: Ground) -> None:
-    test = ground.world.run.data.test
+    test = ground.world.made.data.test
     windows = test.gather(test.rows[:21])
     together = ground.world.bundle.probabilities(windows)
     for number in range(0, 21, 4):

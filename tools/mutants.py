@@ -33,7 +33,7 @@ MODULES = {  # module -> its notebook, whose cells are tests as well
     "sealed": "21", "lock": "23", "commit": "24", "files": "15", "generations": "", "bundle": "25", "resume": "29", "folder": "30",
     "hdf5": "31", "network": "32", "foreign": "33", "validation": "34", "persistence": "05",
 }  # fmt: skip
-TESTS = ("test_commit", "test_model_files", "test_bundle", "test_foreign", "test_resume", "test_faults")
+TESTS = ("test_commit", "test_guards", "test_model_files", "test_bundle", "test_foreign", "test_resume", "test_faults")
 SLOW = ("random_moments", "is_killed_and_goes_on")  # left out: they see what others see, in minutes
 TIMEOUT_S, LONGEST_S = 150.0, 60.0  # of a mutant; of the tests that are tried on it, as they took without it
 
@@ -154,8 +154,8 @@ class _Reach:
 
         return local
 
-    def dump(self, seconds: float | None = None) -> None:
-        told = {"test": self.test, "seconds": seconds, **{how: sorted(lines) for how, lines in self.found.items()}}
+    def dump(self, seconds: float | None = None, setup: float = 0.0) -> None:
+        told = {"test": self.test, "seconds": seconds, "setup": setup, **{how: sorted(lines) for how, lines in self.found.items()}}
         with open(self.out, "a", encoding="utf-8") as file:
             file.write(json.dumps(told) + "\n")
 
@@ -181,7 +181,7 @@ class _Reach:
             sys.settrace(None)
             os._exit = leave
         if all(report.outcome == "passed" for report in reports):
-            self.dump(time.monotonic() - start)
+            self.dump(time.monotonic() - start, reports[0].duration)
         else:
             print(f"not used, it does not pass by itself: {item.nodeid}", file=sys.stderr)
         return True
@@ -283,8 +283,9 @@ def _reached(out: Path) -> list[Reached]:
     found: dict[str, Reached] = {}
     for line in out.read_text().splitlines() if out.exists() else []:
         told = json.loads(line)
-        entry = found.setdefault(told["test"], {"test": told["test"], "seconds": None, "runs": [], "raises": []})
-        entry["seconds"] = told["seconds"] if told["seconds"] is not None else entry["seconds"]
+        entry = found.setdefault(told["test"], {"test": told["test"], "seconds": None, "setup": 0.0, "runs": [], "raises": []})
+        if told["seconds"] is not None:
+            entry |= {"seconds": told["seconds"], "setup": told["setup"]}
         for how in ("runs", "raises"):
             entry[how] = sorted({tuple(pair) for pair in [*entry[how], *told[how]]})
     return [entry for entry in found.values() if entry["seconds"] is not None]
@@ -297,7 +298,7 @@ def chosen(mutant: Mutant, reached: list[Reached]) -> list[str]:
     start = {}
     for test in reached:
         file = test["test"].partition("::")[0]
-        start[file] = max(start.get(file, 0.0), test["seconds"])
+        start[file] = start.get(file, 0.0) + test["setup"]
     own = (f"test_nb_{mutant.module}", "sync" if _SYNC.search(mutant.name) else "-")
     able.sort(key=lambda t: (not any(word in t["test"] for word in own), start[t["test"].partition("::")[0]], t["seconds"]))
     total, tests = 0.0, list[str]()
