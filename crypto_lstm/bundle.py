@@ -188,7 +188,7 @@ def _answers(model: keras.Model, windows: np.ndarray) -> np.ndarray:
 def require_probabilities(answers: np.ndarray) -> None:
     good = np.isfinite(answers).all(axis=1) & (answers >= 0).all(axis=1) & (np.abs(answers.sum(axis=1) - 1) < 1e-3)
     if not good.all():
-        raise AnswerError(f"{np.sum(~good)} of {len(answers)} answers are no probabilities, the first is {answers[np.argmin(good)]}")
+        raise AnswerError(f"{np.sum(~good)} of {len(answers)} answers are no probabilities, the first is {answers[np.argmin(good)]}: load the bundle again, or train a new one")
 
 # %% ../nbs/25_bundle.ipynb #f294ee7c
 def save_bundle(
@@ -304,9 +304,9 @@ class Bundle:
         windows = np.asarray(data)
         shape = (self.config.sequence_length, len(self.config.features))
         if windows.dtype.kind != "f" or windows.shape[1:] != shape:
-            raise AnswerError(f"expected float windows of the shape (windows, {shape[0]}, {shape[1]}), got {windows.dtype} {windows.shape}")
+            raise AnswerError(f"expected float windows of the shape (windows, {shape[0]}, {shape[1]}), got {windows.dtype} {windows.shape}: give candles, or windows as the training data has them")
         if not np.isfinite(windows).all():
-            raise AnswerError(f"expected finite windows, got {int(np.sum(~np.isfinite(windows)))} values that are not")
+            raise AnswerError(f"expected finite windows, got {int(np.sum(~np.isfinite(windows)))} values that are not: mend or drop them")
         if not all(np.isfinite(array).all() for array in self.model.get_weights()):
             raise AnswerError("the weights in memory are not finite: load the bundle again")
         answers = _answers(self.model, windows.astype(np.float32))
@@ -326,7 +326,7 @@ class Bundle:
             self._require_fresh(candles, now, max_age_candles)
             dataset, last = self._dataset(candles)
             if last != candles["date"].iloc[-1]:
-                raise AnswerError(f"the newest candle ({candles['date'].iloc[-1]}) ends no full window, the last that does is of {last}")
+                raise AnswerError(f"the newest candle ({candles['date'].iloc[-1]}) ends no full window, the last that does is of {last}: fetch the candles that are missing before it")
             answer = self.probabilities(dataset.gather(dataset.rows[-1:]))[0]
         except (CryptoLSTMError, tf.errors.OpError, MemoryError, ArithmeticError) as error:
             return Decision(NO_TRADE, None, str(error) or type(error).__name__)
@@ -347,17 +347,18 @@ class Bundle:
         try:
             moment = pd.Timestamp(datetime.now(UTC) if now is None else now)
         except (ValueError, TypeError) as error:
-            raise AnswerError(f"expected a date for now, got {now!r}") from error
+            raise AnswerError(f"expected a date for now, got {now!r}: give a datetime in UTC, or leave it out") from error
         if moment is pd.NaT or moment.tzinfo is None:
-            raise AnswerError(f"expected a date with a time zone for now, got {now!r}")
+            raise AnswerError(f"expected a date with a time zone for now, got {now!r}: give a datetime in UTC, or leave it out")
         expires = self.metadata.get("expires")
         if expires is not None and moment > pd.Timestamp(expires):
             raise AnswerError(f"the model expired at {expires}: train a new one")
         span = pd.Timedelta(minutes=self.config.timeframe_minutes)
         age = (moment - candles["date"].iloc[-1] - span) / span  # in candles, since its close
         if not 0 <= age <= max_age_candles:
-            fault = "is not closed yet" if age < 0 else f"is too old, {age:.1f} candles since its close and {max_age_candles:g} are allowed"
-            raise AnswerError(f"the newest candle ({candles['date'].iloc[-1]}) {fault}, at {moment}")
+            old = f"is too old, {age:.1f} candles since its close and {max_age_candles:g} are allowed"
+            fault, remedy = ("is not closed yet", "leave it out") if age < 0 else (old, "fetch newer candles")
+            raise AnswerError(f"the newest candle ({candles['date'].iloc[-1]}) {fault}, at {moment}: {remedy}")
 
 # %% ../nbs/25_bundle.ipynb #7fee022c
 def _loaded(path: Path, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[keras.Model, Scaler, Config, float]:

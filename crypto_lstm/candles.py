@@ -52,7 +52,7 @@ def _finding(
         return Finding(kind, 0, "")
     first = int(bad.argmax())
     column, rule = next(key for key, mask in masks.items() if mask[first])
-    return Finding(kind, count, f"{column} must be {rule}: {row(first)}, column {column} is {values[column][first]:g}; {_such(count)}")
+    return Finding(kind, count, f"{column} must be {rule}: {row(first)}, column {column} is {values[column][first]:g}; {_such(count)}: mend or drop them")
 
 
 def _such(count: int) -> str:
@@ -117,20 +117,22 @@ def _grid_finding(times: np.ndarray, rises: np.ndarray, timeframe: str | None, r
     off = times % step != 0
     if count := int(np.count_nonzero(off)):
         first = int(off.argmax())
-        return Finding("off the timeframe", count, f"dates must be whole steps of {_span(step)}: {row(first)}, column date is {_date(times[first])}; {_such(count)}")
+        return Finding(
+            "off the timeframe", count, f"dates must be whole steps of {_span(step)}: {row(first)}, column date is {_date(times[first])}; {_such(count)}: mend or drop them"
+        )
     return Finding("off the timeframe", 0, "")
 
 
 def _order_findings(candles: pd.DataFrame, times: np.ndarray, row: Callable[[int], str]) -> Iterator[Finding]:
     exact, other = _repeats(candles, times) if (np.diff(times) <= 0).any() else (np.zeros(0, bool), np.zeros(0, bool))
     back = np.concatenate([[False], np.diff(times) < 0])
-    for kind, bad, rule in (
-        ("out of order", back, "dates must rise"),
-        ("same row twice", exact, "no candle may be there twice"),
-        ("same time, other values", other, "two candles of one time must not differ"),
+    for kind, bad, rule, remedy in (
+        ("out of order", back, "dates must rise", "read_candles(frame) sorts them"),
+        ("same row twice", exact, "no candle may be there twice", "read_candles(frame) drops them"),
+        ("same time, other values", other, "two candles of one time must not differ", "read_candles(frame, on_conflict='last') keeps one of each"),
     ):
         count, first = int(np.count_nonzero(bad)), int(bad.argmax()) if len(bad) else 0
-        yield Finding(kind, count, f"{rule}: {row(first)}, column date is {_date(times[first])}; {_such(count)}" if count else "")
+        yield Finding(kind, count, f"{rule}: {row(first)}, column date is {_date(times[first])}; {_such(count)}: {remedy}" if count else "")
 
 
 def _repeats(candles: pd.DataFrame, times: np.ndarray, keep: str = "first") -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +145,7 @@ def _repeats(candles: pd.DataFrame, times: np.ndarray, keep: str = "first") -> t
 def _future_finding(times: np.ndarray, now: Any, row: Callable[[int], str]) -> Finding:
     late = times > _as_utc(now).value
     count, first = int(np.count_nonzero(late)), int(late.argmax()) if len(late) else 0
-    text = f"no candle may lie in the future: {row(first)}, column date is {_date(times[first])}, now is {_as_utc(now):%Y-%m-%d %H:%M}; {_such(count)}" if count else ""
+    text = f"no candle may lie in the future: {row(first)}, column date is {_date(times[first])}, now is {_as_utc(now):%Y-%m-%d %H:%M}; {_such(count)}: drop them, or mend their time zone" if count else ""
     return Finding("in the future", count, text)
 
 
@@ -239,8 +241,8 @@ def _structure_findings(candles: Any) -> Iterator[Finding]:
         return
     names = list(candles.columns)
     doubled = [name for name in COLUMNS if names.count(name) > 1]
-    yield Finding("table", len(doubled), f"column {', '.join(doubled)} is there more than once")
-    yield Finding("table", int(not len(candles)), "no candles in it")
+    yield Finding("table", len(doubled), f"column {', '.join(doubled)} is there more than once: keep one of them")
+    yield Finding("table", int(not len(candles)), "no candles in it: give some rows")
     missing = [name for name in COLUMNS if name not in names]
     yield Finding("columns", len(missing), f"no column {', '.join(missing)}; candles need {', '.join(COLUMNS)}")
     for name in [name for name in NUMBERS if names.count(name) == 1]:
@@ -250,7 +252,7 @@ def _structure_findings(candles: Any) -> Iterator[Finding]:
         dates = candles["date"]
         empty, utc = dates.isna(), isinstance(dates.dtype, pd.DatetimeTZDtype) and str(dates.dtype.tz) == "UTC"
         yield Finding("time zone", int(not utc), f"column date must be datetime64 in UTC, got {dates.dtype}; read_candles(frame, timezone=...) converts it")
-        yield Finding("date missing", int(empty.sum()), f"row {int(empty.to_numpy().argmax()) if len(empty) else 0}, column date is empty; {_such(int(empty.sum()))}")
+        yield Finding("date missing", int(empty.sum()), f"row {int(empty.to_numpy().argmax()) if len(empty) else 0}, column date is empty; {_such(int(empty.sum()))}: mend or drop them")
 
 
 def _times(candles: pd.DataFrame) -> np.ndarray | None:

@@ -281,7 +281,7 @@ def evaluate(
     config: Config,  # fee_pct, future_window, sequence_length, seed
 ) -> Evaluation:
     """Judge probabilities against labels, with baselines and intervals. Raises `EvaluationError` for unusable input."""
-    labels = outcomes["label"].to_numpy(np.int64)
+    labels = _labels(outcomes["label"].to_numpy())
     probabilities = _checked(np.asarray(probabilities, dtype=np.float64), labels)
     decisions, restored = probabilities.argmax(axis=1), restore_prior(probabilities, trained_on, prior)
     losses, base_losses = row_log_loss(labels, restored), _best_baseline_losses(labels, np.asarray(prior))
@@ -304,12 +304,20 @@ def evaluate(
     )
 
 
+def _labels(labels: np.ndarray) -> np.ndarray:
+    good = labels.dtype.kind in "iu" and labels.ndim == 1 and np.isin(labels, range(len(CLASSES)))
+    if not np.all(good):
+        row = int(np.argmin(good))
+        raise EvaluationError(f"expected labels 0, 1 or 2, got {labels[row]} in row {row} ({labels.dtype}): give those that make_labels makes")
+    return labels.astype(np.int64)
+
+
 def _checked(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if probabilities.shape != (len(labels), len(CLASSES)) or not len(labels):
-        raise EvaluationError(f"expected probabilities of shape ({len(labels)}, 3), one row for each label, got {probabilities.shape}")
+        raise EvaluationError(f"expected probabilities of shape ({len(labels)}, 3), one row for each label, got {probabilities.shape}: give both of the same windows")
     if not np.isfinite(probabilities).all() or np.abs(probabilities.sum(axis=1) - 1).max() > 1e-3:
         bad = np.flatnonzero(~(np.abs(probabilities.sum(axis=1) - 1) <= 1e-3))[0]
-        raise EvaluationError(f"probabilities must be finite and sum to 1, got {probabilities[bad]} in row {bad}: the network has diverged")
+        raise EvaluationError(f"probabilities must be finite and sum to 1, got {probabilities[bad]} in row {bad}: the network has diverged, train it anew")
     return probabilities
 
 

@@ -20,6 +20,7 @@ import pandas as pd
 
 import crypto_lstm
 from .callbacks import CHECKPOINT_NAME, OutputFolderError
+from .candles import require_candles
 from .config import Config, CryptoLSTMError
 from .gpu import GpuStatus
 from .lock import LockedError, locked
@@ -53,6 +54,11 @@ def check_output_folder(
 ) -> Path:  # the same
     """Raise `OutputFolderError` unless `path` is an empty folder, can become one, or holds a run to go on with. Writes nothing."""
     folder = Path(path)
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            folder.lstat()
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        raise OutputFolderError(f"can't write to {str(folder)!r}: {getattr(error, 'strerror', None) or error}; choose another") from error
     if folder.exists() and not folder.is_dir():
         raise OutputFolderError(f"the output must be a folder, but {str(folder)!r} is a file: choose another name")
     if folder.is_dir() and not _is_empty(folder):
@@ -135,7 +141,8 @@ def run_identity(
     deterministic: bool,
     gpu: GpuStatus,
 ) -> dict[str, Any]:  # plain values
-    """What must be the same for a training to go on. The device counts where bit equality was promised."""
+    """What must be the same for a training to go on. The device counts where bit equality was promised. Raises `CandleError`."""
+    require_candles(candles, config.timeframe)
     packages = {"crypto_lstm": crypto_lstm.__version__, **versions()}
     device = ("GPU" if gpu else "CPU") if deterministic else None
     known = {"config": config.as_dict(), "data": fingerprint(candles), "versions": packages, "deterministic": deterministic, "device": device}

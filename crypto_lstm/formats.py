@@ -90,7 +90,7 @@ def from_frame(
     if doubled := [name for name in wanted if names.count(name) > 1]:
         raise table.error(f"column {doubled[0]} is there {names.count(doubled[0])} times; keep one of them")
     if not len(frame):
-        raise table.error("no candles in it, only the names of columns")
+        raise table.error("no candles in it, only the names of columns: fetch it again")
     cells = frame.iloc[:, [names.index(name) for name in wanted]].set_axis(list(COLUMNS), axis=1).reset_index(drop=True)
     return RawTable(cells, format, place, first_line, utc, named)
 
@@ -189,7 +189,7 @@ def _read_csv(text: str, sep: str, width: int, skipped: int, place: str) -> pd.D
             warnings.simplefilter("error", pd.errors.ParserWarning)
             return pd.read_csv(io.StringIO(text), sep=sep, names=list(range(width)), skiprows=skipped, **options)
     except pd.errors.EmptyDataError:
-        raise CandleError(f"{place}: no candles in it, only the names of columns") from None
+        raise CandleError(f"{place}: no candles in it, only the names of columns: fetch it again") from None
     except pd.errors.ParserWarning:
         raise CandleError(f"{place}: rows have more cells than the {width} of the first line: name all columns, or remove what is too much") from None
     except ValueError as error:  # ParserError
@@ -213,7 +213,7 @@ def from_json(
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CandleError(f"{place}: not valid JSON (cut short?): {error}") from error
+        raise CandleError(f"{place}: not valid JSON (cut short?), fetch it again: {error}") from error
     if not isinstance(rows, list):
         raise CandleError(f"{place}: a list of candles is expected, the file holds {text.strip()[:80]}")
     if rows and all(isinstance(row, dict) for row in rows):
@@ -261,9 +261,9 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CandleError(f"can't read {str(path)!r}: {error.strerror}") from error
+        raise CandleError(f"can't read {str(path)!r}: {error.strerror}; check the path") from error
     except ValueError as error:  # a NUL character in the name
-        raise CandleError(f"can't read {str(path)!r}: {error}") from error
+        raise CandleError(f"can't read {str(path)!r}: {error}; check the path") from error
 
 
 def _from_bytes(data: bytes, columns: str, place: str) -> RawTable:
@@ -276,9 +276,9 @@ def _from_bytes(data: bytes, columns: str, place: str) -> RawTable:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise CandleError(f"{place}: neither text in UTF-8 nor feather, parquet, gzip or zip; it begins with {data[:8]!r}")
+        raise CandleError(f"{place}: neither text in UTF-8 nor feather, parquet, gzip or zip; it begins with {data[:8]!r}: give another file")
     if not text.strip():
-        raise CandleError(f"{place}: the file is empty")
+        raise CandleError(f"{place}: the file is empty, fetch it again")
     return (from_json if text.lstrip()[0] in "[{" else from_csv)(text, columns, place)
 
 
@@ -308,7 +308,7 @@ def to_times(
     """Times of all rows, in the order of the rows. Raises `CandleError` naming the first row that has no plausible time."""
     column = table.frame["date"]
     if column.isna().any():
-        raise table.error(f"{table.row(int(column.isna().to_numpy().argmax()))}, column date is empty")
+        raise table.error(f"{table.row(int(column.isna().to_numpy().argmax()))}, column date is empty: mend or drop the row")
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         return _nanoseconds(column)
     if pd.api.types.is_datetime64_dtype(column.dtype):
@@ -335,7 +335,7 @@ def _from_epoch(values: np.ndarray, table: RawTable) -> np.ndarray:
         first = int((~known).argmax())
         raise table.error(
             f"{table.row(first)}, column date: {values[first]} is no epoch in s, ms, us or ns between 2000 and 2100; "
-            f"{np.count_nonzero(~known)} such rows"
+            f"{np.count_nonzero(~known)} such rows: mend or drop them"
         )
     return times
 
@@ -352,7 +352,7 @@ def _from_text(texts: pd.Series, table: RawTable, timezone: str | None) -> np.nd
         raise table.error(f"{table.row(first)}, column date: {texts.iloc[first]!r} is no date (ISO 8601 such as 2024-01-31 23:59:00+00:00, or an epoch number)")
     if aware.any() and not aware.all():
         first = int((~aware).to_numpy().argmax())
-        raise table.error(f"{table.row(first)}, column date: {texts.iloc[first]!r} names no time zone while other rows do")
+        raise table.error(f"{table.row(first)}, column date: {texts.iloc[first]!r} names no time zone while other rows do: mend the file")
     return _nanoseconds(times if aware.all() else _localize(times, table, timezone))
 
 
@@ -382,7 +382,7 @@ def to_numbers(
     for number, cell in enumerate(column.tolist()):
         value = _number(cell)
         if value is None:
-            raise table.error(f"{table.row(number)}, column {name}: {cell!r} is no number")
+            raise table.error(f"{table.row(number)}, column {name}: {cell!r} is no number: mend the file, numbers are written like 1234.5")
         numbers[number] = value
     return numbers
 

@@ -352,7 +352,10 @@ def load_model(
         model = to_model(content, source, compile=compile)
         wanted = config or _config_of(source, facts)
     if wanted is not None:
-        validate_model(model, wanted, facts)
+        try:
+            validate_model(model, wanted, facts)
+        except ModelMismatchError as error:
+            raise ModelMismatchError(error.differences, source) from error
     report = LoadReport(source, format, came, noted, () if noted else UNCHECKED + (() if wanted else ("what network it should be: no config was given",)), facts)
     if not noted:
         logger.warning("%s is loaded unchecked, there is no manifest beside it; not known: %s", source.name, "; ".join(report.unchecked))

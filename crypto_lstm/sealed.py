@@ -26,9 +26,9 @@ from .display import html_table, text_table
 FilePath = str | os.PathLike[str]
 
 # %% auto #0
-__all__ = ['FilePath', 'MANIFEST', 'SCHEMA', 'MAX_FILES', 'DamagedError', 'parse_json', 'read_json', 'blocks', 'load', 'seal',
-           'read_manifest', 'scan', 'aside', 'name_tag', 'find_folder', 'absolute', 'FolderReport', 'Committed',
-           'verify_folder', 'read_folder']
+__all__ = ['FilePath', 'MANIFEST', 'SCHEMA', 'MAX_FILES', 'DamagedError', 'MissingError', 'parse_json', 'read_json', 'blocks',
+           'load', 'seal', 'read_manifest', 'scan', 'aside', 'name_tag', 'find_folder', 'absolute', 'FolderReport',
+           'Committed', 'verify_folder', 'read_folder']
 
 # %% ../nbs/21_sealed.ipynb #d5ebd76a
 class DamagedError(CryptoLSTMError, ValueError):
@@ -37,6 +37,15 @@ class DamagedError(CryptoLSTMError, ValueError):
     def __init__(self, path: FilePath, fault: str, remedy: str = "take another copy of it, or save it again") -> None:
         self.path, self.fault, self.remedy = Path(path), fault, remedy
         super().__init__(f"{os.fspath(path)!r}: {fault}; {remedy}")
+
+
+class MissingError(CryptoLSTMError, FileNotFoundError):
+    """There is no folder at `path`."""
+
+    def __init__(self, path: FilePath) -> None:
+        self.path = Path(path)
+        super().__init__(f"{os.fspath(path)!r}: there is no such folder; check the path")
+        self.errno = errno.ENOENT
 
 # %% ../nbs/21_sealed.ipynb #b8549c12
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # to its end or to the end of the text: linear, whatever comes
@@ -195,13 +204,13 @@ def name_tag(
 def find_folder(
     path: FilePath,
 ) -> Path:
-    """The folder, or the old one that a killed writer left beside it. Raises `FileNotFoundError`."""
+    """The folder, or the old one that a killed writer left beside it. Raises `MissingError`."""
     target = absolute(path)
     for _ in range(3):  # a living writer may be between its two renames
         for place in (target, aside(target)):
             if place.exists():
                 return place
-    raise FileNotFoundError(errno.ENOENT, "there is no such folder", os.fspath(path))
+    raise MissingError(path)
 
 
 def absolute(

@@ -5,6 +5,7 @@
 # %% ../nbs/11_training.ipynb #9f22f078
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -22,7 +23,7 @@ import crypto_lstm
 from .architecture import build_model
 from .budget import OutOfMemoryError, affordable, halved
 from .bundle import save_bundle
-from .callbacks import CHECKPOINT_NAME, MemoryMonitorCallback, NonFiniteError, create_callbacks, plot_training_curves
+from .callbacks import CHECKPOINT_NAME, MemoryMonitorCallback, NonFiniteError, OutputFolderError, create_callbacks, plot_training_curves
 from .config import CLASSES, Config
 from .display import html_table, text_table
 from .evaluation import Evaluation, evaluate, plot_confusion
@@ -260,6 +261,9 @@ class _Job:
         try:
             return fit_on(model, self.data.train, self.data.validation, keeper, self.data.config.epochs, self.saved, verbose)
         except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+            if os.strerror(errno.ENOSPC) in str(error):  # TensorFlow has one class for both
+                logs, remedy = str(self.folder / FILES["logs"]), "make room, or train without logs (tensorboard=False)"
+                raise OutputFolderError(f"{logs!r}: the logs can't be written, the disk is full; {remedy}. {keeper.last_saved}") from error
             best = self.folder / CHECKPOINT_NAME
             kept = f"the best epoch so far is kept in {str(best)!r}" if best.exists() else "no epoch was finished, so nothing is kept"
             raise OutOfMemoryError(estimate, halved(self.data.config), kept) from error

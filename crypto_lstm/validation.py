@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .architecture import LayerSpec, layer_plan
 from .config import CLASSES, Config, CryptoLSTMError
+from .sealed import FilePath
 
 if TYPE_CHECKING:
     import keras
@@ -24,9 +27,11 @@ __all__ = ['ModelMismatchError', 'not_finite', 'validate_model']
 class ModelMismatchError(CryptoLSTMError, ValueError):
     """A model isn't the one that was expected. `differences` holds one sentence for each difference."""
 
-    def __init__(self, differences: Iterable[str]) -> None:
-        self.differences = tuple(differences)
-        super().__init__("\n".join([f"the model differs from what was expected in {len(self.differences)} points:", *(f"- {d}" for d in self.differences)]))
+    def __init__(self, differences: Iterable[str], path: FilePath | None = None) -> None:
+        self.differences, self.path = tuple(differences), None if path is None else Path(path)
+        which = "the model" if path is None else f"the model {os.fspath(path)!r}"
+        head = f"{which} differs from what was expected in {len(self.differences)} points:"
+        super().__init__("\n".join([head, *(f"- {d}" for d in self.differences), "give the settings that it was made with, or another model"]))
 
 # %% ../nbs/34_validation.ipynb #0deffbb6
 def _layer_facts(layer: keras.layers.Layer) -> dict[str, Any]:

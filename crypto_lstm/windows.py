@@ -94,7 +94,7 @@ class Scaler:
     def transform(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A scaled float32 copy of (rows, features), and how many values of each feature were cut off."""
         if matrix.ndim != 2 or matrix.shape[1] != len(self.features):
-            raise DataError(f"expected a matrix (rows, {len(self.features)}) with the features {self.features}, got shape {matrix.shape}")
+            raise DataError(f"expected a matrix (rows, {len(self.features)}) with the features {self.features}, got shape {matrix.shape}: give what make_features makes")
         scaled, clipped = np.empty(matrix.shape, dtype=np.float32), np.zeros(len(self.features), dtype=np.int64)
         for column, (center, scale) in enumerate(zip(self.center, self.scale, strict=True)):
             values = (matrix[:, column].astype(np.float64) - center) / scale
@@ -182,6 +182,15 @@ def epoch_order(
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 # %% ../nbs/10_windows.ipynb #1959a595
+def _require_labels(labels: np.ndarray, windows: int) -> None:
+    wanted = f"expected one label (0, 1 or 2) for each of {windows} windows"
+    if labels.shape != (windows,) or labels.dtype.kind not in "iu":
+        raise DataError(f"{wanted}, got {labels.dtype} of shape {labels.shape}: give whole numbers, as make_labels does; of one-hot rows their argmax")
+    bad = np.flatnonzero((labels < 0) | (labels >= len(CLASSES)))
+    if len(bad):
+        raise DataError(f"{wanted}, got {labels[bad[0]]} for window {bad[0]}: give the labels that make_labels makes")
+
+
 class WindowDataset(keras.utils.PyDataset):
     """Batches (windows, one-hot labels[, weights]) gathered from one matrix.
 
@@ -202,6 +211,10 @@ class WindowDataset(keras.utils.PyDataset):
         weights: np.ndarray | None = None,  # (3,) weight of each class
     ) -> None:
         super().__init__()
+        if matrix.ndim != 2:
+            raise DataError(f"expected a matrix (candles, features), got shape {matrix.shape}: give single candles, the windows are made of them")
+        if labels is not None:
+            _require_labels(labels, len(rows))
         if len(rows) and not sequence_length - 1 <= rows.min() <= rows.max() < len(matrix):
             raise DataError(f"windows must end at rows {sequence_length - 1} to {len(matrix) - 1}, got {rows.min()} to {rows.max()}")
         self.matrix, self.rows, self.labels = np.ascontiguousarray(matrix, dtype=np.float32), rows, labels
@@ -383,7 +396,7 @@ def prediction_windows(
     Raises `DataError` when there is none, or features differ.
     """
     if scaler.features != config.features:
-        raise DataError(f"the scaler is for the features {scaler.features}, the configuration has {config.features}")
+        raise DataError(f"the scaler is for the features {scaler.features}, the configuration has {config.features}: give both of one model")
     filled = fill_gaps(candles, config.max_gap_minutes, config.timeframe)
     matrix, has_features = _dense(make_features(filled, config), config, len(filled))
     ends = window_ends(has_features, filled["segment"].to_numpy(), config.sequence_length)

@@ -19,9 +19,10 @@ from crypto_lstm.cli import main
 from crypto_lstm.config import ConfigError
 from crypto_lstm.folder import ResumeMismatchError, holding
 from crypto_lstm.lock import LockedError
+from crypto_lstm.prediction import load_run
 from crypto_lstm.resume import StateKeeper, fit_on, make_deterministic, read_state, restore
 from crypto_lstm.sealed import DamagedError
-from crypto_lstm.training import load_run, train
+from crypto_lstm.training import train
 from crypto_lstm.windows import prepare
 
 COMMAND = Path(sys.executable).parent / "crypto-lstm"

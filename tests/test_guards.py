@@ -1,0 +1,273 @@
+"""Guards of the code that saves and loads which a user seldom meets: each has its fault here, and says so in its own words."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import struct
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from resuming import CONFIG, candles
+from test_foreign import _members
+
+from crypto_lstm import commit, files, foreign, hdf5
+from crypto_lstm.architecture import build_model
+from crypto_lstm.bundle import BundleError, load_bundle, save_bundle
+from crypto_lstm.callbacks import OutputFolderError
+from crypto_lstm.candles import CandleError, fill_gaps
+from crypto_lstm.commit import committing, committing_file, committing_generation, manifest_path, read_file, read_generation
+from crypto_lstm.folder import STATE, holding
+from crypto_lstm.hdf5 import Hdf5Error, read_arrays, read_arrays_apart
+from crypto_lstm.network import check_network
+from crypto_lstm.persistence import DamagedModelError, ModelFileError, ModelFormatError, UnsafeModelError, load_model, save_model
+from crypto_lstm.resume import StopOnSignal, read_state
+from crypto_lstm.sealed import MANIFEST, DamagedError, seal
+from crypto_lstm.windows import prepare
+
+HOURLY = candles()
+
+
+@pytest.fixture(scope="module")
+def run():
+    return SimpleNamespace(config=CONFIG, model=build_model(CONFIG), data=prepare(HOURLY, CONFIG))
+
+
+@pytest.fixture(scope="module")
+def saved(run, tmp_path_factory):
+    """A model file, with its manifest and its copies."""
+    return save_model(run.model, tmp_path_factory.mktemp("saved") / "model", config=CONFIG).model
+
+
+@pytest.fixture
+def path(saved, tmp_path):
+    shutil.copytree(saved.parent, tmp_path / "model")
+    return tmp_path / "model" / saved.name
+
+
+# ---------------------------------------------------------------- saves
+
+
+def test_an_exchange_that_the_system_refuses_is_an_error(tmp_path):
+    exchange = getattr(files, "_exchange", None) or commit._exchange
+    if sys.platform.startswith("linux"):
+        with pytest.raises(FileNotFoundError):
+            exchange(tmp_path / "one", tmp_path / "other")
+
+
+def test_a_generation_that_was_renamed(tmp_path):
+    with committing_generation(tmp_path / "state") as folder:
+        (folder / "a").write_text("a")
+    (tmp_path / "state" / "gen-000001").rename(tmp_path / "state" / "gen-000007")
+    with pytest.raises(DamagedError, match="expected generation 7, got 1: the folder was renamed"):
+        read_generation(tmp_path / "state")
+
+
+@pytest.mark.parametrize("versions", [None, {}, [1], [{}], [{"size": 1, "sha256": "0"}]])
+def test_a_manifest_that_is_none_of_a_file(versions, tmp_path):
+    with committing_file(tmp_path / "a") as new:
+        new.write_text("a")
+    manifest_path(tmp_path / "a").write_bytes(seal({"versions": versions}))
+    with pytest.raises(DamagedError, match="is not the manifest of a file"):
+        read_file(tmp_path / "a")
+
+
+def test_a_bundle_that_answers_otherwise_than_the_model_in_memory(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(run.model, "predict_on_batch", lambda windows: np.tile(np.float32([1, 0, 0]), (len(windows), 1)))
+    with pytest.raises(BundleError, match="the golden windows: expected the answers of the saved network"):
+        save_bundle(run, tmp_path / "btc")
+    assert not list(tmp_path.iterdir())
+
+
+def test_filled_candles_are_checked_as_well(run, tmp_path):
+    save_bundle(run, tmp_path / "btc")
+    with pytest.raises(CandleError, match="dates must rise"):
+        load_bundle(tmp_path / "btc").probabilities(fill_gaps(HOURLY, timeframe="1h")[::-1].reset_index(drop=True))
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_a_second_signal_stops_at_once():
+    stopper = StopOnSignal()
+    with stopper.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert stopper.signal_name == "SIGTERM"
+
+
+@pytest.mark.parametrize("kind", ["no facts", "packed arrays", "no archive"])
+def test_a_generation_that_is_no_state(kind, tmp_path):
+    facts = {"epoch": 1, "batch": 0, "batches": 3, "over": False, "config": CONFIG.as_dict(), "identity": {}}
+    with committing_generation(tmp_path / STATE, facts={} if kind == "no facts" else facts) as folder:
+        (folder / "values.json").write_text("{}")
+        with open(folder / "arrays.npz", "wb") as file:
+            (np.savez_compressed if kind == "packed arrays" else np.savez)(file, a=np.zeros(3))
+        if kind == "no archive":
+            (folder / "arrays.npz").write_bytes(b"PK")
+    fault = "expected arrays that are not compressed" if kind == "packed arrays" else "is no state of a training"
+    with pytest.raises(DamagedError, match=fault):
+        read_state(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(OutputFolderError, match="expected a folder to write results to, got .*Not a directory; choose another"),
+        holding(tmp_path / "file" / "run"),
+    ):
+        pytest.fail("it was entered")
+
+
+# ---------------------------------------------------------------- HDF5
+
+
+def _file(make: Any) -> bytes:
+    with h5py.File(buffer := io.BytesIO(), "w") as file:
+        make(file)
+    return buffer.getvalue()
+
+
+def test_two_arrays_on_the_same_bytes():
+    """Each is as large as it says, both together are larger than the file."""
+    offsets: list[int] = []
+
+    def make(file: Any) -> None:
+        for name in "ab":
+            file[name] = np.ones(50_000, "f4")
+            offsets.append(file[name].id.get_offset())
+
+    data = _file(make)
+    assert data.count(struct.pack("<Q", offsets[1])) == 1 and offsets[1] + 200_000 == len(data), "the second lies at the end"
+    forged = bytearray(data[: offsets[1]].replace(struct.pack("<Q", offsets[1]), struct.pack("<Q", offsets[0])))
+    struct.pack_into("<Q", forged, 40, len(forged))  # where the file ends
+    with pytest.raises(Hdf5Error, match="its arrays say that they are larger than the file"):
+        read_arrays(bytes(forged))
+
+
+@pytest.mark.parametrize("make", [lambda f: f.__setitem__("t", np.dtype("f4")), lambda f: f.create_dataset("t", data=h5py.Empty("f4"))])
+def test_things_that_are_no_arrays(make):
+    with pytest.raises(Hdf5Error, match="t is neither a group nor an array"):
+        read_arrays(_file(make))
+
+
+def test_texts_are_capped(monkeypatch):
+    monkeypatch.setattr(hdf5, "_MAX_TEXT", 10)
+    with pytest.raises(Hdf5Error, match="model_config: expected at most 10 characters"):
+        read_arrays(_file(lambda f: f.attrs.__setitem__("model_config", "x" * 11)))
+
+
+def test_a_reader_that_dies_is_told(monkeypatch):
+    data = _file(lambda f: None)
+    monkeypatch.setattr(hdf5, "_CHILD", "raise SystemExit('out of order')")
+    with pytest.raises(Hdf5Error, match=r"the process that read it ended with 1 \(out of order\)"):
+        read_arrays_apart(data)
+    monkeypatch.setattr(sys, "executable", "/nothing/python")
+    with pytest.raises(Hdf5Error, match="the process that should read it can't be started"):
+        read_arrays_apart(data)
+
+
+# ---------------------------------------------------------------- networks and model files
+
+
+def _change(*keys: Any, value: Any) -> Any:
+    def change(document: Any) -> None:
+        for key in keys[:-1]:
+            document = document[key]
+        document[keys[-1]] = value
+
+    return change
+
+
+def _without_units(document: Any) -> None:
+    del document["config"]["layers"][1]["config"]["units"]
+
+
+LAYERS = ("config", "layers")
+NETWORKS = {
+    "a registered network": (_change("registered_name", value="evil>Net"), "the network: registered_name 'evil>Net' is not allowed"),
+    "settings that are none": (_change(*LAYERS, 1, "config", value=[]), r"expected settings with name, units, got \[\]"),
+    "settings without units": (_without_units, "expected settings with name, units"),
+    "one name twice": (_change(*LAYERS, 2, "config", "name", value="lstm_layer_1_8units"), "the name 'lstm_layer_1_8units' comes twice"),
+    "an LSTM that reads no sequence": (
+        _change(*LAYERS, 1, "config", "return_sequences", value=False),
+        r"expected a sequence to read, got \(8,\)",
+    ),
+    "two names of one layer": (_change(*LAYERS, 2, "name", value="other"), "expected one name and its inbound_nodes, got 'other'"),
+    "no inbound nodes": (_change(*LAYERS, 2, "inbound_nodes", value=None), "expected one name and its inbound_nodes"),
+    "another end": (
+        _change("config", "output_layers", value=["lstm_layer_1_8units", 0, 0]),
+        "the network: output_layers .* is not allowed",
+    ),
+    "another beginning": (_change("config", "input_layers", value=[["dropout_1", 0, 0]]), "the network: input_layers .* is not allowed"),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_that_are_refused(name, saved):
+    change, fault = NETWORKS[name]
+    document = json.loads(_members(saved.read_bytes())["config.json"])
+    assert check_network(document, "x").parameters == build_model(CONFIG).count_params()
+    change(document)
+    with pytest.raises(UnsafeModelError, match=fault):
+        check_network(document, "x")
+
+
+def test_settings_that_keras_refuses(saved):
+    document = json.loads(_members(saved.read_bytes())["config.json"])
+    document["config"]["layers"][1]["config"]["kernel_initializer"]["config"] = {"gain": 1}
+    network = check_network(document, "x")
+    with pytest.raises(UnsafeModelError, match="its network can't be built"):
+        foreign.to_model(foreign.Content(network, (), {}, ""), "x")
+
+
+def test_a_model_file_that_is_too_large(path, monkeypatch):
+    monkeypatch.setattr(foreign, "MAX_BYTES", 10)
+    with pytest.raises(UnsafeModelError, match="expected at most 10 bytes"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(("name", "fault"), [("/", "needs a name"), ("model.KERAS", "Keras wants the suffix in lower case")])
+def test_names_that_no_model_can_have(name, fault, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelFormatError, match=fault):
+        save_model(run.model, Path(name))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_saved_folder_without_its_model(tmp_path):
+    with committing(tmp_path / "model") as folder:
+        (folder / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(ModelFileError, match="is a folder that this package saved, but holds no assets.extra/model.keras"):
+        load_model(tmp_path / "model")
+
+
+def test_metadata_that_is_no_table(path):
+    manifest_path(path).unlink()
+    path.with_name("model_metadata.json").write_text("[]")
+    with pytest.raises(DamagedModelError, match="expected names and values, got a list"):
+        load_model(path)
+
+
+def test_metadata_with_settings_of_another_version(path):
+    path.with_name("model_metadata.json").unlink()
+    document = json.loads(manifest_path(path).read_text())
+    document["versions"][0]["facts"]["config"] = {"hyperdrive": True}
+    manifest_path(path).write_bytes(seal({key: value for key, value in document.items() if key != "seal"}))
+    with pytest.raises(ModelFileError, match="its metadata holds a configuration that this version can't use .*hyperdrive.*pass config="):
+        load_model(path)
+    assert load_model(path, config=CONFIG)
+
+
+def test_the_manifest_is_written_by_the_commit_alone(tmp_path):
+    with pytest.raises(ValueError, match="is written by the commit"), committing(tmp_path / "x") as folder:
+        (folder / MANIFEST).write_text("{}")
