@@ -32,7 +32,7 @@ import saves
 from crypto_lstm.architecture import build_model
 from crypto_lstm.bundle import load_bundle, save_bundle
 from crypto_lstm.commit import manifest_path
-from crypto_lstm.config import Config, CryptoLSTMError
+from crypto_lstm.config import CryptoLSTMError
 from crypto_lstm.persistence import FORMATS, DamagedModelError, UnsafeModelError, load_model, save_model
 from crypto_lstm.resume import read_state
 from crypto_lstm.sealed import MANIFEST, DamagedError, seal
@@ -82,7 +82,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def watched(act: Callable[[], object], place: Path) -> list[tuple[str, str]]:
-    """Run something, and give every event that a reader of a file below `place` has no reason for. The hook stays in this process for good."""
+    """Run something, and give every event that a reader of a file below `place` has no reason for. The hook stays in this process."""
     global _events, _hooked
     if not _hooked:
         sys.addaudithook(_hook)
@@ -373,7 +373,7 @@ def bundle_attacks(folder: Path, canary: Path) -> dict[str, tuple[str, bytes]]:
         "equal keys": ("config.json", text.replace('"pair"', '"pair": "x", "pair"').encode()),
         "deep": ("config.json", b"[" * 100_000 + b"]" * 100_000),
         "a billion units": ("config.json", json.dumps({**settings, "lstm_units": [10**9]}).encode()),
-        "huge number": ("config.json", text.replace("12", "9" * 10_000).encode()),
+        "huge number": ("config.json", text.replace('"sequence_length": 6', '"sequence_length": ' + "9" * 10_000).encode()),
         "a window of a billion": ("config.json", json.dumps({**settings, "sequence_length": 10**9}).encode()),
         "unknown setting": ("config.json", json.dumps({**settings, "hook": "os.system"}).encode()),
         "scaler of nobody": ("scaler.json", b"{}"),

@@ -1,8 +1,8 @@
 """Kills, failing system calls and changed bytes, for anything that saves numbered generations and reads them back.
 
 `save(n)` saves generation n; `read()` gives the number of the generation that a reader finds, None where there is none, and raises
-where what it finds is not whole. Kills and real exits happen in forked children. A process that has TensorFlow at work must not fork: let one
-that has only imported it fork an `Apart` for the reader, and let `prepare` build what the killed child saves.
+where what it finds is not whole. Kills and real exits happen in forked children. A process that has TensorFlow at work must not fork:
+let one that has only imported it fork an `Apart` for the reader, and let `prepare` build what the killed child saves.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Failed(Exception):
 
 
 class Apart:
-    """What `make()` returns, called in a forked process, which may use TensorFlow. Raises `Failed` for its errors, `Died` where it ends or hangs."""
+    """What `make()` returns, called in a forked process, which may use TensorFlow. Raises `Failed` for its errors, `Died` if it hangs."""
 
     def __init__(self, make: Callable[[], Callable[..., Any]], timeout_s: float = 120.0) -> None:
         self.make, self.timeout_s, self.child = make, timeout_s, 0
@@ -455,15 +455,18 @@ def _tree(folder: Path) -> str:
 
 @dataclass
 class SweepReport(FaultReport):
-    """As `FaultReport`; exits are copies of the folder before and after each call, limits are sizes at which the system itself refused to write."""
+    """As `FaultReport`. Exits are copies of the folder before and after each call; at limits of size the system itself refuses to write."""
 
     seed: int = 0
     exits: int = 0
     moments: int = 0  # different contents of the folder among the exits
     limits: int = 0
+    litter: int = 0  # times that the next save left a temporary file that a process would have left behind
 
     def __str__(self) -> str:
-        text = f"{self.calls} calls; {self.faults} errors, {self.exits} exits ({self.moments} different folders), {self.limits} limits of size"
+        text = (
+            f"{self.calls} calls; {self.faults} errors, {self.exits} exits ({self.moments} different folders), {self.limits} limits of size"
+        )
         return "\n".join([f"{text}: {self.ends}, {len(self.broken)} broken promises, seed {self.seed}", *self.broken[:5]])
 
 
@@ -494,7 +497,10 @@ def sweep_faults(
 
     def judge(end: str, error: str, called: str, what: str) -> None:
         report.ends[end] = report.ends.get(end, 0) + 1
-        if fault := _broken(Outcome(end, error), called, 1, save, read, place, listing, typed):
+        fault = _broken(Outcome(end, error), called, 1, save, read, place, listing, typed)
+        if end == "died" and fault and fault.startswith("the next save left"):
+            report.litter += 1
+        elif fault:
             report.broken.append(f"{what}: {end} {error[:200]}: {fault}")
 
     listing = _listing(old)

@@ -1,7 +1,7 @@
 """What is saved and read back under kills, faults and changed bytes: five kinds of this package, and plain Keras beside them.
 
-`KINDS[name](place)` gives `save(n)` and `read()` as `faults` wants them; generation n has n in every weight. Both are for a process that may use
-TensorFlow; nothing is built before the first call.
+`KINDS[name](place)` gives `save(n)` and `read()` as `faults` wants them; generation n has n in every weight. Both are for a process that
+may use TensorFlow; nothing is built before the first call.
 """
 
 from __future__ import annotations
