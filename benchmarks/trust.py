@@ -53,7 +53,7 @@ def memory_disk() -> tempfile.TemporaryDirectory[str]:
 
 
 def kill_job(kind: str, plain: bool, kills: int) -> Job:
-    """SIGKILL at random moments of saves, on the disk; the kill comes within 1.5 times the length of a save."""
+    """SIGKILL at random moments of saves, on the disk; the kill comes within 1.2 times the length of a save."""
     import faults
     import saves
 
@@ -65,7 +65,7 @@ def kill_job(kind: str, plain: bool, kills: int) -> Job:
                 seconds = measure()
             with faults.Apart(lambda: make(Path(folder))[1]) as read:
                 save = make(Path(folder))[0]
-                report = faults.kill_rounds(save, read, kills=kills, seed=seed, longest_s=1.5 * seconds, prepare=build)
+                report = faults.kill_rounds(save, read, kills=kills, seed=seed, longest_s=1.2 * seconds, prepare=build)
         return {
             "kills": report.kills,
             "inside": report.inside,
@@ -399,14 +399,16 @@ def report(parts: dict[str, Any], full: bool) -> list[str]:
     short = []
     for part in (p for p in PARTS if p in parts):
         about, results = parts[part], parts[part]["results"]
-        print(f"\n{TITLES[part]}\n  seed {about['seed']}, {about['date']}, {about['seconds']:.0f} s, {about['machine']['cores']} cores")
+        print(
+            f"\n{TITLES[part]}\n  seed {about['seed']}, {about['date']}, {about['seconds']:.0f} s, {about['machine']['cores']} cores, {about['scale']:g} of the counts"
+        )
         for side, group in zip(("", "plain Keras, "), _split(results), strict=True):
             for name, r in group.items():
                 told = (r["error"][:200], "") if "error" in r else LINES[part](name, r)
                 print(f"  {side + name:24} {told[0]}\n  {'':24} {told[1]}, {r['processor_s']:.0f} s of processor, seed {r['seed']}")
             if side == "" and part in ("kills", "mutations") and len(group) > 1 and not any("error" in r for r in group.values()):
                 key = "kills" if part == "kills" else "done"
-                bad = sum(r["lost"] + r["torn"] if part == "kills" else r["bad"] for r in group.values())
+                bad = sum(r["bad"] for r in group.values())
                 print(f"  {'all':24} {zero(bad, sum(r[key] for r in group.values()), 'in all')}")
         short += fell_short(part, results, full)
     missing = [part for part in PARTS if part not in parts] if full else []
@@ -461,7 +463,8 @@ def measure(arguments: argparse.Namespace, seed: int, counts: dict[str, Any], kn
         start, results = time.monotonic(), {part: dict[str, Result]() for part in group}
         order = [name for _, name, _ in named]
         for part, name, result in run(named, 1 if group == ["speed"] else arguments.at_once, seed):
-            print(f"{time.monotonic() - start:6.0f} s  {part}, {name}: {result.get('error', 'done')[:300]}", flush=True)
+            told = result.get("error", f"{result['processor_s']:.0f} s of processor")[:300]
+            print(f"{time.monotonic() - start:6.0f} s  {part}, {name}: {told}", flush=True)
             results[part][name] = result
         about = {
             "seed": seed,

@@ -412,12 +412,21 @@ def _broken(
 # ---------------------------------------------------------------- the same in one process, which may use TensorFlow
 
 
+@dataclass
+class _Moment:
+    """One content of the folder, and at how many exits it would have been left."""
+
+    kept: Path
+    when: str
+    exits: int = 0
+
+
 class _Copies(_Calls):
     """Lets all calls through, and keeps what a reader would find if the process had ended right before or right after each."""
 
     def __init__(self, place: Path, store: Path) -> None:
         super().__init__()
-        self.place, self.store, self.exits, self.found, self._busy = place, store, 0, dict[str, tuple[Path, str]](), False
+        self.place, self.store, self.found, self._busy = place, store, dict[str, _Moment](), False
 
     def wrap(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -436,10 +445,10 @@ class _Copies(_Calls):
 
     def _keep(self, when: str) -> None:
         self._busy = True
-        self.exits += 1
         if (key := _tree(self.place)) not in self.found:
-            self.found[key] = self.store / str(len(self.found)), when
-            shutil.copytree(self.place, self.found[key][0], symlinks=True)
+            self.found[key] = _Moment(self.store / str(len(self.found)), when)
+            shutil.copytree(self.place, self.found[key].kept, symlinks=True)
+        self.found[key].exits += 1
         self._busy = False
 
 
@@ -475,7 +484,7 @@ def sweep_faults(
     folder: Path,  # an empty one; on a memory disk this is quick
     *,
     seed: int = 0,
-    share: float = 1.0,  # of the calls, chosen at random, that fail
+    share: float = 1.0,  # of the calls that fail and of the moments of an exit, chosen at random
     limits: int = 40,  # sizes at which no file can grow: reaches what writes without Python
     more: Sequence[tuple[Any, str]] = (),
     typed: bool = True,  # False: any error is a good one, and only what a reader finds counts
@@ -493,7 +502,10 @@ def sweep_faults(
     with failing(copies, more):
         save(2)
     largest = max(path.stat().st_size for path in place.rglob("*") if path.is_file())
-    report.calls, report.exits, report.moments = len(copies.names), copies.exits, len(copies.found)
+    moments = list(copies.found.values())
+    if share < 1:
+        moments = chance.sample(moments, max(5, round(share * len(moments))))
+    report.calls, report.exits, report.moments = len(copies.names), sum(m.exits for m in moments), len(moments)
 
     def judge(end: str, error: str, called: str, what: str) -> None:
         report.ends[end] = report.ends.get(end, 0) + 1
@@ -504,9 +516,9 @@ def sweep_faults(
             report.broken.append(f"{what}: {end} {error[:200]}: {fault}")
 
     listing = _listing(old)
-    for kept, when in copies.found.values():
-        _put_back(kept, place)
-        judge("died", "", "", f"exit {when}")
+    for moment in moments:
+        _put_back(moment.kept, place)
+        judge("died", "", "", f"exit {moment.when}")
     for action in ("ENOSPC", "EIO", "short write"):
         for number, name in enumerate(copies.names):
             if (action == "short write" and not name.endswith("write")) or (action != "EIO" and name in _READS) or chance.random() >= share:
