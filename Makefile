@@ -3,12 +3,13 @@
 # make lab     JupyterLab on the notebooks
 # make notebooks    clean and export the notebooks, make README.md from nbs/index.ipynb
 # make bench   speed and memory, measured on this machine beside peers
+# make bench-trust   kills, failing disks, changed bytes, attacks, NaN, beside plain Keras: about an hour
 # make bench-memory   forecasts of memory against 40 measured trainings: more than an hour
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lab notebooks bench bench-memory
+.PHONY: setup demo test lab notebooks bench bench-memory bench-trust
 setup: $(READY)
 
 $(READY): settings.ini setup.py
@@ -41,3 +42,6 @@ bench: setup
 
 bench-memory: setup
 	$(BIN)/python benchmarks/memory.py
+
+bench-trust: setup
+	$(BIN)/python benchmarks/trust.py

@@ -219,7 +219,10 @@ def save_bundle(
         for name, content in files.items():
             (folder / name).write_bytes(content)
         _loaded(folder, facts, files)
-    return verify_folder(path)
+    try:
+        return verify_folder(path)
+    except OSError as error:  # it is in place, and was read back before it went there
+        return FolderReport(Path(path), faults=(f"it is saved, but can't be read now: {error}",))
 
 
 def _json(value: Any) -> bytes:

@@ -110,6 +110,12 @@ class CarefulEarlyStopping(_Careful, keras.callbacks.EarlyStopping):
 
     _kept = ("wait", "stopped_epoch", "best", "best_epoch", "best_weights")
 
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Keep no weights as the best before there is a best: Keras keeps those of the first epoch, whatever they are."""
+        super().on_epoch_end(epoch, logs)
+        if self.best is None:
+            self.best_weights = None
+
 
 class CarefulReduceLROnPlateau(_Careful, keras.callbacks.ReduceLROnPlateau):
     """Keras' ReduceLROnPlateau; epochs that are not finite count as worse, a missing monitor raises `MonitorError`."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import platform
@@ -94,8 +95,21 @@ def _write_model(model: keras.Model, path: Path, format: str) -> None:
             model.export(path, verbose=False)
             (path / _INNER).parent.mkdir(exist_ok=True)
             model.save(path / _INNER)
+        elif format == "h5":
+            path.write_bytes(_hdf5(model))
         else:
             model.save(path)
+
+
+def _hdf5(model: keras.Model) -> bytes:
+    """What `model.save` writes into an `.h5` file. In memory: HDF5 that meets a full disk can end the process with a segmentation fault."""
+    import h5py
+    from keras.src.legacy.saving.legacy_h5_format import save_model_to_hdf5
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        save_model_to_hdf5(model, file)
+    return buffer.getvalue()
 
 # %% ../nbs/05_persistence.ipynb #8e08ce51
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Kills, failing system calls and changed bytes, for anything that saves numbered generations and reads them back.
 
 `save(n)` saves generation n; `read()` gives the number of the generation that a reader finds, None where there is none, and raises
-where what it finds is not whole. Everything runs in forked children: a process that has TensorFlow at work must give a command instead.
+where what it finds is not whole. Kills and real exits happen in forked children. A process that has TensorFlow at work must not fork:
+let one that has only imported it fork an `Apart` for the reader, and let `prepare` build what the killed child saves.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import builtins
 import contextlib
 import errno
+import hashlib
+import importlib
 import io
+import multiprocessing
 import os
 import random
+import resource
 import select
 import shutil
 import signal
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +32,92 @@ from crypto_lstm.config import CryptoLSTMError
 
 Save = Callable[[int], None]
 Read = Callable[[], int | None]
+
+
+def places(*names: str) -> list[tuple[Any, str]]:
+    """The modules of the package that hold a private step of writing, one pair for each; raises where none does."""
+    modules = [importlib.import_module(f"crypto_lstm.{name}") for name in ("commit", "files")]
+    found = [(module, name) for name in names for module in modules if hasattr(module, name)]
+    assert {name for _, name in found} == set(names), (names, found)
+    return found
+
+
+# ---------------------------------------------------------------- a process of its own
+
+
+class Died(Exception):
+    """A process that ended, or gave no answer in time."""
+
+
+class Failed(Exception):
+    """What a function raised in another process, as text."""
+
+
+class Apart:
+    """What `make()` returns, called in a forked process, which may use TensorFlow. Raises `Failed` for its errors, `Died` if it hangs."""
+
+    def __init__(self, make: Callable[[], Callable[..., Any]], timeout_s: float = 120.0) -> None:
+        self.make, self.timeout_s, self.child = make, timeout_s, 0
+
+    def __call__(self, *words: Any) -> Any:
+        if not self.child:
+            self._start()
+        try:
+            self.pipe.send(words)
+            if not self.pipe.poll(self.timeout_s):
+                raise Died(f"no answer in {self.timeout_s:g} s")
+            good, answer = self.pipe.recv()
+        except (EOFError, OSError) as error:
+            raise Died(f"ended with {self.close()}") from error
+        except Died:
+            self.close()
+            raise
+        if not good:
+            raise Failed(answer)
+        return answer
+
+    def close(self) -> int:
+        """End the process; its exit code. The next call starts another."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child, signal.SIGKILL)
+        self.pipe.close()
+        code = os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
+        self.child = 0
+        return code
+
+    def __enter__(self) -> Apart:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.child:
+            self.close()
+
+    def _start(self) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        parent, self.child = os.getpid(), os.fork()
+        if self.child:
+            theirs.close()
+            return
+        try:
+            self.pipe.close()
+            act = self.make()
+            while True:
+                while not theirs.poll(1.0):
+                    if os.getppid() != parent:
+                        os._exit(0)
+                words = theirs.recv()
+                try:
+                    answer = (True, act(*words))
+                except Exception as error:
+                    answer = (False, f"{error!r}\n{traceback.format_exc()[-1500:]}")
+                theirs.send(answer)
+        except EOFError:
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(70)
+
 
 # ---------------------------------------------------------------- kills
 
@@ -58,11 +150,12 @@ def kill_rounds(
     seed: int,
     longest_s: float = 0.1,  # from the first begin to the kill, at most
     pause_s: float = 0.001,  # between two saves, of a callable
+    prepare: Callable[[], object] = lambda: None,  # in the child, before its first save
 ) -> KillReport:
     """Let a child save generation after generation, kill it at a random moment, read; again with the next numbers."""
     chance, report, newest = random.Random(seed), KillReport(seed), 0
     for _ in range(kills):
-        begun, ended = _one_kill(save, newest + 1, chance.uniform(0, longest_s), pause_s)
+        begun, ended = _one_kill(save, newest + 1, chance.uniform(0, longest_s), pause_s, prepare)
         report.kills += 1
         report.inside += begun > ended
         ended = max(ended, newest)
@@ -77,9 +170,9 @@ def kill_rounds(
     return report
 
 
-def _one_kill(save: Save | Sequence[str], first: int, delay_s: float, pause_s: float) -> tuple[int, int]:
+def _one_kill(save: Save | Sequence[str], first: int, delay_s: float, pause_s: float, prepare: Callable[[], object]) -> tuple[int, int]:
     """The numbers of the last save that was begun and of the last that had ended."""
-    child, pipe, process = _start(save, first, pause_s)
+    child, pipe, process = _start(save, first, pause_s, prepare)
     with open(pipe, "rb", buffering=0) as log:
         select.select([log], [], [], 120)  # until the first save begins
         time.sleep(delay_s)
@@ -95,7 +188,9 @@ def _one_kill(save: Save | Sequence[str], first: int, delay_s: float, pause_s: f
     return numbers["begin"], numbers["end"]
 
 
-def _start(save: Save | Sequence[str], first: int, pause_s: float) -> tuple[int, int, subprocess.Popen[bytes] | None]:
+def _start(
+    save: Save | Sequence[str], first: int, pause_s: float, prepare: Callable[[], object]
+) -> tuple[int, int, subprocess.Popen[bytes] | None]:
     if not callable(save):
         process = subprocess.Popen([*save, str(first)], stdout=subprocess.PIPE)
         assert process.stdout
@@ -105,6 +200,7 @@ def _start(save: Save | Sequence[str], first: int, pause_s: float) -> tuple[int,
         os.close(into)
         return child, out, None
     try:
+        prepare()
         for number in range(first, first + 100_000):
             os.write(into, b"begin %d\n" % number)
             save(number)
@@ -284,9 +380,17 @@ def _fresh(make: Callable[[Path], tuple[Save, Read]], folder: Path, before: int)
     return save, read
 
 
-def _broken(outcome: Outcome, failed: str, before: int, save: Save, read: Read, folder: Path, listing: list[str]) -> str | None:
+def _broken(
+    outcome: Outcome, failed: str, before: int, save: Save, read: Read, folder: Path, listing: list[str], typed: bool = True
+) -> str | None:
     """The promise that did not hold, if any."""
     allowed = {"saved": (before + 1,), "refused": (before,), "died": (before, before + 1)}
+    if not typed:  # somebody else's writer: all that is asked is that there is something to read
+        try:
+            found = read() or 0
+        except Exception as error:
+            return f"nothing can be read: {error!r}"[:300]
+        return None if found in allowed.get(outcome.end, (before, before + 1)) else f"the reader found generation {found}"
     if outcome.end not in allowed:
         return "the error is not one of the package's"
     try:
@@ -303,6 +407,164 @@ def _broken(outcome: Outcome, failed: str, before: int, save: Save, read: Read, 
     except Exception as error:
         return f"reading or saving again failed: {error!r}"
     return None
+
+
+# ---------------------------------------------------------------- the same in one process, which may use TensorFlow
+
+
+@dataclass
+class _Moment:
+    """One content of the folder, and at how many exits it would have been left."""
+
+    kept: Path
+    when: str
+    exits: int = 0
+
+
+class _Copies(_Calls):
+    """Lets all calls through, and keeps what a reader would find if the process had ended right before or right after each."""
+
+    def __init__(self, place: Path, store: Path) -> None:
+        super().__init__()
+        self.place, self.store, self.found, self._busy = place, store, dict[str, _Moment](), False
+
+    def wrap(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._busy:
+                return real(*args, **kwargs)
+            self.names.append(name)
+            if name in _READS:
+                return real(*args, **kwargs)
+            self._keep(f"before call {len(self.names) - 1} ({name})")
+            try:
+                return real(*args, **kwargs)
+            finally:
+                self._keep(f"after call {len(self.names) - 1} ({name})")
+
+        return call
+
+    def _keep(self, when: str) -> None:
+        self._busy = True
+        if (key := _tree(self.place)) not in self.found:
+            self.found[key] = _Moment(self.store / str(len(self.found)), when)
+            shutil.copytree(self.place, self.found[key].kept, symlinks=True)
+        self.found[key].exits += 1
+        self._busy = False
+
+
+def _tree(folder: Path) -> str:
+    """A hash of all names, kinds and bytes below a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        kind = "link" if path.is_symlink() else "folder" if path.is_dir() else "file"
+        data = os.fsencode(path.readlink()) if kind == "link" else path.read_bytes() if kind == "file" else b""
+        digest.update(f"{path.relative_to(folder)}\0{kind}\0{len(data)}\0".encode() + data)
+    return digest.hexdigest()
+
+
+@dataclass
+class SweepReport(FaultReport):
+    """As `FaultReport`. Exits are copies of the folder before and after each call; at limits of size the system itself refuses to write."""
+
+    seed: int = 0
+    exits: int = 0
+    moments: int = 0  # different contents of the folder among the exits
+    limits: int = 0
+    litter: int = 0  # times that the next save left a temporary file that a process would have left behind
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.calls} calls; {self.faults} errors, {self.exits} exits ({self.moments} different folders), {self.limits} limits of size"
+        )
+        return "\n".join([f"{text}: {self.ends}, {len(self.broken)} broken promises, seed {self.seed}", *self.broken[:5]])
+
+
+def sweep_faults(
+    make: Callable[[Path], tuple[Save, Read]],
+    folder: Path,  # an empty one; on a memory disk this is quick
+    *,
+    seed: int = 0,
+    share: float = 1.0,  # of the calls that fail and of the moments of an exit, chosen at random
+    limits: int = 40,  # sizes at which no file can grow: reaches what writes without Python
+    more: Sequence[tuple[Any, str]] = (),
+    typed: bool = True,  # False: any error is a good one, and only what a reader finds counts
+) -> SweepReport:
+    """Each call x {ENOSPC, EIO, short write, exit before, exit after}, and a limit of size at `limits` places; then as `try_all_faults`.
+
+    No process ends here: what it would have left is copied at that moment, with what Python has not yet given to the system lost.
+    """
+    place, old, chance, report = folder / "place", folder / "old", random.Random(seed), SweepReport(seed=seed)
+    save, read = _fresh(make, place, 1)
+    save(2)  # what is loaded late is loaded
+    save, read = _fresh(make, place, 1)
+    shutil.copytree(place, old, symlinks=True)
+    copies = _Copies(place, folder / "copies")
+    with failing(copies, more):
+        save(2)
+    largest = max(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    moments = list(copies.found.values())
+    if share < 1:
+        moments = chance.sample(moments, max(5, round(share * len(moments))))
+    report.calls, report.exits, report.moments = len(copies.names), sum(m.exits for m in moments), len(moments)
+
+    def judge(end: str, error: str, called: str, what: str) -> None:
+        report.ends[end] = report.ends.get(end, 0) + 1
+        fault = _broken(Outcome(end, error), called, 1, save, read, place, listing, typed)
+        if end == "died" and fault and fault.startswith("the next save left"):
+            report.litter += 1
+        elif fault:
+            report.broken.append(f"{what}: {end} {error[:200]}: {fault}")
+
+    listing = _listing(old)
+    for moment in moments:
+        _put_back(moment.kept, place)
+        judge("died", "", "", f"exit {moment.when}")
+    for action in ("ENOSPC", "EIO", "short write"):
+        for number, name in enumerate(copies.names):
+            if (action == "short write" and not name.endswith("write")) or (action != "EIO" and name in _READS) or chance.random() >= share:
+                continue
+            _put_back(old, place)
+            calls = _Calls(number, action)
+            end, error = _here(save, calls, more)
+            report.faults += len(calls.names) > number
+            judge(end, error, name, f"call {number} ({name}), {action}")
+    for limit in sorted({0, *(chance.randrange(largest) for _ in range(limits - 1))}):
+        _put_back(old, place)
+        with _no_larger_than(limit):
+            end, error = _here(save, _Calls(), ())
+        report.limits += 1
+        judge(end, error, "", f"no file larger than {limit} bytes")
+    return report
+
+
+def _here(save: Save, calls: _Calls, more: Sequence[tuple[Any, str]]) -> tuple[str, str]:
+    try:
+        with failing(calls, more):
+            save(2)
+    except CryptoLSTMError as error:
+        return "refused", f"{type(error).__name__}: {error}"
+    except Exception as error:
+        return "crashed", repr(error)
+    return "saved", ""
+
+
+@contextlib.contextmanager
+def _no_larger_than(limit: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # Python ignores SIGXFSZ: a write gives EFBIG
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _put_back(kept: Path, place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(kept, place, symlinks=True)
+
+
+def _listing(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.rglob("*"))
 
 
 # ---------------------------------------------------------------- changed bytes

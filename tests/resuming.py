@@ -19,9 +19,12 @@ import keras
 import numpy as np
 
 from crypto_lstm import commit, files, resume
+from crypto_lstm.architecture import build_model
 from crypto_lstm.candles import synthetic_candles
 from crypto_lstm.config import Config
+from crypto_lstm.resume import make_deterministic
 from crypto_lstm.training import train
+from crypto_lstm.windows import prepare
 
 CONFIG = Config(
     timeframe="1h", sequence_length=12, future_window=24, lstm_units=(8, 4), dense_units=(4,), batch_size=128, epochs=6, learning_rate=0.01,
@@ -128,6 +131,47 @@ def one_process(folder: Path, kind: str | None, seed: str) -> bool:
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         raise RuntimeError(f"the training failed in {folder}, {kind}, seed {seed}")
     return os.WIFSIGNALED(status)
+
+
+def plain_process(folder: Path, kill: bool, seed: str) -> bool:
+    """The same network and data by Keras' own `fit` with `BackupAndRestore`; whether it was killed, after a random step."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            make_deterministic(CONFIG.seed)
+            data, model = prepare(candles(), CONFIG), build_model(CONFIG)
+            killers = [KillAtBatch(random.Random(seed).randint(1, 40))] if kill else []
+            callbacks = [
+                keras.callbacks.EarlyStopping(monitor="val_accuracy", patience=CONFIG.early_stopping_patience, restore_best_weights=True),
+                keras.callbacks.ReduceLROnPlateau(patience=CONFIG.reduce_lr_patience, factor=CONFIG.reduce_lr_factor),
+                keras.callbacks.BackupAndRestore(folder / "backup", save_freq=SAVE_EVERY),
+                *killers,
+            ]
+            model.fit(data.train, validation_data=data.validation, epochs=CONFIG.epochs, callbacks=callbacks, verbose=0, shuffle=False)
+            (folder / "final.json").write_text(json.dumps(digest(model, model.history.history)))
+            code = 0
+        except BaseException as error:  # a backup that can't be read: the training does not go on
+            (folder / "error.txt").write_text(repr(error))
+        finally:
+            os._exit(code)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def plain_runs(runs: int, kills: int, seed: int, folder: Path) -> Iterator[dict]:
+    """As `killed_runs`, for plain Keras; `equal` asks for the weights and the optimizer only."""
+    (folder / "whole").mkdir()
+    plain_process(folder / "whole", False, "")
+    wanted = json.loads((folder / "whole" / "final.json").read_text())
+    for number in range(runs):
+        place = folder / f"run-{number}"
+        place.mkdir()
+        hit = sum(plain_process(place, True, f"{seed}-{number}-{kill}") for kill in range(kills))
+        plain_process(place, False, "")
+        final = place / "final.json"
+        found = json.loads(final.read_text()) if final.exists() else {}
+        differs = [name for name in ("model", "optimizer") if found.get(name) != wanted[name]]
+        yield {"run": number, "seed": seed, "killed": hit, "equal": not differs, "ended": bool(found)}
 
 
 def came_to(folder: Path) -> dict:

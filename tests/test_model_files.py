@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import keras
@@ -181,11 +180,14 @@ def test_full_disk_keeps_the_old_model(model, tmp_path, format):
     files = save_model(model, tmp_path / "model", format)
     before = {p: sha256_file(p) for p in tmp_path.rglob("*") if p.is_file()}
 
-    def full(path, *args, **kwargs):
-        Path(path).write_bytes(b"half a mod")
+    def full(model, path, format):
+        (path / "half" if path.is_dir() else path).write_bytes(b"half a mod")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with mock.patch.object(type(model), "save", side_effect=full), pytest.raises(ModelFileError, match="No space left on device"):
+    with (
+        mock.patch("crypto_lstm.persistence._write_model", side_effect=full),
+        pytest.raises(ModelFileError, match="No space left on device"),
+    ):
         save_model(model, tmp_path / "model", format)
     assert {p: sha256_file(p) for p in tmp_path.rglob("*") if p.is_file()} == before
     load_model(files)

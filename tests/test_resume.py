@@ -265,16 +265,3 @@ def test_the_command_is_killed_and_goes_on(whole, candle_file, tmp_path, capsys)
     assert main(words) == 0  # and a third time: finished
     out, err = capsys.readouterr()
     assert "holds the finished run: nothing is trained" in err and json.loads(out)["resumed_at"] == "finished"
-
-
-def test_killed_at_random_moments(tmp_path):
-    """3 runs x 3 kills: in a step, in a save, in a resume, and anywhere."""
-    seed = int.from_bytes(os.urandom(3), "big")
-    print(f"seed {seed}: python tests/resuming.py 3 3 {seed}")
-    words = [sys.executable, Path(__file__).with_name("resuming.py"), "3", "3", str(seed)]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    print(*results, sep="\n")
-    assert [result["equal"] for result in results] == [True] * 3
-    assert sum(len(result["killed"]) for result in results) >= 3

@@ -20,6 +20,7 @@ def checks() -> list[tuple[str, list[str]]]:
     notebooks = sorted((ROOT / "nbs").glob("*.ipynb"))
     return [
         ("wheel and sdist, in a new environment", [python, "tools/wheel.py"]),
+        ("kills, faults, mutations, attacks, resumes, NaN", [python, "benchmarks/trust.py", "--quick"]),
         *(
             (f"tests/{path.name}", [python, "-m", "pytest", "-q", "-rs", f"tests/{path.name}"])
             for path in sorted((ROOT / "tests").glob("test_*.py"))
