@@ -504,7 +504,7 @@ def sweep_faults(
     largest = max(path.stat().st_size for path in place.rglob("*") if path.is_file())
     moments = list(copies.found.values())
     if share < 1:
-        moments = chance.sample(moments, max(5, round(share * len(moments))))
+        moments = chance.sample(moments, min(len(moments), max(5, round(share * len(moments)))))
     report.calls, report.exits, report.moments = len(copies.names), sum(m.exits for m in moments), len(moments)
 
     def judge(end: str, error: str, called: str, what: str) -> None:
