@@ -35,7 +35,7 @@ FULL = {
     "resume": (10, 5), "resume, Keras": (5, 2), "decisions": 280, "trainings": 40, "market": 80, "nan, Keras": (100, 8), "rounds": 15,
 }  # fmt: skip
 QUICK = {
-    "kills": 40, "kills, Keras": 0, "share": 0.05, "limits": 4, "mutations": 250, "mutations, no manifest": 6, "mutations, Keras": 0,
+    "kills": 40, "kills, Keras": 0, "share": 0.05, "limits": 4, "mutations": 250, "mutations, no manifest": 4, "mutations, Keras": 0,
     "resume": (1, 2), "resume, Keras": (0, 0), "decisions": 30, "trainings": 2, "market": 8, "nan, Keras": (0, 0), "rounds": 0,
 }  # fmt: skip
 
