@@ -97,7 +97,7 @@ def fault_job(kind: str, plain: bool, share: float, limits: int) -> Job:
 
     def job(seed: int) -> Result:
         make = (saves.PLAIN if plain else saves.KINDS)[kind]
-        more = [] if plain else [(fcntl, "flock"), *faults.places("_exchange")]
+        more = [] if plain else [(fcntl, "flock"), *faults.places("exchange")]
 
         def sweep() -> faults.SweepReport:
             with memory_disk() as folder:

@@ -27,8 +27,9 @@ from .candles import require_candles
 from .commit import committing
 from .config import CLASSES, Config, ConfigError, CryptoLSTMError
 from .display import html_table, text_table
-from .persistence import validate_model
+from .network import quiet
 from .sealed import DamagedError, FilePath, FolderReport, parse_json, read_folder, verify_folder
+from .validation import validate_model
 from .windows import DataError, Scaler, WindowDataset, prediction_windows
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FILES', 'GOLDEN', 'TOLERANCE', 'MAX_PARAMETERS', 'MAX_WINDOW', 'Shapes', 'NO_TRADE', 'BundleError', 'AnswerError',
-           'weight_shapes', 'pack', 'unpack', 'bound_facts', 'save_bundle', 'Decision', 'Bundle', 'load_bundle',
-           'VerifyReport', 'verify_bundle']
+           'weight_shapes', 'pack', 'unpack', 'bound_facts', 'require_probabilities', 'save_bundle', 'Decision',
+           'Bundle', 'load_bundle', 'VerifyReport', 'verify_bundle']
 
 # %% ../nbs/25_bundle.ipynb #6d1740bc
 class BundleError(DamagedError):
@@ -179,11 +180,12 @@ def _answers(model: keras.Model, windows: np.ndarray) -> np.ndarray:
     for start in range(0, len(windows), GOLDEN):
         batch = windows[start : start + GOLDEN]
         full = np.concatenate([batch, np.zeros((GOLDEN - len(batch), *batch.shape[1:]), dtype=np.float32)])
-        parts.append(np.asarray(model.predict_on_batch(full), dtype=np.float64)[: len(batch)])
+        with quiet():
+            parts.append(np.asarray(model.predict_on_batch(full), dtype=np.float64)[: len(batch)])
     return np.concatenate(parts) if parts else np.empty((0, len(CLASSES)))
 
 
-def _require_probabilities(answers: np.ndarray) -> None:
+def require_probabilities(answers: np.ndarray) -> None:
     good = np.isfinite(answers).all(axis=1) & (answers >= 0).all(axis=1) & (np.abs(answers.sum(axis=1) - 1) < 1e-3)
     if not good.all():
         raise AnswerError(f"{np.sum(~good)} of {len(answers)} answers are no probabilities, the first is {answers[np.argmin(good)]}")
@@ -204,7 +206,7 @@ def save_bundle(
     rows = data.test.rows[np.linspace(0, len(data.test.rows) - 1, GOLDEN).round().astype(int)]
     windows, weights = data.test.gather(rows), _weights(model)
     answers = _answers(_network(config, weights), windows)
-    _compare(answers, np.asarray(model.predict_on_batch(windows), dtype=np.float64), 20 * TOLERANCE if config.mixed_precision else TOLERANCE, Path(path))
+    _compare(answers, _answers(model, windows), 20 * TOLERANCE if config.mixed_precision else TOLERANCE, Path(path))
     facts = {**bound_facts(config, data.scaler), "data": _data_facts(data), "versions": _versions(), "notes": dict(notes or {})}
     facts["expires"] = None if expires is None else _aware(expires).isoformat()
     files = {
@@ -311,7 +313,7 @@ class Bundle:
         if not all(np.isfinite(array).all() for array in self.model.get_weights()):
             raise AnswerError("the weights in memory are not finite: load the bundle again")
         answers = _answers(self.model, windows.astype(np.float32))
-        _require_probabilities(answers)
+        require_probabilities(answers)
         return answers
 
     def decide(

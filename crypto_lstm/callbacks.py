@@ -19,7 +19,7 @@ import numpy as np
 
 from .config import Config, CryptoLSTMError
 from .display import BLUE, GREEN, GREY, ORANGE
-from .files import replacing
+from .commit import committing_file
 from .memory import EmptyHistoryError
 from .monitor import MemoryMonitorCallback
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['CHECKPOINT_NAME', 'History', 'MonitorError', 'monitor_mode', 'CarefulEarlyStopping', 'CarefulReduceLROnPlateau',
-           'BestCheckpoint', 'NonFiniteError', 'StopOnNonFinite', 'OutputFolderError', 'MissingTensorBoardError',
-           'create_callbacks', 'plot_training_curves']
+           'BestCheckpoint', 'save_checkpoint', 'NonFiniteError', 'StopOnNonFinite', 'OutputFolderError',
+           'MissingTensorBoardError', 'create_callbacks', 'plot_training_curves']
 
 # %% ../nbs/03_callbacks.ipynb #369b73a2
 _logger = logging.getLogger(__name__)
@@ -141,12 +141,36 @@ class BestCheckpoint(_Careful, keras.callbacks.ModelCheckpoint):
     def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
         """Keras' hook for "decide and save"; the base class writes over the old file in place."""
         if self._should_save_model(epoch, batch, logs, self.filepath):
-            with replacing(self.filepath) as temporary:
-                self.model.save(temporary)
+            save_checkpoint(self.model, self.filepath, {"epoch": epoch + 1, self.monitor: float(logs[self.monitor])})
+
+
+def save_checkpoint(
+    model: keras.Model,
+    path: str | os.PathLike[str],  # a `.keras` file; its manifest lies beside it
+    facts: Mapping[str, Any],  # JSON values for the manifest
+) -> None:
+    """Write a model all-or-nothing. Raises `CommitError`; the old file is then unchanged."""
+    with committing_file(path, facts=facts) as new:
+        model.save(new)
 
 # %% ../nbs/03_callbacks.ipynb #c5ddd3b2
 class NonFiniteError(CryptoLSTMError, ArithmeticError):
     """Training met a loss or weights of NaN or infinity and was stopped."""
+
+
+def _watched_norm(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    """The length of the last gradient, all weights together, before any clipping; -1 until the first step. The optimizer writes it down from now on."""
+    if not hasattr(optimizer.apply, "norm"):
+        norm, apply = keras.Variable(-1.0, trainable=False, dtype="float32"), optimizer.apply
+
+        def noted(gradients: Sequence[Any], *variables: Any) -> None:
+            squares = [keras.ops.sum(keras.ops.square(keras.ops.cast(part, "float32"))) for part in gradients if part is not None]
+            norm.assign(keras.ops.sqrt(sum(squares)))
+            apply(gradients, *variables)
+
+        noted.norm = norm  # type: ignore[attr-defined]
+        optimizer.apply = noted
+    return optimizer.apply.norm
 
 
 class StopOnNonFinite(keras.callbacks.TerminateOnNaN):
@@ -157,10 +181,13 @@ class StopOnNonFinite(keras.callbacks.TerminateOnNaN):
         self.found = ""  # what, and where
         self.batch: int | None = None  # the step that gave it, from 0; None: seen at the end of an epoch
         self._epoch = 0
+        self._norm: keras.Variable | None = None
+        self._norms = (-1.0, -1.0)  # of the step before, of this one
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Forget what an earlier run found."""
-        self.found, self.batch = "", None
+        self.found, self.batch, self._norms = "", None, (-1.0, -1.0)
+        self._norm = _watched_norm(self.model.optimizer)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Remember the epoch for the message."""
@@ -168,6 +195,7 @@ class StopOnNonFinite(keras.callbacks.TerminateOnNaN):
 
     def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the training loss."""
+        self._norms = (self._norms[1], -1.0 if self._norm is None else float(self._norm))
         if bad := _bad_losses(logs):
             self._stop(bad, f"epoch {self._epoch + 1}, batch {batch + 1}", batch)
 
@@ -187,7 +215,9 @@ class StopOnNonFinite(keras.callbacks.TerminateOnNaN):
         if bad and not self.found:
             optimizer = self.model.optimizer
             step, rate = int(optimizer.iterations), float(optimizer.learning_rate)
-            self.found, self.batch = f"{' and '.join(bad)} in {where} (step {step} of the training, learning rate {rate:g})", batch
+            before, now = ("unknown" if norm == -1 else f"{norm:.3g}" for norm in self._norms)
+            place = f"step {step} of the training, learning rate {rate:g}, gradient norm {now}, in the step before {before}"
+            self.found, self.batch = f"{' and '.join(bad)} in {where} ({place})", batch
             self.model.stop_training = True
 
 # %% ../nbs/03_callbacks.ipynb #e407ca03

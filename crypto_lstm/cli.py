@@ -82,9 +82,13 @@ def make_parser() -> argparse.ArgumentParser:
     estimate.add_argument("--probe", action="store_true", help="measure as well: trains some steps in processes of their own, a minute or so")
     _add_settings(estimate)
     predict = command("predict", "probabilities and a decision for every candle with a full window")
-    predict.add_argument("--model", metavar="DIR", required=True, help="folder that train wrote")
+    predict.add_argument("--model", metavar="DIR", required=True, help="folder that train wrote, or the bundle in it")
+    predict.add_argument("--sha256", metavar="HEX", help="of the bundle, as train said it: take no other")
     _add_candles(predict)
     predict.add_argument("--output", metavar="FILE", help="new .csv or .parquet file")
+    verify = command("verify", "is it exactly what was saved? for a run's folder, a bundle, or a model")
+    verify.add_argument("path", metavar="PATH", help="folder that train or save_bundle wrote, or a model of save_model")
+    verify.add_argument("--sha256", metavar="HEX", help="of the bundle or the model file, noted elsewhere")
     doctor = command("doctor", "versions, device, memory, and what mends each fault")
     _add_settings(doctor)
     return parser
@@ -191,10 +195,10 @@ def _run_result(run: TrainingRun) -> Result:
 
 # %% ../nbs/20_cli.ipynb #74ce6dfb
 def _predict(arguments: argparse.Namespace) -> Result:
-    from crypto_lstm.training import load_run
+    from crypto_lstm.prediction import load_run
 
     output = _new_table(arguments.output) if arguments.output is not None else None
-    run = load_run(arguments.model)
+    run = load_run(arguments.model, arguments.sha256)
     answers = run.predict(_read(arguments, run.config.timeframe))
     if output:
         _write_table(answers, output)
@@ -266,6 +270,23 @@ def _probed(config: Config, budget_mb: float) -> tuple[dict[str, Any], str]:
     return probe.as_dict(), f"\n\n{probe}"
 
 
+def _verify(arguments: argparse.Namespace) -> Result:
+    """What is wrong with it, if anything; a model file that has no manifest is not known to be what was saved."""
+    from crypto_lstm.bundle import verify_bundle
+    from crypto_lstm.folder import FILES, STATE
+    from crypto_lstm.persistence import load_model, load_report
+    from crypto_lstm.prediction import verify_run
+
+    path, pin = Path(arguments.path), arguments.sha256
+    if path.is_dir() and not (path / "saved_model.pb").exists():
+        is_run = any((path / name).exists() for name in (FILES["metadata"], FILES["bundle"], STATE))
+        report = verify_run(path, pin) if is_run else verify_bundle(path, pin)
+        return report.as_dict(), str(report)
+    loaded = load_report(load_model(path, compile=False, expected_sha256=pin))
+    assert loaded is not None
+    return {"ok": loaded.verified, **loaded.as_dict()}, f"{path.name}: {'a good model' if loaded.verified else 'loads, but was not verified'}\n{loaded}"
+
+
 def _doctor(arguments: argparse.Namespace) -> Result:
     from crypto_lstm.doctor import examine
 
@@ -297,7 +318,8 @@ DEMO_CONFIG = Config(pair="SYNTHETIC", sequence_length=60, lstm_units=(32, 16), 
 
 def _demo(arguments: argparse.Namespace) -> Result:
     from crypto_lstm.candles import check_candles, synthetic_candles
-    from crypto_lstm.training import check_output_folder, load_run
+    from crypto_lstm.prediction import load_run
+    from crypto_lstm.training import check_output_folder
 
     output = check_output_folder(arguments.output or _free_folder("crypto_lstm_demo"))
     arguments.output = str(output)  # what a stop is told about
@@ -329,7 +351,7 @@ def _print(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-_JOBS = {"demo": _demo, "train": _train_job, "estimate": _estimate, "predict": _predict, "doctor": _doctor}
+_JOBS = {"demo": _demo, "train": _train_job, "estimate": _estimate, "predict": _predict, "verify": _verify, "doctor": _doctor}
 
 
 def main(
@@ -351,7 +373,7 @@ def main(
     _print(json.dumps(values, indent=2, allow_nan=False) if arguments.json else text)
     if values.get("interrupted"):
         return 130
-    return 0 if values.get("healthy", True) else 1
+    return 0 if values.get("healthy", True) and values.get("ok", True) else 1
 
 
 _OPTIONS = {  # what the functions call their arguments, and what the command calls them

@@ -6,34 +6,28 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import logging
 import math
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .config import CryptoLSTMError
-from .lock import locked
+from .files import CommitError, put, require_name, saving, sync
 from crypto_lstm.sealed import (
     MANIFEST,
     Committed,
     DamagedError,
     FilePath,
     absolute,
-    aside,
     blocks,
     load,
-    name_tag,
     read_folder,
     read_manifest,
     scan,
@@ -44,186 +38,26 @@ from crypto_lstm.sealed import (
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['CommitError', 'committing', 'committing_generation', 'read_generation', 'manifest_path', 'committing_file',
-           'read_file']
+__all__ = ['committing', 'committing_generation', 'read_generation', 'manifest_path', 'committing_file', 'read_file']
 
 # %% ../nbs/24_commit.ipynb #9229e3d1
-class CommitError(CryptoLSTMError, OSError):
-    """A save did not happen, and what was at `path` before is unchanged. `needed_bytes` is set where the disk is full."""
-
-    def __init__(self, path: FilePath, fault: str, remedy: str, cause: OSError | None = None, needed_bytes: int | None = None) -> None:
-        self.path, self.fault, self.remedy, self.needed_bytes = Path(path), fault, remedy, needed_bytes
-        super().__init__(f"{os.fspath(path)!r}: {fault}; {remedy}")
-        self.errno = cause.errno if cause else None
-
-# %% ../nbs/24_commit.ipynb #09a4792f
-_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Let two files or folders change places in one step; False where the system has no such step."""
-    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform.startswith("linux") else None
-    if call is None:
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in _UNSUPPORTED:
-        return False
-    raise OSError(number, os.strerror(number), os.fspath(other))
-
-
-def _put(new: Path, target: Path) -> Callable[[], object]:
-    """Put `new` in place, for good; an old one lies at `new` then, or nowhere. Returns what takes it back. If it raises, nothing has changed."""
-    undo: Callable[[], object] | None
-    if not os.path.lexists(target):
-        os.rename(new, target)  # noqa: PTH104  (os.*: so that tests can make every call fail)
-        undo = lambda: os.rename(target, new)  # noqa: E731, PTH104
-    elif _exchange(new, target):
-        undo = lambda: _exchange(new, target)  # noqa: E731
-    elif target.is_dir() and not target.is_symlink():
-        undo = _put_in_two(new, target)
-    else:
-        os.replace(new, target)  # noqa: PTH105
-        undo = None
-    try:
-        _sync(target.parent)
-    except BaseException as error:
-        if undo is None and isinstance(error, OSError):
-            _log.warning("%s is in place, but may be the old file again after a power failure: %s", target, error)
-            return lambda: None
-        if undo:
-            undo()
-        raise
-    return undo or (lambda: None)
-
-
-def _put_in_two(new: Path, target: Path) -> Callable[[], object]:
-    old = aside(target)
-
-    def undo() -> None:
-        if os.path.lexists(target):
-            os.rename(target, new)  # noqa: PTH104
-        os.rename(old, target)  # noqa: PTH104
-
-    os.rename(target, old)  # noqa: PTH104
-    try:
-        os.rename(new, target)  # noqa: PTH104
-    except BaseException:
-        undo()
-        raise
-    return undo
-
-
-def _remove(path: Path) -> None:
-    """Remove what can be removed; the rest is for the next writer."""
-    with contextlib.suppress(OSError):  # `rmtree` raises for a failed close in spite of `ignore_errors`
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Ask the system to bring a file or folder onto the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open a folder
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-# %% ../nbs/24_commit.ipynb #5a9f17fe
-@contextlib.contextmanager
-def _saving(target: Path, parent: Path, needs_bytes: int) -> Iterator[Path]:
-    """A temporary folder in `parent`, for the only writer of `target`; a failure becomes a `CommitError`."""
-    written, made = 0, list[Path]()
-    try:
-        _make_folders(parent, made)
-        with locked(target):
-            _probe(target)
-            _tidy(target, parent)
-            if needs_bytes and needs_bytes > shutil.disk_usage(parent).free:
-                raise OSError(errno.ENOSPC, "there is no room for it")
-            work = Path(tempfile.mkdtemp(prefix=f".writing-{name_tag(target.name)}-", dir=parent))
-            try:
-                yield work
-            finally:
-                written = _bytes_below(work)
-                _remove(work)
-                _remove_old(target)
-    except BaseException as error:
-        for folder in reversed(made):
-            with contextlib.suppress(OSError):  # not empty: somebody else is using it
-                folder.rmdir()
-        if isinstance(error, OSError) and not isinstance(error, CryptoLSTMError):
-            raise _commit_error(target, error, max(written, needs_bytes)) from error
-        raise
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _probe(path: Path) -> None:
-    """Raise `OSError` for a name that the system can't have there, such as one that is too long, before anything is written."""
-    with contextlib.suppress(FileNotFoundError):
-        os.lstat(path)
-
-
-def _commit_error(target: Path, error: OSError, needed: int) -> CommitError:
-    cause, same = error.strerror or str(error) or type(error).__name__, "what was there before is unchanged"
-    if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        return CommitError(target, f"it was not saved ({type(error).__name__}: {cause}), {same}", "mend the cause and save again", error)
-    room = ""
-    with contextlib.suppress(OSError):
-        room = f", {shutil.disk_usage(next(p for p in target.parents if p.exists())).free:,} are free"
-    fault = f"it was not saved, the disk is full ({cause}): at least {needed:,} bytes are needed{room}; {same}"
-    return CommitError(target, fault, "make room and save again", error, needed)
-
-
-def _make_folders(folder: Path, made: list[Path]) -> None:
-    """Like `mkdir -p`, each new name synced, and noted in `made`."""
-    for path in reversed([p for p in (folder, *folder.parents) if not p.exists()]):
-        path.mkdir(exist_ok=True)
-        made.append(path)
-        _sync(path.parent)
-
-
-def _tidy(target: Path, parent: Path) -> None:
-    """Clean away what a killed writer left: called by the lock's holder, so that nobody alive is using it."""
-    _remove_old(target)
-    for name in os.listdir(parent):  # noqa: PTH208
-        if name.startswith(f".writing-{name_tag(target.name)}-"):
-            _remove(parent / name)
-
-
-def _remove_old(target: Path) -> None:
-    if os.path.lexists(target):  # never the only copy
-        _remove(aside(target))
-
-
-def _bytes_below(folder: Path) -> int:
-    with contextlib.suppress(OSError):
-        return sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file())
-    return 0
-
-# %% ../nbs/24_commit.ipynb #381b4f31
 def _close(folder: Path, document: Mapping[str, Any]) -> None:
     """Hash and sync what was written, add the manifest, and read it all back."""
     files, folders = scan(folder)
     if MANIFEST in files:
-        raise ValueError(f"{MANIFEST} is written by the commit: give the file another name")
+        raise CommitError(folder, f"{MANIFEST} is written by the commit, and the block wrote one", "give the file another name")
     listed = {}
     for name in files:
-        _sync(folder / name)
+        sync(folder / name)
         listed[name] = _describe(folder / name)
     created = _now()
     _write_file(folder / MANIFEST, seal({"created": created, **document, "files": listed, "folders": folders}))
     for name in [*reversed(folders), ""]:
-        _sync(folder / name)
+        sync(folder / name)
     if not (report := verify_folder(folder)).ok:
         raise OSError(errno.EIO, f"what was read back is not what was written: {'; '.join(report.faults)}")
 
@@ -264,14 +98,14 @@ def committing(
     the disk fails, the temporary is removed and the old one stays. Raises `CommitError` for errors of the system, `LockedError` for a second writer.
     """
     target = absolute(folder)
-    with _saving(target, target.parent, needs_bytes) as work:
+    with saving(target, target.parent, needs_bytes) as work:
         if os.path.lexists(target) and not (target / MANIFEST).exists() and (not target.is_dir() or any(target.iterdir())):
             raise CommitError(target, "something is there that is no saved folder, and saving would remove it", "choose a path that does not exist")
         new = work / "new"
         new.mkdir()
         yield new
         _close(new, {"facts": dict(facts or {})})
-        _put(new, target)
+        put(new, target)
 
 # %% ../nbs/24_commit.ipynb #49f989cf
 _GENERATION = re.compile(r"gen-(\d{6,15})")
@@ -298,15 +132,15 @@ def committing_generation(
 ) -> Iterator[Path]:  # an empty folder to write into
     """Write the next generation all-or-nothing, then remove those that are not kept. Errors as in `committing`."""
     if keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}")
+        raise CommitError(store, f"expected to keep at least 1 generation, got keep={keep!r}", "give a larger number")
     place = absolute(store)
-    with _saving(place, place, needs_bytes) as work:
+    with saving(place, place, needs_bytes) as work:
         new, number = work / "new", 1 + max(_numbers(place), default=0)
         new.mkdir()
         yield new
         good = None if score is None or not math.isfinite(score) else float(score)
         _close(new, {"facts": dict(facts or {}), "generation": number, "score": good})
-        _put(new, _generation(place, number))
+        put(new, _generation(place, number))
         try:
             _prune(place, number, keep, work)
         except OSError as error:  # the new one is safe; what is too much goes next time
@@ -389,14 +223,14 @@ def committing_file(
 ) -> Iterator[Path]:  # where to write it: a path with the same name
     """Write one file all-or-nothing, with its manifest beside it (`manifest_path`). Errors as in `committing`."""
     target = absolute(path)
-    with _saving(target, target.parent, needs_bytes) as work:
+    with saving(target, target.parent, needs_bytes) as work:
         if target.is_dir() and not target.is_symlink():
             raise CommitError(target, "is a folder, and a file should go there", "choose another path")
-        _probe(manifest_path(target))
+        require_name(manifest_path(target))
         yield (new := work / target.name)
         if not new.is_file():
             raise CommitError(target, "it was not saved, the block wrote no file", "write to the path that `committing_file` yields")
-        _sync(new)
+        sync(new)
         record = {**_describe(new), "created": _now(), "facts": dict(facts or {})}
         present = _present(target)
         _write_file(both := work / "both", seal({"versions": [record, *present]}))
@@ -413,7 +247,7 @@ def _put_all(steps: list[tuple[Path, Path]]) -> None:
     undo: list[Callable[[], object]] = []
     try:
         for new, target in steps:
-            undo.append(_put(new, target))
+            undo.append(put(new, target))
     except BaseException:
         for step in reversed(undo):
             step()

@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from .display import html_table, text_table
+from .errors import CryptoLSTMError
 from .files import write_text
 
+_all_ = ["CryptoLSTMError"]  # callers find it here as well
+
 # %% auto #0
-__all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'TIMEFRAME_MINUTES', 'CryptoLSTMError', 'ConfigError', 'Config',
-           'parse_settings']
+__all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config', 'parse_settings',
+           'CryptoLSTMError']
 
 # %% ../nbs/00_config.ipynb #ba5153e1
 CLASSES = ("SHORT", "HOLD", "LONG")  # class numbers 0, 1, 2
@@ -40,10 +43,6 @@ FEATURES = (
 TIMEFRAME_MINUTES = {"1m": 1, "3m": 3, "5m": 5, "15m": 15, "30m": 30, "1h": 60, "2h": 120, "4h": 240, "6h": 360, "12h": 720, "1d": 1440}
 
 # %% ../nbs/00_config.ipynb #7e7fc06e
-class CryptoLSTMError(Exception):
-    """Base of all errors that crypto_lstm raises on purpose; the message says what was expected, what came, and what to do."""
-
-
 class ConfigError(CryptoLSTMError, ValueError):
     """A configuration that can't be used. `faults` holds one sentence for each mistake."""
 

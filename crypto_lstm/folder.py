@@ -33,6 +33,7 @@ __all__ = ['FILES', 'STATE', 'check_output_folder', 'holding', 'fingerprint', 'v
 FILES = {
     "checkpoint": CHECKPOINT_NAME,
     "model": "model.keras",
+    "bundle": "bundle",
     "scaler": "scaler.json",
     "config": "config.toml",
     "metadata": "metadata.json",

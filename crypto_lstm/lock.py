@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .config import CryptoLSTMError
+from .errors import CryptoLSTMError
 from .sealed import DamagedError, FilePath, absolute, name_tag, parse_json
 
 # %% auto #0

@@ -5,6 +5,8 @@
 # %% ../nbs/32_network.ipynb #d9bcba2b
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import os
 import re
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['KERAS_NEEDED', 'MAX_LAYERS', 'MAX_PARAMETERS', 'MAX_WIDTH', 'MAX_VALUES', 'ACTIVATIONS', 'INITIALIZERS', 'POLICIES',
            'Rule', 'RULES', 'OPTIMIZERS', 'SCHEDULES', 'LOSSES', 'METRICS', 'ModelFileError', 'DamagedModelError',
-           'UnsafeModelError', 'KerasVersionError', 'require_keras', 'one_of', 'number', 'whole', 'either', 'is_name',
-           'is_object', 'Part', 'Network', 'check_network', 'build_network', 'compile_network']
+           'UnsafeModelError', 'KerasVersionError', 'require_keras', 'quiet', 'one_of', 'number', 'whole', 'either',
+           'is_name', 'is_object', 'Part', 'Network', 'check_network', 'build_network', 'compile_network']
 
 # %% ../nbs/32_network.ipynb #aa79fb87
 class ModelFileError(CryptoLSTMError, OSError):
@@ -57,6 +59,19 @@ def require_keras() -> None:
     if version < KERAS_NEEDED:
         wanted = ".".join(map(str, KERAS_NEEDED))
         raise KerasVersionError(f"expected Keras {wanted} or newer, got {keras.__version__}; pip install 'keras>={wanted}'")
+
+# %% ../nbs/32_network.ipynb #4d50b0dc
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep notes out of the log that help nobody: that HDF5 is legacy (the caller chose it), where a temporary lies, that a new network is traced."""
+    levels = {name: logging.getLogger(name).level for name in ("absl", "tensorflow")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 # %% ../nbs/32_network.ipynb #8ee58c49
 MAX_LAYERS = 64

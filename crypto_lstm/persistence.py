@@ -28,7 +28,7 @@ from .config import CLASSES, Config, ConfigError, CryptoLSTMError
 from .display import html_table, text_table
 from .files import write_json, write_text
 from .foreign import MAX_BYTES, UNCHECKED, LoadReport, format_of, load_report, read_content, to_model
-from .network import DamagedModelError, ModelFileError, UnsafeModelError, require_keras
+from .network import DamagedModelError, ModelFileError, UnsafeModelError, quiet, require_keras
 from .sealed import MANIFEST, DamagedError, FilePath, load, parse_json, read_folder, read_manifest
 from .validation import ModelMismatchError, not_finite, validate_model
 
@@ -76,19 +76,6 @@ def _beside(model: Path, name: str) -> Path:
 
 # %% ../nbs/05_persistence.ipynb #3830948d
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep two notes out of the log: Keras' that HDF5 is legacy (the caller chose it), and TensorFlow's with the temporary path."""
-    levels = {name: logging.getLogger(name).level for name in ("absl", "tensorflow")}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
-@contextlib.contextmanager
 def _compile_settings_kept(model: keras.Model) -> Iterator[None]:
     """Undo what the HDF5 writer of Keras 3.15.1 does to the model's compile settings."""
     settings = getattr(model, "_compile_config", None)
@@ -103,7 +90,7 @@ def _compile_settings_kept(model: keras.Model) -> Iterator[None]:
 def _write_model(model: keras.Model, path: Path, format: str) -> None:
     if model.compiled and model.optimizer is not None and not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)  # as `fit` would; else the file lacks state that the reader looks for
-    with _compile_settings_kept(model), _quiet():
+    with _compile_settings_kept(model), quiet():
         if format == "saved_model":
             model.export(path, verbose=False)
             (path / _INNER).parent.mkdir(exist_ok=True)

@@ -20,10 +20,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from .callbacks import CHECKPOINT_NAME, BestCheckpoint, CarefulEarlyStopping, MemoryMonitorCallback, StopOnNonFinite
-from .commit import committing_generation, read_generation
+from .callbacks import CHECKPOINT_NAME, BestCheckpoint, CarefulEarlyStopping, MemoryMonitorCallback, StopOnNonFinite, save_checkpoint
+from .commit import committing_generation, manifest_path, read_generation
 from .config import Config, ConfigError
-from .files import replacing, sha256_file
+from .files import sha256_file
 from .folder import STATE, require_same
 from .sealed import DamagedError, parse_json
 from .windows import WindowDataset
@@ -273,12 +273,12 @@ def restore(
         return
     best = next((callback for callback in callbacks if isinstance(callback, BestCheckpoint)), None)
     early = next((callback for callback in callbacks if isinstance(callback, CarefulEarlyStopping)), None)
-    path.unlink(missing_ok=True)
+    for old in (path, manifest_path(path)):
+        old.unlink(missing_ok=True)
     if best is not None and best.best is not None and early is not None and early.best_weights is not None:
         now = model.get_weights()
         model.set_weights(early.best_weights)
-        with replacing(path) as temporary:
-            model.save(temporary)
+        save_checkpoint(model, path, {"epoch": early.best_epoch + 1, best.monitor: float(best.best)})
         model.set_weights(now)
 
 # %% ../nbs/29_resume.ipynb #0a722d5a

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .config import CryptoLSTMError
+from .errors import CryptoLSTMError
 from .display import html_table, text_table
 
 FilePath = str | os.PathLike[str]

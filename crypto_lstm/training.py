@@ -5,7 +5,6 @@
 # %% ../nbs/11_training.ipynb #9f22f078
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -22,8 +21,9 @@ import pandas as pd
 import crypto_lstm
 from .architecture import build_model
 from .budget import OutOfMemoryError, affordable, halved
+from .bundle import save_bundle
 from .callbacks import CHECKPOINT_NAME, MemoryMonitorCallback, NonFiniteError, create_callbacks, plot_training_curves
-from .config import CLASSES, Config, CryptoLSTMError
+from .config import CLASSES, Config
 from .display import html_table, text_table
 from .evaluation import Evaluation, evaluate, plot_confusion
 from .files import replacing, sha256_file, write_json
@@ -31,11 +31,12 @@ from .folder import FILES, check_output_folder, discard_state, finished_run, hol
 from .gpu import GpuStatus, setup_gpu_memory
 from .memory import BUILT_MB, MemoryEstimate, estimate_memory
 from .monitor import plot_memory_history
-from .persistence import ModelFileError, load_model, save_model
+from .persistence import load_model, save_model
+from .prediction import load_run, predict_candles, probabilities
 from .resume import SavedState, StateKeeper, StopOnSignal, fit_on, make_deterministic, require_steps, resumable_state, restore
 from .resources import MB, memory_limit_mb, process_memory_mb
-from .sealed import read_json
-from .windows import Scaler, TrainingData, WindowDataset, prediction_windows, prepare
+from .sealed import MANIFEST, read_json
+from .windows import TrainingData, prepare
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,44 +44,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['PREPARED_COPIES', 'PredictionError', 'probabilities', 'predict_candles', 'TrainingRun', 'train', 'evaluate_part',
-           'LoadedRun', 'load_run']
-
-# %% ../nbs/11_training.ipynb #71d16917
-class PredictionError(CryptoLSTMError, ValueError):
-    """The network gave something that is no probability; no decision was made of it."""
-
-
-_BOUND = ("config", "scaler", "model")  # files that a decision needs; the metadata holds their sha256
-
-
-def probabilities(
-    model: keras.Model,  # (batch, sequence_length, features) -> (batch, 3)
-    windows: WindowDataset,  # what it shall judge
-) -> np.ndarray:  # (windows, 3) float64, rows sum to 1
-    """The network's answers. Raises `PredictionError` when one is not finite or does not sum to 1."""
-    answers = model.predict(windows, verbose=0).astype(np.float64)
-    bad = np.flatnonzero(~(np.abs(answers.sum(axis=1) - 1) < 1e-3))
-    if len(bad):
-        raise PredictionError(f"{len(bad)} of {len(answers)} answers are no probabilities, the first is {answers[bad[0]]}: the weights have diverged")
-    return answers
-
-
-def predict_candles(
-    model: keras.Model,  # a trained network
-    scaler: Scaler,  # fitted on its training rows
-    config: Config,  # with which it was trained
-    candles: pd.DataFrame,  # date, open, high, low, close, volume
-) -> pd.DataFrame:  # date, short, hold, long, decision: one row for each candle with a full window
-    """Probabilities and the most likely class for every candle that has a full window, the newest included.
-
-    They are the network's own: one that was trained on balanced classes gives rare classes more than their share of the market.
-    `crypto_lstm.evaluation.restore_prior` puts the shares back; both are in the run's metadata.
-    """
-    windows, ends = prediction_windows(candles, config, scaler)
-    answers = probabilities(model, windows)
-    columns = {name.lower(): answers[:, number] for number, name in enumerate(CLASSES)}
-    return pd.DataFrame({"date": ends["date"], **columns, "decision": np.array(CLASSES)[answers.argmax(axis=1)]})
+__all__ = ['PREPARED_COPIES', 'TrainingRun', 'train', 'evaluate_part']
 
 # %% ../nbs/11_training.ipynb #3b50ee66
 @dataclass(frozen=True)
@@ -106,6 +70,11 @@ class TrainingRun:
     def epochs_run(self) -> int:
         """Epochs that were begun and judged."""
         return len(self.history.get("loss", []))
+
+    @property
+    def bundle_sha256(self) -> str:
+        """Pins the bundle: `load_bundle(path, expected_sha256=...)` takes no other. 64 hexadecimal digits."""
+        return sha256_file(self.paths["bundle"] / MANIFEST)
 
     @property
     def peak_mb(self) -> float | None:
@@ -150,6 +119,7 @@ class TrainingRun:
             ("validation (chose the epoch)", self.validation.verdict),
             ("test", self.test.verdict),
             ("memory peak", memory),
+            ("bundle, for decisions", f"sha256 {self.bundle_sha256}"),
             ("files", ", ".join(sorted(path.name for path in self.paths.values()))),
         ]
 
@@ -328,10 +298,11 @@ def _read_back(candles: pd.DataFrame, folder: Path, gpu: GpuStatus, identity: di
     """A run that came to its end before: its model and history from the files, judged again on the same windows; nothing is written."""
     _log.info("%s holds the finished run: nothing is trained, it is read back", folder)
     loaded = load_run(folder)
+    model = load_model(folder / FILES["model"], loaded.config, expected_sha256=loaded.metadata["sha256"]["model"])
     data = prepare(candles, loaded.config)
     history, memory_history = (read_json(folder / FILES[name], max_bytes=64 << 20) for name in ("history", "memory"))
     estimate = estimate_memory(loaded.config, resident_mb=process_memory_mb())
-    return _Job(data, folder, gpu, identity, tensorboard).judged(loaded.model, history, memory_history, estimate, None, "finished")
+    return _Job(data, folder, gpu, identity, tensorboard).judged(model, history, memory_history, estimate, None, "finished")
 
 
 def evaluate_part(
@@ -357,49 +328,8 @@ def _write(run: TrainingRun, cleaning: dict[str, Any]) -> None:
 
     for name, figure in _figures(run, Figure).items():
         _save_figure(figure, run.paths[name])
+    pinned: dict[str, str | None] = {name: sha256_file(run.paths[name]) for name in ("config", "scaler", "model")}
+    pinned["bundle"] = save_bundle(run, run.paths["bundle"]).sha256
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    hashes = {name: sha256_file(run.paths[name]) for name in _BOUND}
     data = {**run.identity["data"], "cleaning": cleaning}
-    write_json(run.paths["metadata"], {"created": created, "sha256": hashes, "data": data, **run.as_dict()})
-
-# %% ../nbs/11_training.ipynb #cb88d405
-@dataclass(frozen=True)
-class LoadedRun:
-    """A run that was read back from its folder."""
-
-    config: Config
-    model: keras.Model
-    scaler: Scaler
-    metadata: dict[str, Any]  # metadata.json
-
-    def predict(self, candles: pd.DataFrame) -> pd.DataFrame:
-        """`predict_candles` with this run's model: date, short, hold, long, decision."""
-        return predict_candles(self.model, self.scaler, self.config, candles)
-
-
-def load_run(
-    path: str | os.PathLike[str],  # the folder that `train` wrote
-) -> LoadedRun:
-    """Read a run's folder. Raises `ModelFileError` or `ModelMismatchError` when it is no run, not whole, or does not fit together."""
-    folder = Path(path)
-    missing = [FILES[name] for name in ("metadata", "config", "scaler", "model") if not (folder / FILES[name]).is_file()]
-    if missing:
-        what = "no such folder" if not folder.exists() else f"it lacks {', '.join(missing)}"
-        raise ModelFileError(folder, f"no finished run, {what}", "give the folder that crypto-lstm train wrote (--output)")
-    metadata = _bound_metadata(folder)
-    config, scaler = Config.load(folder / FILES["config"]), Scaler.load(folder / FILES["scaler"])
-    return LoadedRun(config, load_model(folder / FILES["model"], config=config), scaler, metadata)
-
-
-def _bound_metadata(folder: Path) -> dict[str, Any]:
-    """The metadata, when the files beside it are those that it was written with."""
-    path = folder / FILES["metadata"]
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-        hashes = {name: metadata["sha256"][name] for name in _BOUND}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(path, f"no metadata of a run: {error!r}", "train again, or restore the file") from error
-    for name, wanted in hashes.items():
-        if sha256_file(folder / FILES[name]) != wanted:
-            raise ModelFileError(folder / FILES[name], "it is not the file that this run wrote", "restore the folder as it was, or train again")
-    return metadata
+    write_json(run.paths["metadata"], {"created": created, "sha256": pinned, "data": data, **run.as_dict()})

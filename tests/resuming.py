@@ -107,7 +107,7 @@ def plan(kind: str, dice: random.Random) -> list[keras.callbacks.Callback]:
         timer.start()
     if kind == "save":
         count = dice.randint(1, 30)
-        for module, name in faults.places("_sync", "_write_file", "_put", "_prune", "_exchange"):
+        for module, name in faults.places("sync", "write_file", "put", "prune", "exchange"):
             setattr(module, name, counted(getattr(module, name), count))
     if kind == "resume":
         count = dice.randint(1, 6)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,7 +151,7 @@ def test_a_full_folder_is_not_touched(candle_file, tmp_path, capsys):
 def test_train_leaves_all_files(run_folder):
     names = {path.name for path in run_folder.iterdir()}
     assert names >= {
-        "best_model_checkpoint.keras", "model.keras", "scaler.json", "config.toml", "metadata.json", "history.json", "logs",
+        "best_model_checkpoint.keras", "model.keras", "bundle", "scaler.json", "config.toml", "metadata.json", "history.json", "logs",
         "training_curves.png", "memory_history.png", "confusion_matrix.png",
     }  # fmt: skip
     assert not [name for name in names if name.startswith(".")], "a temporary was left behind"
@@ -158,7 +159,7 @@ def test_train_leaves_all_files(run_folder):
     assert Config.from_dict(metadata["config"]) == Config(**SMALL, **WIDE)
     assert {"sha256", "candles", "first", "last", "cleaning"} == set(metadata["data"])
     assert metadata["data"]["cleaning"]["format"] == "feather" and metadata["data"]["candles"] == 3000
-    assert {"model", "scaler", "config"} == set(metadata["sha256"])
+    assert {"model", "scaler", "config", "bundle"} == set(metadata["sha256"])
     assert {"python", "tensorflow", "keras"} <= set(metadata["versions"])
     assert metadata["test"]["baselines"].keys() == {"majority", "class prior"}
 
@@ -177,6 +178,39 @@ def test_predict_writes_a_row_for_every_full_window(run_folder, candle_file, tmp
     assert (np.array(["SHORT", "HOLD", "LONG"])[chosen] == answers["decision"]).all()
     assert main(words) == 1  # it exists now, and is not overwritten
     assert "nothing is overwritten" in capsys.readouterr().err
+
+
+def test_verify_tells_a_good_run_from_a_spoilt_one(run_folder, tmp_path, capsys):
+    copy = shutil.copytree(run_folder, tmp_path / "run")
+    pin = json.loads((copy / "metadata.json").read_text())["sha256"]["bundle"]
+    for path in (copy, copy / "bundle", copy / "model.keras"):
+        assert main(["verify", str(path), "--json"]) == 0, path
+        assert json.loads(capsys.readouterr().out)["ok"] is True
+    for path in (copy, copy / "bundle"):
+        assert main(["verify", str(path), "--sha256", pin]) == 0
+        assert "good" in capsys.readouterr().out
+        assert main(["verify", str(path), "--sha256", "0" * 64]) == 1
+    for name in ("scaler.json", "config.toml", "model.keras", "bundle/scaler.json", "bundle/weights.npz", "bundle/manifest.json"):
+        data = (copy / name).read_bytes()
+        (copy / name).write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+        before = sorted((p.name, p.stat().st_mtime_ns) for p in copy.rglob("*"))
+        capsys.readouterr()
+        assert main(["verify", str(copy)]) == 1, name
+        assert "NOT as it was saved" in capsys.readouterr().out
+        assert sorted((p.name, p.stat().st_mtime_ns) for p in copy.rglob("*")) == before
+        (copy / name).write_bytes(data)
+    assert main(["verify", str(copy)]) == 0
+
+
+def test_predict_takes_the_bundle_and_its_pin(run_folder, candle_file, tmp_path, capsys):
+    words = ["--candles", str(candle_file), "--json"]
+    assert main(["predict", "--model", str(run_folder), *words]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    pin = json.loads((run_folder / "metadata.json").read_text())["sha256"]["bundle"]
+    assert main(["predict", "--model", str(run_folder / "bundle"), "--sha256", pin, *words]) == 0
+    assert json.loads(capsys.readouterr().out) == whole
+    assert main(["predict", "--model", str(run_folder), "--sha256", "0" * 64, *words]) == 1
+    assert "you pinned" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
 def test_predict_refuses_another_timeframe(run_folder, tmp_path, capsys):

@@ -19,7 +19,7 @@ from pathlib import Path
 import faults
 import pytest
 
-from crypto_lstm import commit
+from crypto_lstm import commit, files
 from crypto_lstm.commit import (
     CommitError,
     committing,
@@ -128,7 +128,7 @@ def test_kills_lose_and_tear_nothing(place, tmp_path):
 
 @pytest.mark.parametrize("place", ["folder", "file"])
 def test_kills_where_the_system_has_no_exchange(place, quick, monkeypatch):
-    monkeypatch.setattr(commit, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     save, read = PLACES[place](quick)
     report = faults.kill_rounds(save, read, kills=40, seed=SEED, longest_s=0.02, pause_s=0)
     print(place, report)
@@ -172,7 +172,7 @@ def test_the_harness_sees_a_torn_file(quick):
 
 # ---------------------------------------------------------------- failing calls
 
-MORE = [(fcntl, "flock"), (commit, "_exchange")]
+MORE = [(fcntl, "flock"), (files, "_exchange")]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ MORE = [(fcntl, "flock"), (commit, "_exchange")]
 )
 def test_every_call_may_fail(place, before, one_step, quick, monkeypatch):
     if not one_step:  # as on systems that can't exchange two names
-        monkeypatch.setattr(commit, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     report = faults.try_all_faults(PLACES[place], quick / "place", before=before, more=MORE)
     print(place, before, one_step, report)
     assert not report.broken, str(report)
@@ -262,7 +262,7 @@ def test_targets_that_are_refused(quick):
         pass
     with pytest.raises(CommitError, match="File name too long"), committing_file(quick / ("n" * 250)):
         pytest.fail("there is no room for the name of its manifest, and the block must not run")
-    with pytest.raises(ValueError, match="keep must be at least 1"), committing_generation(quick / "state", keep=0):
+    with pytest.raises(CommitError, match="at least 1 generation, got keep=0"), committing_generation(quick / "state", keep=0):
         pass
     assert sorted(quick.rglob("*")) == before
 
@@ -275,7 +275,7 @@ def test_what_the_block_writes_must_be_savable(quick):
     for fill, error, fault in [
         (lambda f: (f / "link").symlink_to("/etc/passwd"), DamagedError, "got a link"),
         (lambda f: os.mkfifo(f / "pipe"), DamagedError, "got a link or a special file"),
-        (lambda f: (f / MANIFEST).write_text("{}"), ValueError, "give the file another name"),
+        (lambda f: (f / MANIFEST).write_text("{}"), CommitError, "give the file another name"),
     ]:
         with pytest.raises(error, match=fault):
             save(fill)
@@ -299,7 +299,7 @@ def test_links_at_the_target(quick):
 def test_a_file_that_has_no_manifest_yet(quick):
     """A model of plain Keras lies there: whatever happens, it or the new one can be read."""
     target = quick / "model.keras"
-    real = commit._put
+    real = commit.put
 
     def killed_after(number):
         done = []
@@ -315,7 +315,7 @@ def test_a_file_that_has_no_manifest_yet(quick):
     for number in (0, 1):
         target.write_bytes(b"foreign")
         if not (child := os.fork()):
-            commit._put = killed_after(number)
+            commit.put = killed_after(number)
             file_place(quick)[0](1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 99
         assert not manifest_path(target).exists()  # so that it is read as a file of others
@@ -466,7 +466,7 @@ def test_reading_is_pinned_and_capped(quick):
 
 def test_an_old_folder_that_cannot_go_back_is_still_found(quick, monkeypatch):
     """Two renames, of which the second fails, and the way back as well."""
-    monkeypatch.setattr(commit, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     save, read = folder_place(quick)
     save(1)
     real, calls = os.rename, []
@@ -508,7 +508,7 @@ def test_everything_is_synced_before_and_after_the_rename(place, quick, monkeypa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the exchange of two names is Linux's")
 def test_linux_replaces_a_folder_in_one_step(quick, monkeypatch):
-    monkeypatch.setattr(commit, "_put_in_two", lambda new, target: pytest.fail("two renames"))
+    monkeypatch.setattr(files, "_put_in_two", lambda new, target: pytest.fail("two renames"))
     save, read = folder_place(quick)
     save(1)
     save(2)

@@ -194,7 +194,7 @@ def test_part_4_leaves_a_loadable_checkpoint_and_logs(tmp_path, windows, capsys)
     x, y = windows
     accuracy = (model.predict(x[64:], verbose=0).argmax(axis=1) == y[64:].argmax(axis=1)).mean()
     assert accuracy == pytest.approx(max(history.history["val_accuracy"]))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [callbacks.CHECKPOINT_NAME, "logs"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [callbacks.CHECKPOINT_NAME, callbacks.CHECKPOINT_NAME + ".manifest.json", "logs"]
     assert capsys.readouterr().out == ""
 
 

@@ -11,7 +11,7 @@ from crypto_lstm.builder import DualWindowLSTMBuilder
 from crypto_lstm.callbacks import MemoryMonitorCallback
 from crypto_lstm.candles import synthetic_candles
 from crypto_lstm.config import CLASSES, Config
-from crypto_lstm.persistence import ModelMismatchError, load_model, save_model
+from crypto_lstm.persistence import ModelMismatchError, load_model, load_report, save_model
 from crypto_lstm.windows import prepare
 
 SMALL = Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,), epochs=2, batch_size=64)
@@ -184,10 +184,38 @@ def test_part_10_examples_2_and_3(tmp_path):
     assert model_builder.training_history is history and len(history.history["val_loss"]) == 2
     assert (tmp_path / "best_model_checkpoint.keras").exists() and any((tmp_path / "logs").rglob("events.*"))
 
-    sequences = data.test.gather(data.test.rows)
-    loaded_model = model_builder.load_model(tmp_path / "model.keras")
-    predictions = loaded_model.predict(sequences)
-    decisions = np.argmax(predictions, axis=1)
+    sequences, wanted = data.test.gather(data.test.rows), model.predict(data.test.gather(data.test.rows), verbose=0)
+    for format, name in {"keras": "model.keras", "h5": "model.h5", "saved_model": "served"}.items():
+        model_builder.save_model(model, tmp_path / name, format=format)
+        loaded_model = model_builder.load_model(tmp_path / name)
+        predictions = loaded_model.predict(sequences)
+        decisions = np.argmax(predictions, axis=1)
 
-    assert predictions.shape == (len(sequences), 3) and set(decisions) <= {0, 1, 2}
-    assert np.array_equal(predictions, model.predict(sequences, verbose=0))
+        assert predictions.shape == (len(sequences), 3) and set(decisions) <= {0, 1, 2}
+        assert np.array_equal(predictions, wanted) and load_report(loaded_model).verified
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_part_7_a_trained_model_of_plain_keras_loads_with_a_note(suffix, tmp_path, caplog):
+    layers = keras.layers  # the seed's architecture as its document writes it, nothing of this package
+    inputs = layers.Input(shape=(120, 8), name="lstm_input")
+    x = inputs
+    for i, units in enumerate([128, 64, 32]):
+        x = layers.LSTM(units=units, return_sequences=i < 2, dropout=0.3, recurrent_dropout=0.3, name=f"lstm_layer_{i + 1}_{units}units")(x)
+    for i, units in enumerate([32, 16]):
+        x = layers.Dense(units=units, activation="relu", name=f"dense_layer_{i + 1}_{units}units")(x)
+        x = layers.Dropout(rate=0.3, name=f"dropout_{i + 1}")(x)
+    outputs = layers.Dense(units=3, activation="softmax", name="trading_decisions")(x)
+    model = keras.Model(inputs=inputs, outputs=outputs, name="CryptoTradingLSTM_V3")
+    metrics = ["accuracy", "categorical_accuracy"]
+    model.compile(optimizer=keras.optimizers.Adam(learning_rate=0.001), loss="categorical_crossentropy", metrics=metrics)
+    windows = np.random.default_rng(0).normal(size=(8, 120, 8)).astype("float32")
+    model.fit(windows, np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2, 0, 1]], batch_size=4, verbose=0)
+    model.save(tmp_path / f"theirs{suffix}")
+
+    loaded = DualWindowLSTMBuilder().load_model(tmp_path / f"theirs{suffix}")
+    assert np.array_equal(loaded.predict(windows, verbose=0), model.predict(windows, verbose=0))
+    for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
+        assert np.array_equal(ours.numpy(), theirs.numpy())
+    report = load_report(loaded)
+    assert not report.verified and "which features it was trained on" in str(report) and "there is no manifest beside it" in caplog.text

@@ -6,11 +6,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "crypto_lstm"
 FLOORS = [  # from the ground up; a module imports from the floors below its own
-    {"display", "files", "resources"},
-    {"config"},
+    {"display", "errors", "resources"},
     {"sealed"},
-    {"lock", "hdf5", "network"},
-    {"gpu", "formats", "commit", "foreign"},
+    {"lock"},
+    {"files"},
+    {"config", "commit"},
+    {"hdf5", "network"},
+    {"gpu", "formats", "foreign"},
     {"synthetic"},
     {"candles"},
     {"architecture", "features", "labels"},
@@ -20,7 +22,9 @@ FLOORS = [  # from the ground up; a module imports from the floors below its own
     {"probe", "callbacks"},
     {"folder"},
     {"resume"},
-    {"training", "builder", "doctor", "bundle"},
+    {"bundle", "doctor", "builder"},
+    {"prediction"},
+    {"training"},
     {"cli"},
 ]
 DEVELOPMENT = {"fastcore", "nbdev", "execnb", "jupytext", "IPython"}
