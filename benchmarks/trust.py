@@ -35,7 +35,7 @@ FULL = {
     "resume": (10, 5), "resume, Keras": (5, 2), "decisions": 280, "trainings": 40, "market": 80, "nan, Keras": (100, 8), "rounds": 15,
 }  # fmt: skip
 QUICK = {
-    "kills": 40, "kills, Keras": 0, "share": 0.06, "limits": 6, "mutations": 250, "mutations, no manifest": 6, "mutations, Keras": 0,
+    "kills": 40, "kills, Keras": 0, "share": 0.05, "limits": 4, "mutations": 250, "mutations, no manifest": 4, "mutations, Keras": 0,
     "resume": (1, 2), "resume, Keras": (0, 0), "decisions": 30, "trainings": 2, "market": 8, "nan, Keras": (0, 0), "rounds": 0,
 }  # fmt: skip
 
@@ -97,7 +97,7 @@ def fault_job(kind: str, plain: bool, share: float, limits: int) -> Job:
 
     def job(seed: int) -> Result:
         make = (saves.PLAIN if plain else saves.KINDS)[kind]
-        more = [] if plain else [(fcntl, "flock"), *faults.places("_exchange")]
+        more = [] if plain else [(fcntl, "flock"), *faults.places("exchange")]
 
         def sweep() -> faults.SweepReport:
             with memory_disk() as folder:
@@ -399,9 +399,8 @@ def report(parts: dict[str, Any], full: bool) -> list[str]:
     short = []
     for part in (p for p in PARTS if p in parts):
         about, results = parts[part], parts[part]["results"]
-        print(
-            f"\n{TITLES[part]}\n  seed {about['seed']}, {about['date']}, {about['seconds']:.0f} s, {about['machine']['cores']} cores, {about['scale']:g} of the counts"
-        )
+        made = f"seed {about['seed']}, {about['date']}, {about['seconds']:.0f} s on {about['machine']['cores']} cores"
+        print(f"\n{TITLES[part]}\n  {made}, {about['scale']:g} of the full counts")
         for side, group in zip(("", "plain Keras, "), _split(results), strict=True):
             for name, r in group.items():
                 told = (r["error"][:200], "") if "error" in r else LINES[part](name, r)

@@ -15,10 +15,11 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import faults
 import keras
 import numpy as np
 
-from crypto_lstm import commit, files, resume
+from crypto_lstm import resume
 from crypto_lstm.architecture import build_model
 from crypto_lstm.candles import synthetic_candles
 from crypto_lstm.config import Config
@@ -106,7 +107,7 @@ def plan(kind: str, dice: random.Random) -> list[keras.callbacks.Callback]:
         timer.start()
     if kind == "save":
         count = dice.randint(1, 30)
-        for module, name in ((commit, "sync"), (commit, "_write_file"), (commit, "put"), (commit, "_prune"), (files, "_exchange")):
+        for module, name in faults.places("sync", "write_file", "put", "prune", "exchange"):
             setattr(module, name, counted(getattr(module, name), count))
     if kind == "resume":
         count = dice.randint(1, 6)
