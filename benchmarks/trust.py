@@ -31,7 +31,7 @@ RESULTS = HERE / "trust_results.json"
 PARTS = ("kills", "faults", "mutations", "attacks", "resume", "nan", "speed")
 FULL = {
     "kills": 400, "kills, Keras": 100, "share": 1.0, "limits": 40,
-    "mutations": 5000, "mutations, no manifest": 150, "mutations, Keras": 150,
+    "mutations": 5000, "mutations, no manifest": 50, "mutations, Keras": 150,
     "resume": (10, 5), "resume, Keras": (5, 2), "decisions": 280, "trainings": 40, "market": 80, "nan, Keras": (100, 8), "rounds": 15,
 }  # fmt: skip
 QUICK = {
