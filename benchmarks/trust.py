@@ -31,11 +31,11 @@ RESULTS = HERE / "trust_results.json"
 PARTS = ("kills", "faults", "mutations", "attacks", "resume", "nan", "speed")
 FULL = {
     "kills": 400, "kills, Keras": 100, "share": 1.0, "limits": 40,
-    "mutations": 5000, "mutations, no manifest": 150, "mutations, Keras": 150,
+    "mutations": 5000, "mutations, no manifest": 50, "mutations, Keras": 150,
     "resume": (10, 5), "resume, Keras": (5, 2), "decisions": 280, "trainings": 40, "market": 80, "nan, Keras": (100, 8), "rounds": 15,
 }  # fmt: skip
 QUICK = {
-    "kills": 40, "kills, Keras": 0, "share": 0.05, "limits": 4, "mutations": 250, "mutations, no manifest": 4, "mutations, Keras": 0,
+    "kills": 40, "kills, Keras": 0, "share": 0.03, "limits": 3, "mutations": 250, "mutations, no manifest": 0, "mutations, Keras": 0,
     "resume": (1, 2), "resume, Keras": (0, 0), "decisions": 30, "trainings": 2, "market": 8, "nan, Keras": (0, 0), "rounds": 0,
 }  # fmt: skip
 
@@ -201,13 +201,15 @@ def jobs(part: str, counts: dict[str, Any]) -> Iterator[tuple[str, Job]]:
         for kind in saves.KINDS:
             yield (
                 kind,
-                fault_job(kind, False, counts["share"] / (3 if kind == "saved_model" and counts["share"] < 1 else 1), counts["limits"]),
+                fault_job(kind, False, counts["share"], counts["limits"]),
             )
         for kind in saves.PLAIN if counts["kills, Keras"] else ():
             yield f"{kind}, Keras", fault_job(kind, True, counts["share"], counts["limits"])
     elif part == "mutations":
         for kind in mutations.SUBJECTS:
             few = "manifest" in kind
+            if few and not counts["mutations, no manifest"]:
+                continue
             yield (
                 kind,
                 mutation_job(
@@ -466,6 +468,7 @@ def measure(arguments: argparse.Namespace, seed: int, counts: dict[str, Any], kn
             print(f"{time.monotonic() - start:6.0f} s  {part}, {name}: {told}", flush=True)
             results[part][name] = result
         about = {
+            "scale": arguments.scale,
             "seed": seed,
             "date": datetime.now(UTC).date().isoformat(),
             "seconds": round(time.monotonic() - start, 1),

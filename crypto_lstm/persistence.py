@@ -274,8 +274,8 @@ def _read(source: Path) -> tuple[bytes, dict[str, Any], bool]:
     if os.path.lexists(manifest_path(source)):
         found = read_file(source, max_bytes=MAX_BYTES)
         facts = _without_summary(found.facts)
-        copy = _copy_of_metadata(source) or {}
-        if copy.get("sha256") == facts.get("sha256") and copy != facts:
+        copy = _copy_of_metadata(source)
+        if copy and copy.get("sha256") == facts.get("sha256") and copy != facts:
             fault = f"says something else of {source.name} than its manifest: it was changed"
             raise DamagedModelError(_beside(source, "metadata.json"), fault, "remove this copy, the manifest has what was saved; or save again")
         return found.files[source.name], facts, True

@@ -304,8 +304,8 @@ class Training:
             return f"{kind}: the best weights in memory are not finite"
         if state is not None and not _finite(a for name, a in state.arrays.items() if name.startswith(("model/", "callback/"))):
             return f"{kind}: the saved state is not finite"
-        if (path := run / CHECKPOINT_NAME).exists() and not _kept_is_finite(path):
-            return f"{kind}: the checkpoint is not finite"
+        if fault := _fault_of(run / CHECKPOINT_NAME):
+            return f"{kind}: the checkpoint {fault}"
         if not raised:
             return "harmless" if _finite(self.model.get_weights()) else f"{kind}: nothing was raised, and the weights are not finite"
         return None
@@ -327,11 +327,11 @@ class Training:
         return None if _finite(self.model.get_weights()) else f"{kind}: the weights after `fit` are not finite, and nothing was raised"
 
 
-def _kept_is_finite(path: Path) -> bool:
+def _fault_of(path: Path) -> str | None:
     try:
-        return _finite(load_model(path, compile=False).get_weights())
-    except CryptoLSTMError:
-        return False
+        return None if not path.exists() or _finite(load_model(path, compile=False).get_weights()) else "is not finite"
+    except CryptoLSTMError as error:
+        return f"can't be loaded: {error}"
 
 
 TRAINING = ("training window", "validation window", "label", "gradient", "loss", "weight in training")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from crypto_lstm.architecture import build_model, layer_plan
+from crypto_lstm.callbacks import save_checkpoint
 from crypto_lstm.commit import manifest_path
 from crypto_lstm.config import Config, CryptoLSTMError
 from crypto_lstm.files import sha256_file
@@ -311,3 +312,11 @@ def test_a_model_that_plain_keras_wrote_untrained_loads(tmp_path, caplog):
     build_model(config).save(tmp_path / "plain.keras")
     model = load_model(tmp_path / "plain.keras", config=config)
     assert model.compiled and "optimizer starts anew" in caplog.text
+
+
+def test_a_checkpoint_loads_and_is_verified(model, tmp_path):
+    """Its manifest holds an epoch and a metric, and there is no copy for people beside it."""
+    save_checkpoint(model, tmp_path / "best.keras", {"epoch": 3, "val_accuracy": 0.5})
+    loaded = load_model(tmp_path / "best.keras", config=CONFIG)
+    assert all(np.array_equal(a, b) for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True))
+    assert load_report(loaded).verified and load_report(loaded).metadata["epoch"] == 3
