@@ -11,6 +11,7 @@ import signal
 import stat
 import struct
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ import h5py
 import numpy as np
 import pytest
 from resuming import CONFIG, candles
-from test_foreign import _members
+from test_foreign import _archive, _members
 
 from crypto_lstm import commit, files, foreign, hdf5
 from crypto_lstm.architecture import build_model
@@ -199,7 +200,31 @@ def _without_units(document: Any) -> None:
 
 
 LAYERS = ("config", "layers")
+
+
+def _second_input(document: Any) -> None:
+    document["config"]["layers"][2] = document["config"]["layers"][0]
+
+
 NETWORKS = {
+    "a class that is no network": (_change("class_name", value="Lambda"), "expected a Functional or Sequential network, got 'Lambda'"),
+    "no settings": (_change("config", value=[]), "expected a Functional or Sequential network"),
+    "another module": (_change("module", value="subprocess"), "the network: module 'subprocess' is not allowed"),
+    "a path as name": (_change("config", "name", value="../evil"), "the network: name '../evil' is not allowed"),
+    "layers that are no list": (_change(*LAYERS, value="abc"), "expected 2 to 64 layers, got 'abc'"),
+    "no layers": (_change(*LAYERS, value=[]), "expected 2 to 64 layers, got 0"),
+    "too many weights": (_change(*LAYERS, 1, "config", "units", value=65_536), "expected at most 50,000,000 weights"),
+    "a layer without a class": (_change(*LAYERS, 1, "class_name", value=["LSTM"]), r"expected InputLayer first, .*; got \['LSTM'\]"),
+    "a layer of an unknown class": (_change(*LAYERS, 1, "class_name", value="GRU"), "expected InputLayer first, .*; got 'GRU'"),
+    "a second input": (_second_input, "layer 2: expected InputLayer first, .*; got 'InputLayer'"),
+    "a layer of another module": (_change(*LAYERS, 1, "module", value="os"), r"layer 1 \(LSTM\): module 'os' is not allowed"),
+    "a registered layer": (_change(*LAYERS, 1, "registered_name", value="evil>LSTM"), "registered_name 'evil>LSTM' is not allowed"),
+    "a setting that is not known": (_change(*LAYERS, 1, "config", "hook", value=1), "hook 1 is not allowed"),
+    "a window that is too large": (_change(*LAYERS, 0, "config", "batch_shape", value=[None, 4_000_000, 8]), "at most 4,000,000 values"),
+    "a layer that reads another": (
+        _change(*LAYERS, 3, "inbound_nodes", 0, "args", 0, "config", "keras_history", value=["lstm_layer_1_8units", 0, 0]),
+        "expected it to read the layer before it alone",
+    ),
     "a registered network": (_change("registered_name", value="evil>Net"), "the network: registered_name 'evil>Net' is not allowed"),
     "settings that are none": (_change(*LAYERS, 1, "config", value=[]), r"expected settings with name, units, got \[\]"),
     "settings without units": (_without_units, "expected settings with name, units"),
@@ -382,3 +407,63 @@ def test_a_scaler_of_another_model_is_found_before_anything_is_written(run, tmp_
 def test_hdf5_that_is_more_than_arrays(make, fault):
     with pytest.raises(Hdf5Error, match=fault):
         read_arrays(_file(make))
+
+
+def test_a_description_that_is_no_table():
+    with pytest.raises(UnsafeModelError, match=r"expected a Functional or Sequential network, got \[1\]"):
+        check_network([1], "x")
+
+
+MODE = "expected a file, got a link, a special file or a secret"
+MEMBERS_SPOILT = {
+    "packed": (lambda m: _archive(m, zipfile.ZIP_DEFLATED), "expected a member that is not packed"),
+    "a link": (lambda m: _archive(m, external_attr=(stat.S_IFLNK | 0o777) << 16), MODE),
+    "a device": (lambda m: _archive(m, external_attr=(stat.S_IFCHR | 0o666) << 16), MODE),
+    "one more": (lambda m: _archive({**m, "evil.py": b""}), "expected an archive of config.json"),
+    "one missing": (lambda m: _archive({"config.json": b""}), "expected an archive of config.json"),
+    "a secret": (lambda m: _with_flag(_archive(m)), MODE),
+    "sizes that differ": (lambda m: _with_size(_archive(m)), "expected a member that is not packed"),
+}
+
+
+def _with_flag(data: bytes) -> bytes:
+    changed = bytearray(data)
+    changed[data.rfind(b"PK\x01\x02") + 8] |= 1
+    return bytes(changed)
+
+
+def _with_size(data: bytes) -> bytes:
+    changed, place = bytearray(data), data.rfind(b"PK\x01\x02") + 24
+    struct.pack_into("<I", changed, place, struct.unpack_from("<I", changed, place)[0] - 1)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", MEMBERS_SPOILT)
+def test_archives_that_are_refused(name, saved):
+    make, fault = MEMBERS_SPOILT[name]
+    with pytest.raises(UnsafeModelError, match=fault):
+        foreign.read_archive(make(_members(saved.read_bytes())), "x")
+
+
+def test_archives_that_are_let_in(saved):
+    members = _members(saved.read_bytes())
+    for attribute in (0, 0o600 << 16, (stat.S_IFREG | 0o644) << 16):
+        assert foreign.read_archive(_archive(members, external_attr=attribute), "x") == members
+    with pytest.raises(DamagedModelError, match="its archive is broken"):
+        foreign.read_archive(saved.read_bytes()[:-10], "x")
+
+
+MATCHES = {
+    "missing": ({}, "missing a, not expected none"),
+    "extra": ({"a": np.zeros(3, "f4"), "b": np.zeros(3, "f4")}, "missing none, not expected b"),
+    "another shape": ({"a": np.zeros((3, 1), "f4")}, r"a: expected float32 \(3,\), got float32 \(3, 1\)"),
+    "another type": ({"a": np.zeros(3, "f8")}, r"a: expected float32 \(3,\), got float64"),
+    "NaN": ({"a": np.float32([0, np.nan, 1])}, "a: expected finite weights, got 1"),
+}
+
+
+@pytest.mark.parametrize("name", MATCHES)
+def test_weights_that_do_not_fit(name):
+    found, fault = MATCHES[name]
+    with pytest.raises(DamagedModelError, match=fault):
+        foreign._matched(found, {"a": (3,)}, "x")
