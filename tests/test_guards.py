@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import shutil
 import signal
+import stat
 import struct
 import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,16 +21,19 @@ import h5py
 import numpy as np
 import pytest
 from resuming import CONFIG, candles
-from test_foreign import _members
+from test_foreign import _archive, _members
 
 from crypto_lstm import commit, files, foreign, hdf5
 from crypto_lstm.architecture import build_model
-from crypto_lstm.bundle import BundleError, load_bundle, save_bundle
+from crypto_lstm.bundle import BundleError, load_bundle, save_bundle, unpack, weight_shapes
 from crypto_lstm.callbacks import OutputFolderError
 from crypto_lstm.candles import CandleError, fill_gaps
 from crypto_lstm.commit import committing, committing_file, committing_generation, manifest_path, read_file, read_generation
+from crypto_lstm.config import ConfigError
+from crypto_lstm.files import write_text
 from crypto_lstm.folder import STATE, holding
 from crypto_lstm.hdf5 import Hdf5Error, read_arrays, read_arrays_apart
+from crypto_lstm.lock import locked
 from crypto_lstm.network import check_network
 from crypto_lstm.persistence import DamagedModelError, ModelFileError, ModelFormatError, UnsafeModelError, load_model, save_model
 from crypto_lstm.resume import StopOnSignal, read_state
@@ -150,7 +157,7 @@ def test_two_arrays_on_the_same_bytes():
     assert data.count(struct.pack("<Q", offsets[1])) == 1 and offsets[1] + 200_000 == len(data), "the second lies at the end"
     forged = bytearray(data[: offsets[1]].replace(struct.pack("<Q", offsets[1]), struct.pack("<Q", offsets[0])))
     struct.pack_into("<Q", forged, 40, len(forged))  # where the file ends
-    with pytest.raises(Hdf5Error, match="its arrays say that they are larger than the file"):
+    with pytest.raises(Hdf5Error, match="^its arrays say that they are larger than the file"):
         read_arrays(bytes(forged))
 
 
@@ -193,7 +200,31 @@ def _without_units(document: Any) -> None:
 
 
 LAYERS = ("config", "layers")
+
+
+def _second_input(document: Any) -> None:
+    document["config"]["layers"][2] = document["config"]["layers"][0]
+
+
 NETWORKS = {
+    "a class that is no network": (_change("class_name", value="Lambda"), "expected a Functional or Sequential network, got 'Lambda'"),
+    "no settings": (_change("config", value=[]), "expected a Functional or Sequential network"),
+    "another module": (_change("module", value="subprocess"), "the network: module 'subprocess' is not allowed"),
+    "a path as name": (_change("config", "name", value="../evil"), "the network: name '../evil' is not allowed"),
+    "layers that are no list": (_change(*LAYERS, value="abc"), "expected 2 to 64 layers, got 'abc'"),
+    "no layers": (_change(*LAYERS, value=[]), "expected 2 to 64 layers, got 0"),
+    "too many weights": (_change(*LAYERS, 1, "config", "units", value=65_536), "expected at most 50,000,000 weights"),
+    "a layer without a class": (_change(*LAYERS, 1, "class_name", value=["LSTM"]), r"expected InputLayer first, .*; got \['LSTM'\]"),
+    "a layer of an unknown class": (_change(*LAYERS, 1, "class_name", value="GRU"), "expected InputLayer first, .*; got 'GRU'"),
+    "a second input": (_second_input, "layer 2: expected InputLayer first, .*; got 'InputLayer'"),
+    "a layer of another module": (_change(*LAYERS, 1, "module", value="os"), r"layer 1 \(LSTM\): module 'os' is not allowed"),
+    "a registered layer": (_change(*LAYERS, 1, "registered_name", value="evil>LSTM"), "registered_name 'evil>LSTM' is not allowed"),
+    "a setting that is not known": (_change(*LAYERS, 1, "config", "hook", value=1), "hook 1 is not allowed"),
+    "a window that is too large": (_change(*LAYERS, 0, "config", "batch_shape", value=[None, 4_000_000, 8]), "at most 4,000,000 values"),
+    "a layer that reads another": (
+        _change(*LAYERS, 3, "inbound_nodes", 0, "args", 0, "config", "keras_history", value=["lstm_layer_1_8units", 0, 0]),
+        "expected it to read the layer before it alone",
+    ),
     "a registered network": (_change("registered_name", value="evil>Net"), "the network: registered_name 'evil>Net' is not allowed"),
     "settings that are none": (_change(*LAYERS, 1, "config", value=[]), r"expected settings with name, units, got \[\]"),
     "settings without units": (_without_units, "expected settings with name, units"),
@@ -271,3 +302,168 @@ def test_metadata_with_settings_of_another_version(path):
 def test_the_manifest_is_written_by_the_commit_alone(tmp_path):
     with pytest.raises(ValueError, match="is written by the commit"), committing(tmp_path / "x") as folder:
         (folder / MANIFEST).write_text("{}")
+
+
+# ---------------------------------------------------------------- what was seen only by taking guards away
+
+
+def test_a_lock_that_the_system_refuses_is_no_other_writer(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(OSError, match="No locks available") as caught, locked(tmp_path / "a"):
+        pytest.fail("it was entered")
+    assert type(caught.value) is OSError
+
+
+@pytest.fixture
+def synced(monkeypatch) -> list[tuple[int, bool]]:
+    """Inode of each thing that is synced, and whether it is a folder."""
+    seen, real = list[tuple[int, bool]](), os.fsync
+
+    def note(descriptor: int) -> None:
+        info = os.fstat(descriptor)
+        seen.append((info.st_ino, stat.S_ISDIR(info.st_mode)))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    return seen
+
+
+def test_a_text_is_synced_and_then_its_folder(synced, tmp_path):
+    write_text(tmp_path / "a.txt", "a")
+    file, folder = ((path.stat().st_ino, path.is_dir()) for path in (tmp_path / "a.txt", tmp_path))
+    assert file in synced and folder in synced and synced.index(file) < len(synced) - 1 - synced[::-1].index(folder)
+
+
+def test_folders_that_a_save_makes_are_synced(synced, tmp_path):
+    with committing(tmp_path / "a" / "b" / "model") as folder:
+        (folder / "x").write_text("x")
+    assert {(path.stat().st_ino, True) for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b")} <= set(synced)
+
+
+def test_an_empty_folder_may_be_replaced(tmp_path):
+    (tmp_path / "model").mkdir()
+    with committing(tmp_path / "model") as folder:
+        (folder / "x").write_text("x")
+    assert (tmp_path / "model" / "x").read_text() == "x"
+
+
+def test_a_link_to_a_folder_is_replaced_by_a_file(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "a").symlink_to(tmp_path / "theirs")
+    with committing_file(tmp_path / "a") as new:
+        new.write_text("a")
+    assert (tmp_path / "a").read_text() == "a" and not list((tmp_path / "theirs").iterdir())
+
+
+def test_a_pinned_file_that_was_changed_is_told_by_its_manifest(tmp_path):
+    with committing_file(tmp_path / "a") as new:
+        new.write_text("a")
+    (tmp_path / "a").write_text("b")
+    with pytest.raises(DamagedError, match="expected 1 bytes with sha256 .*, got 1 bytes with sha256"):
+        read_file(tmp_path / "a", expected_sha256="0" * 64)
+
+
+def test_windows_are_capped():
+    with pytest.raises(ConfigError, match="4,000,000 values of a layer for one window, got .* and 8,000,000"):
+        weight_shapes(CONFIG.replace(sequence_length=1_000_000))
+
+
+def _stored(array: np.ndarray) -> bytes:
+    np.savez(buffer := io.BytesIO(), a=array)
+    return buffer.getvalue()
+
+
+def test_arrays_of_a_bundle_are_measured_before_they_are_read():
+    with pytest.raises(BundleError, match=r"a: expected \(3,\) numbers, not compressed, got 4,\d+ bytes"):
+        unpack(_stored(np.zeros(1000, "f4")), {"a": (3,)}, "x")
+    with pytest.raises(BundleError, match="^'x': expected the arrays b, got a"):
+        unpack(_stored(np.zeros(3, "f4")), {"b": (3,)}, "x")
+
+
+def test_a_scaler_of_another_model_is_found_before_anything_is_written(run, tmp_path, monkeypatch):
+    other = SimpleNamespace(**{**vars(run.data), "scaler": replace(run.data.scaler, kind="minmax")})
+    with pytest.raises(BundleError) as caught:
+        save_bundle(SimpleNamespace(config=CONFIG, model=run.model, data=other), tmp_path / "btc")
+    assert str(caught.value).startswith(repr(str(tmp_path / "btc" / "scaler.json")))
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda f: f.attrs.__setitem__("model_config", ["{}", "{}"]), "^model_config: expected one text, got object"),
+        (lambda f: f.attrs.__setitem__("model_config", 3), "^model_config: expected one text, got int64"),
+        (lambda f: f.update({"a": np.zeros(3, "f4"), "b": h5py.SoftLink("/a")}), "^b is a link to another place or file"),
+        (lambda f: (f.update({"a": np.zeros(3, "f4")}), f.__setitem__("b", f["a"])), "things with one name each"),
+        (lambda f: f.create_dataset("a", data=np.void(b"12345")), "^a: expected plain numbers, got .V5"),
+        (lambda f: f.create_dataset("a", data=np.zeros(3, np.longdouble)), "^a: expected plain numbers, got float128"),
+        (lambda f: f.create_dataset("a", (3,), h5py.enum_dtype({"x": 1}, "i1")), "^a: expected plain numbers, got int8"),
+    ],
+)
+def test_hdf5_that_is_more_than_arrays(make, fault):
+    with pytest.raises(Hdf5Error, match=fault):
+        read_arrays(_file(make))
+
+
+def test_a_description_that_is_no_table():
+    with pytest.raises(UnsafeModelError, match=r"expected a Functional or Sequential network, got \[1\]"):
+        check_network([1], "x")
+
+
+MODE = "expected a file, got a link, a special file or a secret"
+MEMBERS_SPOILT = {
+    "packed": (lambda m: _archive(m, zipfile.ZIP_DEFLATED), "expected a member that is not packed"),
+    "a link": (lambda m: _archive(m, external_attr=(stat.S_IFLNK | 0o777) << 16), MODE),
+    "a device": (lambda m: _archive(m, external_attr=(stat.S_IFCHR | 0o666) << 16), MODE),
+    "one more": (lambda m: _archive({**m, "evil.py": b""}), "expected an archive of config.json"),
+    "one missing": (lambda m: _archive({"config.json": b""}), "expected an archive of config.json"),
+    "a secret": (lambda m: _with_flag(_archive(m)), MODE),
+    "sizes that differ": (lambda m: _with_size(_archive(m)), "expected a member that is not packed"),
+}
+
+
+def _with_flag(data: bytes) -> bytes:
+    changed = bytearray(data)
+    changed[data.rfind(b"PK\x01\x02") + 8] |= 1
+    return bytes(changed)
+
+
+def _with_size(data: bytes) -> bytes:
+    changed, place = bytearray(data), data.rfind(b"PK\x01\x02") + 24
+    struct.pack_into("<I", changed, place, struct.unpack_from("<I", changed, place)[0] - 1)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", MEMBERS_SPOILT)
+def test_archives_that_are_refused(name, saved):
+    make, fault = MEMBERS_SPOILT[name]
+    with pytest.raises(UnsafeModelError, match=fault):
+        foreign.read_archive(make(_members(saved.read_bytes())), "x")
+
+
+def test_archives_that_are_let_in(saved):
+    members = _members(saved.read_bytes())
+    for attribute in (0, 0o600 << 16, (stat.S_IFREG | 0o644) << 16):
+        assert foreign.read_archive(_archive(members, external_attr=attribute), "x") == members
+    with pytest.raises(DamagedModelError, match="its archive is broken"):
+        foreign.read_archive(saved.read_bytes()[:-10], "x")
+
+
+MATCHES = {
+    "missing": ({}, "missing a, not expected none"),
+    "extra": ({"a": np.zeros(3, "f4"), "b": np.zeros(3, "f4")}, "missing none, not expected b"),
+    "another shape": ({"a": np.zeros((3, 1), "f4")}, r"a: expected float32 \(3,\), got float32 \(3, 1\)"),
+    "another type": ({"a": np.zeros(3, "f8")}, r"a: expected float32 \(3,\), got float64"),
+    "NaN": ({"a": np.float32([0, np.nan, 1])}, "a: expected finite weights, got 1"),
+}
+
+
+@pytest.mark.parametrize("name", MATCHES)
+def test_weights_that_do_not_fit(name):
+    found, fault = MATCHES[name]
+    with pytest.raises(DamagedModelError, match=fault):
+        foreign._matched(found, {"a": (3,)}, "x")

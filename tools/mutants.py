@@ -232,8 +232,10 @@ def _forked(run: Any, log: Path) -> int:
 
 def _package(place: Path, mutant: Mutant | None = None) -> None:
     """A copy of the package, first on the path of this process and of its children."""
-    shutil.copytree(PACKAGE, place / "crypto_lstm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, place / "crypto_lstm")  # with what Python compiled of it
     if mutant:
+        for compiled in (place / "crypto_lstm").glob(f"__pycache__/{mutant.module}.*"):
+            compiled.unlink()
         (place / "crypto_lstm" / f"{mutant.module}.py").write_text(mutant.source, encoding="utf-8")
     sys.path[:0] = [str(place), str(ROOT / "tests")]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(place), str(ROOT / "tests")])
@@ -245,7 +247,21 @@ def _pytest(tests: list[str], place: Path, plugins: list[Any], *more: str) -> in
     import pytest
 
     skip = " and ".join(f"not {word}" for word in SLOW)
-    options = ["-q", "-p", "no:cacheprovider", "--basetemp", str(place / "tmp"), "--rootdir", str(ROOT), "-k", skip, "--tb=line", *more]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # most of the time of a quick test was theirs
+    options = [
+        "-q",
+        "--assert=plain",
+        "-p",
+        "no:cacheprovider",
+        "--basetemp",
+        str(place / "tmp"),
+        "--rootdir",
+        str(ROOT),
+        "-k",
+        skip,
+        "--tb=line",
+        *more,
+    ]
     return int(pytest.main([*options, *tests], plugins=plugins))
 
 
@@ -300,8 +316,12 @@ def chosen(mutant: Mutant, reached: list[Reached]) -> list[str]:
     for test in reached:
         file = test["test"].partition("::")[0]
         start[file] = start.get(file, 0.0) + test["setup"]
-    own = (f"test_nb_{mutant.module}", "sync" if _SYNC.search(mutant.name) else "-")
-    able.sort(key=lambda t: (not any(word in t["test"] for word in own), start[t["test"].partition("::")[0]], t["seconds"]))
+    syncs = "sync" if _SYNC.search(mutant.name) else "nothing"
+
+    def price(test: Reached) -> tuple[bool, float, float]:
+        return syncs not in test["test"], start[test["test"].partition("::")[0]] + test["seconds"], test["seconds"]
+
+    able.sort(key=price)
     total, tests = 0.0, list[str]()
     for test in able:
         if total + test["seconds"] <= LONGEST_S or not tests:
