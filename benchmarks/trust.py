@@ -404,7 +404,7 @@ def report(parts: dict[str, Any], full: bool) -> list[str]:
     for part in (p for p in PARTS if p in parts):
         about, results = parts[part], parts[part]["results"]
         made = f"seed {about['seed']}, {about['date']}, {about['seconds']:.0f} s on {about['machine']['cores']} cores"
-        print(f"\n{TITLES[part]}\n  {made}, {about['scale']:g} of the full counts")
+        print(f"\n{TITLES[part]}\n  {made}, {about.get('scale', 1):g} of the full counts")
         for side, group in zip(("", "plain Keras, "), _split(results), strict=True):
             for name, r in group.items():
                 told = (r["error"][:200], "") if "error" in r else LINES[part](name, r)
