@@ -71,7 +71,8 @@ def kill_job(kind: str, plain: bool, kills: int) -> Job:
             "inside": report.inside,
             "lost": len(report.lost),
             "torn": len(report.torn),
-            "save_s": seconds,
+            "save_s": round(seconds, 3),
+            "bad": len(report.lost) + len(report.torn),
             "seed": seed,
             "broken": [*report.lost, *report.torn][:5],
         }
@@ -299,11 +300,10 @@ def _split(results: dict[str, Result]) -> tuple[dict[str, Result], dict[str, Res
 
 
 def _lines_kills(name: str, r: Result) -> tuple[str, str]:
-    bad = r["lost"] + r["torn"]
-    share = f"{r['lost']} lost, {r['torn']} torn = {bad / r['kills']:.0%} of kills" if bad else ""
-    return zero(bad, r["kills"], "lost or torn") + (
-        "; " + share if share else ""
-    ), f"{r['inside'] / r['kills']:.0%} inside a save of {r['save_s']:.2f} s"
+    told = zero(r["bad"], r["kills"], "lost or torn")
+    if r["bad"]:
+        told += f"; {r['lost']} lost, {r['torn']} torn = {r['bad'] / r['kills']:.0%} of kills"
+    return told, f"{r['inside'] / r['kills']:.0%} inside a save of {r['save_s']:.2f} s"
 
 
 def _lines_faults(name: str, r: Result) -> tuple[str, str]:
@@ -399,10 +399,12 @@ def fell_short(part: str, results: dict[str, Result], full: bool) -> list[str]:
 def report(parts: dict[str, Any], full: bool) -> list[str]:
     """Print every figure; what fell short."""
     short = []
+    for r in parts.get("kills", {}).get("results", {}).values():  # older results lack it
+        r.setdefault("bad", r.get("lost", 0) + r.get("torn", 0))
     for part in (p for p in PARTS if p in parts):
         about, results = parts[part], parts[part]["results"]
         made = f"seed {about['seed']}, {about['date']}, {about['seconds']:.0f} s on {about['machine']['cores']} cores"
-        print(f"\n{TITLES[part]}\n  {made}, {about['scale']:g} of the full counts")
+        print(f"\n{TITLES[part]}\n  {made}, {about.get('scale', 1):g} of the full counts")
         for side, group in zip(("", "plain Keras, "), _split(results), strict=True):
             for name, r in group.items():
                 told = (r["error"][:200], "") if "error" in r else LINES[part](name, r)

@@ -33,13 +33,14 @@ def pairs(place: Path) -> dict[str, dict[str, tuple[Act, Act]]]:
     """Kind -> save and load -> ours and Keras'."""
     config = Config(timeframe="1h", sequence_length=120, future_window=24, dense_units=(32, 16))
     data = prepare(saves.synthetic_candles(3000, seed=3, timeframe="1h"), config)
-    model = build_model(config)
-    model.optimizer.build(model.trainable_variables)
+    model, theirs = build_model(config), build_model(config)  # Keras' own `.h5` writer takes the optimizer out of the model's settings
+    for network in (model, theirs):
+        network.optimizer.build(network.trainable_variables)
     found: dict[str, dict[str, tuple[Act, Act]]] = {}
 
     def plain_save(path: Path) -> Act:
         def act() -> None:
-            model.save(path) if path.suffix else model.export(path, verbose=False)
+            theirs.save(path) if path.suffix else theirs.export(path, verbose=False)
             _synced(path)
 
         return act
