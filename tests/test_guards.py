@@ -37,7 +37,7 @@ from crypto_lstm.lock import locked
 from crypto_lstm.network import check_network
 from crypto_lstm.persistence import DamagedModelError, ModelFileError, ModelFormatError, UnsafeModelError, load_model, save_model
 from crypto_lstm.resume import StopOnSignal, read_state
-from crypto_lstm.sealed import MANIFEST, DamagedError, seal
+from crypto_lstm.sealed import MANIFEST, DamagedError, read_manifest, seal
 from crypto_lstm.windows import prepare
 
 HOURLY = candles()
@@ -467,3 +467,10 @@ def test_weights_that_do_not_fit(name):
     found, fault = MATCHES[name]
     with pytest.raises(DamagedModelError, match=fault):
         foreign._matched(found, {"a": (3,)}, "x")
+
+
+@pytest.mark.parametrize("text", ["5", '"schema"', "[]", "{}"])
+def test_manifests_that_are_no_tables(text, tmp_path):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(DamagedError, match="is no manifest: it names no schema"):
+        read_manifest(tmp_path / MANIFEST)

@@ -316,10 +316,10 @@ def chosen(mutant: Mutant, reached: list[Reached]) -> list[str]:
     for test in reached:
         file = test["test"].partition("::")[0]
         start[file] = start.get(file, 0.0) + test["setup"]
-    syncs = "sync" if _SYNC.search(mutant.name) else "nothing"
+    of_sync = mutant.name.endswith(")") and _SYNC.search(mutant.name) is not None
 
     def price(test: Reached) -> tuple[bool, float, float]:
-        return syncs not in test["test"], start[test["test"].partition("::")[0]] + test["seconds"], test["seconds"]
+        return of_sync and "sync" not in test["test"], start[test["test"].partition("::")[0]] + test["seconds"], test["seconds"]
 
     able.sort(key=price)
     total, tests = 0.0, list[str]()
