@@ -12,6 +12,7 @@ import stat
 import struct
 import sys
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,7 @@ from crypto_lstm.files import write_text
 from crypto_lstm.folder import STATE, holding
 from crypto_lstm.hdf5 import Hdf5Error, read_arrays, read_arrays_apart
 from crypto_lstm.lock import locked
-from crypto_lstm.network import check_network
+from crypto_lstm.network import check_network, compile_network
 from crypto_lstm.persistence import DamagedModelError, ModelFileError, ModelFormatError, UnsafeModelError, load_model, save_model
 from crypto_lstm.resume import StopOnSignal, read_state
 from crypto_lstm.sealed import MANIFEST, DamagedError, read_manifest, seal
@@ -227,6 +228,10 @@ NETWORKS = {
     ),
     "a registered network": (_change("registered_name", value="evil>Net"), "the network: registered_name 'evil>Net' is not allowed"),
     "settings that are none": (_change(*LAYERS, 1, "config", value=[]), r"expected settings with name, units, got \[\]"),
+    "settings that are names": (
+        _change(*LAYERS, 1, "config", value=["name", "units"]),
+        r"expected settings with name, units, got \['name'",
+    ),
     "settings without units": (_without_units, "expected settings with name, units"),
     "one name twice": (_change(*LAYERS, 2, "config", "name", value="lstm_layer_1_8units"), "the name 'lstm_layer_1_8units' comes twice"),
     "an LSTM that reads no sequence": (
@@ -400,6 +405,7 @@ def test_a_scaler_of_another_model_is_found_before_anything_is_written(run, tmp_
         (lambda f: f.update({"a": np.zeros(3, "f4"), "b": h5py.SoftLink("/a")}), "^b is a link to another place or file"),
         (lambda f: (f.update({"a": np.zeros(3, "f4")}), f.__setitem__("b", f["a"])), "things with one name each"),
         (lambda f: f.create_dataset("a", data=np.void(b"12345")), "^a: expected plain numbers, got .V5"),
+        (lambda f: f.create_dataset("a", (3,), "f4"), "^a: expected 12 bytes in one piece, not packed, in this file; got 0"),
         (lambda f: f.create_dataset("a", data=np.zeros(3, np.longdouble)), "^a: expected plain numbers, got float128"),
         (lambda f: f.create_dataset("a", (3,), h5py.enum_dtype({"x": 1}, "i1")), "^a: expected plain numbers, got int8"),
     ],
@@ -443,6 +449,23 @@ def test_archives_that_are_refused(name, saved):
     make, fault = MEMBERS_SPOILT[name]
     with pytest.raises(UnsafeModelError, match=fault):
         foreign.read_archive(make(_members(saved.read_bytes())), "x")
+
+
+def test_a_packed_member_that_saves_nothing(saved):
+    """Its sizes are equal, and it is packed all the same."""
+    text = next(b"a" * k for k in range(1, 99) if len(zlib.compress(b"a" * k, wbits=-15)) == k)
+    members = _members(saved.read_bytes())
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w") as file:
+        for name, data in members.items():
+            packed = name == "metadata.json"
+            file.writestr(name, text if packed else data, zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED)
+    with pytest.raises(UnsafeModelError, match="metadata.json: expected a member that is not packed"):
+        foreign.read_archive(buffer.getvalue(), "x")
+
+
+def test_an_optimizer_that_is_refused_is_named(run):
+    with pytest.raises(UnsafeModelError, match="^'x': the optimizer 'evil' is not allowed"):
+        compile_network(run.model, {"optimizer": "evil"}, "x")
 
 
 def test_archives_that_are_let_in(saved):
