@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 import pytest
 from resuming import CONFIG, candles
-from test_foreign import _archive, _members
+from test_foreign import _archive, _members, digest
 
 from crypto_lstm import commit, files, foreign, hdf5
 from crypto_lstm.architecture import build_model
@@ -497,3 +497,19 @@ def test_manifests_that_are_no_tables(text, tmp_path):
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(DamagedError, match="is no manifest: it names no schema"):
         read_manifest(tmp_path / MANIFEST)
+
+
+def test_other_suffixes_stay_in_the_name(run, tmp_path):
+    assert save_model(run.model, tmp_path / "model.V2", overwrite=False).model.name == "model.V2.keras"
+    with pytest.raises(ModelFileError, match="already exists; choose another path or pass overwrite=True"):
+        save_model(run.model, tmp_path / "model.V2", overwrite=False)
+
+
+def test_a_saved_model_replaces_its_like_and_nothing_else(run, tmp_path):
+    save_bundle(run, tmp_path / "btc")
+    before = digest(tmp_path)
+    with pytest.raises(ModelFileError, match="exists and is no SavedModel folder of this package; saving would remove it"):
+        save_model(run.model, tmp_path / "btc", "saved_model")
+    assert digest(tmp_path) == before
+    for _ in range(2):
+        assert save_model(run.model, tmp_path / "model", "saved_model").model.is_dir()
