@@ -513,3 +513,11 @@ def test_a_saved_model_replaces_its_like_and_nothing_else(run, tmp_path):
     assert digest(tmp_path) == before
     for _ in range(2):
         assert save_model(run.model, tmp_path / "model", "saved_model").model.is_dir()
+
+
+def test_a_file_that_its_metadata_does_not_describe(path):
+    manifest_path(path).unlink()
+    copy = path.with_name("model_metadata.json")
+    copy.write_text(json.dumps(json.loads(copy.read_text()) | {"sha256": "0" * 64}))
+    with pytest.raises(DamagedModelError, match="is not the file that model_metadata.json describes: expected sha256 0000"):
+        load_model(path)
