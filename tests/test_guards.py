@@ -12,6 +12,7 @@ import stat
 import struct
 import sys
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ import h5py
 import numpy as np
 import pytest
 from resuming import CONFIG, candles
-from test_foreign import _archive, _members
+from test_foreign import _archive, _members, digest
 
 from crypto_lstm import commit, files, foreign, hdf5
 from crypto_lstm.architecture import build_model
@@ -34,10 +35,10 @@ from crypto_lstm.files import write_text
 from crypto_lstm.folder import STATE, holding
 from crypto_lstm.hdf5 import Hdf5Error, read_arrays, read_arrays_apart
 from crypto_lstm.lock import locked
-from crypto_lstm.network import check_network
+from crypto_lstm.network import check_network, compile_network
 from crypto_lstm.persistence import DamagedModelError, ModelFileError, ModelFormatError, UnsafeModelError, load_model, save_model
 from crypto_lstm.resume import StopOnSignal, read_state
-from crypto_lstm.sealed import MANIFEST, DamagedError, seal
+from crypto_lstm.sealed import MANIFEST, DamagedError, read_manifest, seal
 from crypto_lstm.windows import prepare
 
 HOURLY = candles()
@@ -227,6 +228,10 @@ NETWORKS = {
     ),
     "a registered network": (_change("registered_name", value="evil>Net"), "the network: registered_name 'evil>Net' is not allowed"),
     "settings that are none": (_change(*LAYERS, 1, "config", value=[]), r"expected settings with name, units, got \[\]"),
+    "settings that are names": (
+        _change(*LAYERS, 1, "config", value=["name", "units"]),
+        r"expected settings with name, units, got \['name'",
+    ),
     "settings without units": (_without_units, "expected settings with name, units"),
     "one name twice": (_change(*LAYERS, 2, "config", "name", value="lstm_layer_1_8units"), "the name 'lstm_layer_1_8units' comes twice"),
     "an LSTM that reads no sequence": (
@@ -400,6 +405,7 @@ def test_a_scaler_of_another_model_is_found_before_anything_is_written(run, tmp_
         (lambda f: f.update({"a": np.zeros(3, "f4"), "b": h5py.SoftLink("/a")}), "^b is a link to another place or file"),
         (lambda f: (f.update({"a": np.zeros(3, "f4")}), f.__setitem__("b", f["a"])), "things with one name each"),
         (lambda f: f.create_dataset("a", data=np.void(b"12345")), "^a: expected plain numbers, got .V5"),
+        (lambda f: f.create_dataset("a", (3,), "f4"), "^a: expected 12 bytes in one piece, not packed, in this file; got 0"),
         (lambda f: f.create_dataset("a", data=np.zeros(3, np.longdouble)), "^a: expected plain numbers, got float128"),
         (lambda f: f.create_dataset("a", (3,), h5py.enum_dtype({"x": 1}, "i1")), "^a: expected plain numbers, got int8"),
     ],
@@ -445,6 +451,23 @@ def test_archives_that_are_refused(name, saved):
         foreign.read_archive(make(_members(saved.read_bytes())), "x")
 
 
+def test_a_packed_member_that_saves_nothing(saved):
+    """Its sizes are equal, and it is packed all the same."""
+    text = next(b"a" * k for k in range(1, 99) if len(zlib.compress(b"a" * k, wbits=-15)) == k)
+    members = _members(saved.read_bytes())
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w") as file:
+        for name, data in members.items():
+            packed = name == "metadata.json"
+            file.writestr(name, text if packed else data, zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED)
+    with pytest.raises(UnsafeModelError, match="metadata.json: expected a member that is not packed"):
+        foreign.read_archive(buffer.getvalue(), "x")
+
+
+def test_an_optimizer_that_is_refused_is_named(run):
+    with pytest.raises(UnsafeModelError, match="^'x': the optimizer 'evil' is not allowed"):
+        compile_network(run.model, {"optimizer": "evil"}, "x")
+
+
 def test_archives_that_are_let_in(saved):
     members = _members(saved.read_bytes())
     for attribute in (0, 0o600 << 16, (stat.S_IFREG | 0o644) << 16):
@@ -467,3 +490,34 @@ def test_weights_that_do_not_fit(name):
     found, fault = MATCHES[name]
     with pytest.raises(DamagedModelError, match=fault):
         foreign._matched(found, {"a": (3,)}, "x")
+
+
+@pytest.mark.parametrize("text", ["5", '"schema"', "[]", "{}"])
+def test_manifests_that_are_no_tables(text, tmp_path):
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(DamagedError, match="is no manifest: it names no schema"):
+        read_manifest(tmp_path / MANIFEST)
+
+
+def test_other_suffixes_stay_in_the_name(run, tmp_path):
+    assert save_model(run.model, tmp_path / "model.V2", overwrite=False).model.name == "model.V2.keras"
+    with pytest.raises(ModelFileError, match="already exists; choose another path or pass overwrite=True"):
+        save_model(run.model, tmp_path / "model.V2", overwrite=False)
+
+
+def test_a_saved_model_replaces_its_like_and_nothing_else(run, tmp_path):
+    save_bundle(run, tmp_path / "btc")
+    before = digest(tmp_path)
+    with pytest.raises(ModelFileError, match="exists and is no SavedModel folder of this package; saving would remove it"):
+        save_model(run.model, tmp_path / "btc", "saved_model")
+    assert digest(tmp_path) == before
+    for _ in range(2):
+        assert save_model(run.model, tmp_path / "model", "saved_model").model.is_dir()
+
+
+def test_a_file_that_its_metadata_does_not_describe(path):
+    manifest_path(path).unlink()
+    copy = path.with_name("model_metadata.json")
+    copy.write_text(json.dumps(json.loads(copy.read_text()) | {"sha256": "0" * 64}))
+    with pytest.raises(DamagedModelError, match="is not the file that model_metadata.json describes: expected sha256 0000"):
+        load_model(path)
