@@ -53,7 +53,7 @@ def memory_disk() -> tempfile.TemporaryDirectory[str]:
 
 
 def kill_job(kind: str, plain: bool, kills: int) -> Job:
-    """SIGKILL at random moments of saves, on the disk; the kill comes within 1.2 times the length of a save."""
+    """SIGKILL at random moments of saves, on the disk, within 1.6 times the length of a save: its last steps are hit as well."""
     import faults
     import saves
 
@@ -65,7 +65,7 @@ def kill_job(kind: str, plain: bool, kills: int) -> Job:
                 seconds = measure()
             with faults.Apart(lambda: make(Path(folder))[1]) as read:
                 save = make(Path(folder))[0]
-                report = faults.kill_rounds(save, read, kills=kills, seed=seed, longest_s=1.2 * seconds, prepare=build)
+                report = faults.kill_rounds(save, read, kills=kills, seed=seed, longest_s=1.6 * seconds, prepare=build)
         return {
             "kills": report.kills,
             "inside": report.inside,

@@ -149,11 +149,11 @@ def kill_rounds(
     *,
     kills: int,
     seed: int,
-    longest_s: float = 0.1,  # from the first begin to the kill, at most
+    longest_s: float = 0.1,  # to the kill, at most; from the begin of the second save, of a command's first
     pause_s: float = 0.001,  # between two saves, of a callable
     prepare: Callable[[], object] = lambda: None,  # in the child, before its first save
 ) -> KillReport:
-    """Let a child save generation after generation, kill it at a random moment, read; again with the next numbers."""
+    """Let a child save generation after generation, kill it at a random moment after its first, read; again with the next numbers."""
     chance, report, newest = random.Random(seed), KillReport(seed), 0
     for _ in range(kills):
         begun, ended = _one_kill(save, newest + 1, chance.uniform(0, longest_s), pause_s, prepare)
@@ -175,7 +175,7 @@ def _one_kill(save: Save | Sequence[str], first: int, delay_s: float, pause_s: f
     """The numbers of the last save that was begun and of the last that had ended."""
     child, pipe, process = _start(save, first, pause_s, prepare)
     with open(pipe, "rb", buffering=0) as log:
-        select.select([log], [], [], 120)  # until the first save begins
+        select.select([log], [], [], 120)  # until the save begins that is to be killed
         time.sleep(delay_s)
         os.kill(child, signal.SIGKILL)
         if process:
@@ -202,11 +202,13 @@ def _start(
         return child, out, None
     try:
         prepare()
-        for number in range(first, first + 100_000):
-            os.write(into, b"begin %d\n" % number)
+        save(first)  # whole: there is something to lose, and what is done once in a process is done
+        os.write(into, b"begin %d\nend %d\nbegin %d\n" % (first, first, first + 1))
+        for number in range(first + 1, first + 100_000):
             save(number)
             os.write(into, b"end %d\n" % number)
             time.sleep(pause_s)
+            os.write(into, b"begin %d\n" % (number + 1))
     finally:
         os._exit(70)
     raise AssertionError
