@@ -35,7 +35,7 @@ MODULES = {  # module -> its notebook, whose cells are tests as well
 }  # fmt: skip
 TESTS = ("test_commit", "test_guards", "test_model_files", "test_bundle", "test_foreign", "test_resume", "test_faults")
 SLOW = ("random_moments", "is_killed_and_goes_on")  # left out: they see what others see, in minutes
-TIMEOUT_S, LONGEST_S = 150.0, 60.0  # of a mutant; of the tests that are tried on it, as they took without it
+TIMEOUT_S, LONGEST_S = 300.0, 60.0  # of a mutant; of the tests that are tried on it, as they took without it
 
 # Mutants that no test can see, by the words of `--list` after the function's name, each with the reason.
 _LAYOUT = (
