@@ -28,6 +28,7 @@ from .config import CLASSES, Config, ConfigError, CryptoLSTMError
 from .display import html_table, text_table
 from .files import write_json, write_text
 from .foreign import MAX_BYTES, UNCHECKED, LoadReport, format_of, load_report, read_content, to_model
+from .lock import LockedError
 from .network import DamagedModelError, ModelFileError, UnsafeModelError, quiet, require_keras
 from .sealed import MANIFEST, DamagedError, FilePath, load, parse_json, read_folder, read_manifest
 from .validation import ModelMismatchError, not_finite, validate_model
@@ -218,7 +219,7 @@ def save_model(
     """Save a model all-or-nothing, with its manifest, summary and metadata.
 
     A SavedModel folder holds all of them; beside a file lie `NAME.keras.manifest.json`, which has everything, and copies for people:
-    `NAME_summary.txt` and `NAME_metadata.json`. Raises `ModelFileError` (an OSError) when it can't be written: what was there before is then
+    `NAME_summary.txt` and `NAME_metadata.json` (where these can't be written, the log says so). Raises `ModelFileError` (an OSError) when it can't be written: what was there before is then
     unchanged. Raises `ModelFormatError` for an unknown format, `UnsafeModelError` for a network that `load_model` would not build, and
     `ModelMismatchError` for weights that are not finite and for a model that is not `config`'s.
     """
@@ -240,8 +241,10 @@ def save_model(
             if format == "saved_model":
                 _write_notes(new, facts)
     if format != "saved_model":
-        with _faults_as(target, "the model is saved, the copies of its summary or metadata are not", "mend the cause and save again"):
+        try:
             _write_notes(target, facts)
+        except (CommitError, LockedError) as error:  # the manifest has all that they say
+            logger.warning("%s is saved, a copy of its summary or metadata beside it is not: %s", target.name, error)
     return SavedModel(target, _beside(target, "summary.txt"), _beside(target, "metadata.json"), format, facts["sha256"])
 
 

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 
+from crypto_lstm import files, persistence
 from crypto_lstm.architecture import build_model, layer_plan
 from crypto_lstm.callbacks import save_checkpoint
 from crypto_lstm.commit import manifest_path
@@ -206,6 +207,20 @@ def test_stop_between_model_and_its_copies_loses_nothing(tmp_path):
     assert json.loads(files.metadata.read_text())["metadata"] == {"number": 1}
     save_model(second, tmp_path / "model", metadata={"number": 3})
     assert json.loads(files.metadata.read_text())["metadata"] == {"number": 3}
+
+
+def test_copies_that_cannot_be_written_do_not_unsave_the_model(tmp_path, monkeypatch, caplog):
+    def full(path, value):
+        raise files.CommitError(path, "it was not saved, the disk is full", "make room")
+
+    model = build_model(CONFIG)
+    save_model(model, tmp_path / "model", format="h5", config=CONFIG)
+    model.layers[-1].bias.assign([0.1, 0.2, 0.3])
+    monkeypatch.setattr(persistence, "write_json", full)
+    saved = save_model(model, tmp_path / "model", format="h5", config=CONFIG)
+    assert "model.h5 is saved, a copy of its summary or metadata beside it is not" in caplog.text and "the disk is full" in caplog.text
+    loaded = load_model(saved)
+    assert np.array_equal(loaded.layers[-1].bias.numpy(), np.float32([0.1, 0.2, 0.3])) and load_report(loaded).verified
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
