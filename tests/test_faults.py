@@ -27,10 +27,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from attacks import CONFIG_ATTACKS, WEIGHT, _archive, _hdf5, _members, _text_attacks, archive_attacks, digest, hdf5_attacks
 from resuming import CONFIG as WHOLE
 from resuming import candles
 from test_bundle import FIRST, WEIGHTS, config_with, forged, weights_of
-from test_foreign import CONFIG_ATTACKS, WEIGHT, _archive, _hdf5, _members, _text_attacks, archive_attacks, digest, hdf5_attacks
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.budget import MemoryBudgetError, OutOfMemoryError
@@ -1464,17 +1464,17 @@ refused(
 
 def run_with_another_scaler(ground: Ground) -> Act:
     folder = shutil.copytree(ground.world.run.output_dir, ground.place / "run")
-    (folder / "scaler.json").write_bytes(other_scaler(ground))
+    (folder / "bundle" / "scaler.json").write_bytes(other_scaler(ground))
     return lambda: load_run(folder)
 
 
 refused(
     MIXED_UP,
     "a run",
-    ModelFileError,
-    "it is not the file that this run wrote",
-    "run/scaler.json'",
-    "restore the folder as it was, or train again",
+    DamagedError,
+    "it is not as it was saved: scaler.json: expected sha256",
+    "run/bundle'",
+    "take another copy of it, or save it again",
     run_with_another_scaler,
 )
 
@@ -1935,7 +1935,7 @@ refused(
     AnswerError,
     "answers are no probabilities",
     r"the first is \[nan",
-    "the weights have diverged.*(train|load)",
+    "load the bundle again, or train",
     lambda ground: lambda: probabilities(diverged(), ground.world.made.data.test),
 )
 refused(

@@ -21,15 +21,15 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from attacks import _archive, _members, digest
 from resuming import CONFIG, candles
-from test_foreign import _archive, _members, digest
 
 from crypto_lstm import commit, files, foreign, hdf5
 from crypto_lstm.architecture import build_model
 from crypto_lstm.bundle import BundleError, load_bundle, save_bundle, unpack, weight_shapes
 from crypto_lstm.callbacks import OutputFolderError
 from crypto_lstm.candles import CandleError, fill_gaps
-from crypto_lstm.commit import committing, committing_file, committing_generation, manifest_path, read_file, read_generation
+from crypto_lstm.commit import CommitError, committing, committing_file, committing_generation, manifest_path, read_file, read_generation
 from crypto_lstm.config import ConfigError
 from crypto_lstm.files import write_text
 from crypto_lstm.folder import STATE, holding
@@ -305,7 +305,7 @@ def test_metadata_with_settings_of_another_version(path):
 
 
 def test_the_manifest_is_written_by_the_commit_alone(tmp_path):
-    with pytest.raises(ValueError, match="is written by the commit"), committing(tmp_path / "x") as folder:
+    with pytest.raises(CommitError, match="is written by the commit"), committing(tmp_path / "x") as folder:
         (folder / MANIFEST).write_text("{}")
 
 
