@@ -1472,7 +1472,7 @@ refused(
     MIXED_UP,
     "a run",
     DamagedError,
-    "it is not as it was saved: scaler.json: expected sha256",
+    "it is not as it was saved: scaler.json: expected",
     "run/bundle'",
     "take another copy of it, or save it again",
     run_with_another_scaler,
