@@ -114,7 +114,7 @@ def test_nan_then_a_signal_then_to_the_end(whole, tmp_path, caplog):
     with pytest.raises(NonFiniteError) as stopped:
         train(HOURLY, CONFIG, run, callbacks=[At(1, 3, poison)], **OPTIONS)
     message = str(stopped.value)
-    assert "loss is nan in epoch 2, batch 5 (step 13 of the training, learning rate 0.01)" in message
+    assert "loss is nan in epoch 2, batch 5 (step 13 of the training, learning rate 0.01, gradient norm nan, in the step before " in message
     assert "The last finite state, after step 3 of epoch 2, is kept in" in message and str(run / "state") in message
     saved = read_state(run)
     assert (saved.epoch, saved.batch) == (1, 3)
