@@ -62,12 +62,11 @@ def parse_json(
     """Strict JSON. Raises `DamagedError` for equal keys, NaN, infinity, whole numbers past 64 bits, too many bytes or levels, no UTF-8."""
     if len(data) > max_bytes:
         raise DamagedError(path, f"expected at most {max_bytes:,} bytes of JSON, got more")
-    depth = deepest = 0
-    for bracket in _BRACKET.findall(_STRING.sub(b"", data)):
-        depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > max_depth:
-        raise DamagedError(path, f"expected JSON of at most {max_depth} levels, got {deepest}")
+    depth = 0
+    for bracket in _BRACKET.finditer(_STRING.sub(b"", data)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > max_depth:
+            raise DamagedError(path, f"expected JSON of at most {max_depth} levels, got more")
     try:
         return json.loads(data.decode(), object_pairs_hook=_unique, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
     except ValueError as error:
@@ -75,10 +74,11 @@ def parse_json(
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)[:80]!r} comes twice")
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"the key {name[:80]!r} comes twice")
+        values[name] = value
     return values
 
 

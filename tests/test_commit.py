@@ -532,6 +532,14 @@ def test_json_that_is_refused(text):
         parse_json(text.encode(), "x")
 
 
+def test_json_with_many_keys_is_read_in_one_pass():
+    """To look each key up among all of them would take hours."""
+    many = ",".join(f'"{number:07d}":0' for number in range(300_000))
+    assert len(parse_json(f"{{{many}}}".encode(), "x")) == 300_000
+    with pytest.raises(DamagedError, match="the key '0299999' comes twice"):
+        parse_json(f'{{{many},"0299999":0}}'.encode(), "x")
+
+
 def test_json_agrees_with_the_standard_library():
     chance = random.Random(SEED)
 

@@ -1665,7 +1665,7 @@ refused(
 JSON = "duplicate JSON keys, deep nesting, huge integers"
 for name, cause in (
     ("equal keys", "the key 'units' comes twice"),
-    ("deep", "expected JSON of at most 32 levels, got 100"),
+    ("deep", "expected JSON of at most 32 levels, got more"),
     ("a number of a million digits", "needs more than 64 bits"),
 ):
 
@@ -1676,7 +1676,7 @@ for name, cause in (
     refused(JSON, f"{name}, in a model", DamagedModelError, cause, "foreign.keras'", AGAIN, loads(described))
 for name, text, cause in (
     ("equal keys", '{"seed": 1, "seed": 2}', "the key 'seed' comes twice"),
-    ("deep", '{"a":' * 9999, "at most 32 levels, got 9,?999"),
+    ("deep", '{"a":' * 9999, "at most 32 levels, got more"),
     ("a huge number", '{"seed": ' + "9" * 5000 + "}", "needs more than 64 bits"),
     ("NaN", '{"seed": NaN}', "expected finite numbers"),
 ):
