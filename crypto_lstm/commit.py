@@ -85,6 +85,16 @@ def _write_file(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
+def _may_go(target: Path) -> bool:
+    """Whether it is a folder that is empty, or has a manifest of this package, be it damaged: other programs have a `manifest.json` too."""
+    manifest = target / MANIFEST
+    if not manifest.is_file():
+        return target.is_dir() and not any(target.iterdir())
+    with open(manifest, "rb") as file:
+        data = file.read(4 << 20)
+    return b'"seal"' in data or b'"crypto_lstm"' in data
+
+
 @contextlib.contextmanager
 def committing(
     folder: FilePath,  # what shall appear, or be replaced
@@ -99,7 +109,7 @@ def committing(
     """
     target = absolute(folder)
     with saving(target, target.parent, needs_bytes) as work:
-        if os.path.lexists(target) and not (target / MANIFEST).exists() and (not target.is_dir() or any(target.iterdir())):
+        if os.path.lexists(target) and not _may_go(target):
             raise CommitError(target, "something is there that is no saved folder, and saving would remove it", "choose a path that does not exist")
         new = work / "new"
         new.mkdir()

@@ -246,10 +246,14 @@ def test_targets_that_are_refused(quick):
     (quick / "file").write_text("x")
     (quick / "folder").mkdir()
     (quick / "folder" / "photo.jpg").write_text("x")
+    (quick / "extension").mkdir()
+    (quick / "extension" / "main.js").write_text("x")
+    (quick / "extension" / MANIFEST).write_text('{"manifest_version": 3}')  # a name that others use as well
     before = sorted(quick.rglob("*"))
     for path, fault in [
         ("file", "no saved folder"),
         ("folder", "no saved folder"),
+        ("extension", "no saved folder"),
         ("file/below", "Not a directory"),
         ("n" * 300, "File name too long"),
     ]:
