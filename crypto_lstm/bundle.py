@@ -146,6 +146,12 @@ def _check_facts(facts: Mapping[str, Any], config: Config, scaler: Scaler, path:
     differences = [f"{name}: the files say {value}, the manifest {facts.get(name)}" for name, value in wanted.items() if facts.get(name) != value]
     if differences:
         raise BundleError(path, "; ".join(differences))
+    expires = facts.get("expires")
+    try:
+        if expires is not None:
+            _aware(datetime.fromisoformat(expires))
+    except (TypeError, ValueError) as error:
+        raise BundleError(path, f"expires: expected null or a date with a time zone, got {expires!r}") from error
 
 # %% ../nbs/25_bundle.ipynb #5f2438bf
 @contextlib.contextmanager
@@ -207,7 +213,7 @@ def save_bundle(
     windows, weights = data.test.gather(rows), _weights(model)
     answers = _answers(_network(config, weights), windows)
     _compare(answers, _answers(model, windows), 20 * TOLERANCE if config.mixed_precision else TOLERANCE, Path(path))
-    facts = {**bound_facts(config, data.scaler), "data": _data_facts(data), "versions": _versions(), "notes": dict(notes or {})}
+    facts = {**bound_facts(config, data.scaler), "data": _data_facts(data), "versions": _versions(), "notes": _plain(notes)}
     facts["expires"] = None if expires is None else _aware(expires).isoformat()
     files = {
         "config.json": _json(config.as_dict()),
@@ -229,8 +235,17 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
+def _plain(notes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The notes as a reader of the manifest gets them. Raises `BundleError` for what it would refuse."""
+    try:
+        return parse_json(json.dumps(dict(notes or {}), allow_nan=False).encode(), "notes", max_bytes=1 << 20, max_depth=24)
+    except (TypeError, ValueError) as error:
+        fault = error.fault if isinstance(error, DamagedError) else str(error)
+        raise BundleError("notes", f"expected names and plain JSON values, at most 1 MB of them: {fault}", "leave them out, or write them as text") from error
+
+
 def _aware(moment: datetime) -> datetime:
-    if moment.tzinfo is None:
+    if getattr(moment, "tzinfo", None) is None:
         raise BundleError("expires", f"expected a date with a time zone, got {moment!r}", "add tzinfo=datetime.UTC")
     return moment.astimezone(UTC)
 
@@ -308,11 +323,13 @@ class Bundle:
         shape = (self.config.sequence_length, len(self.config.features))
         if windows.dtype.kind != "f" or windows.shape[1:] != shape:
             raise AnswerError(f"expected float windows of the shape (windows, {shape[0]}, {shape[1]}), got {windows.dtype} {windows.shape}: give candles, or windows as the training data has them")
+        with np.errstate(over="ignore"):  # what is past float32 is infinite then, and refused
+            windows = windows.astype(np.float32)
         if not np.isfinite(windows).all():
             raise AnswerError(f"expected finite windows, got {int(np.sum(~np.isfinite(windows)))} values that are not: mend or drop them")
         if not all(np.isfinite(array).all() for array in self.model.get_weights()):
             raise AnswerError("the weights in memory are not finite: load the bundle again")
-        answers = _answers(self.model, windows.astype(np.float32))
+        answers = _answers(self.model, windows)
         require_probabilities(answers)
         return answers
 
@@ -348,7 +365,7 @@ class Bundle:
     def _require_fresh(self, candles: pd.DataFrame, now: Any, max_age_candles: float) -> None:
         require_candles(candles, self.config.timeframe)
         try:
-            moment = pd.Timestamp(datetime.now(UTC) if now is None else now)
+            moment = pd.Timestamp(datetime.now(UTC) if now is None else now).as_unit("ns")
         except (ValueError, TypeError) as error:
             raise AnswerError(f"expected a date for now, got {now!r}: give a datetime in UTC, or leave it out") from error
         if moment is pd.NaT or moment.tzinfo is None:

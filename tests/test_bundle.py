@@ -273,6 +273,26 @@ def test_forged_facts(name, value, saved, tmp_path):
         load_bundle(forged(saved, tmp_path, "", facts={name: value}))
 
 
+@pytest.mark.parametrize("value", ["soon", "2030-01-01", 5, True, [], {}])
+def test_an_expiry_that_is_no_date(value, saved, tmp_path):
+    with pytest.raises(BundleError, match="expires: expected null or a date with a time zone, got"):
+        load_bundle(forged(saved, tmp_path, "", facts={"expires": value}))
+
+
+@pytest.mark.parametrize("expires", [datetime(2030, 1, 1), "2030-01-01"])
+def test_an_expiry_that_is_not_saved(expires, run, tmp_path):
+    with pytest.raises(BundleError, match="expected a date with a time zone, got .*add tzinfo"):
+        save_bundle(run, tmp_path / "btc", expires=expires)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), 2**70, "x" * (1 << 20), [[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]])
+def test_notes_that_no_reader_would_take(value, run, tmp_path):
+    with pytest.raises(BundleError, match="'notes': expected names and plain JSON values"):
+        save_bundle(run, tmp_path / "btc", notes={"mine": value})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unpack_agrees_with_pack():
     arrays = {"a": np.random.default_rng(0).normal(size=(3, 4)).astype("f4"), "b": np.float32([1])}
     again = unpack(pack(arrays), {"a": (3, 4), "b": (1,)}, "x")
@@ -303,6 +323,8 @@ INPUTS = {
     "naive now": (CANDLES, "2024-03-07", "time zone"),
     "no date": (CANDLES, "soon", "expected a date for now"),
     "NaT": (CANDLES, pd.NaT, "time zone"),
+    "the end of time": (CANDLES, datetime.max.replace(tzinfo=UTC), "expected a date for now"),
+    "the beginning of time": (CANDLES, datetime.min.replace(tzinfo=UTC), "expected a date for now"),
     "a frame of lists": ([[1, 2]], CLOSE, "must be a DataFrame"),
     "None": (None, CLOSE, "must be a DataFrame"),
     "empty": (CANDLES[:0], CLOSE, "no candles"),
@@ -381,6 +403,9 @@ def test_windows_of_another_shape(shape, bundle):
 def test_windows_that_are_not_finite(bundle):
     with pytest.raises(CryptoLSTMError, match="got 1 values that are not"):
         bundle.probabilities(np.where(np.arange(96).reshape(1, 12, 8) == 5, np.nan, 0.0))
+    for large in (1e39, -1e300):  # finite, but not as float32: the network would saturate and answer
+        with pytest.raises(CryptoLSTMError, match="got 1 values that are not"):
+            bundle.probabilities(np.where(np.arange(96).reshape(1, 12, 8) == 5, large, 0.0))
     with pytest.raises(CryptoLSTMError, match="expected float windows"):
         bundle.probabilities(np.zeros((1, 12, 8), dtype=object))
 
