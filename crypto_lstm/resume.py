@@ -171,10 +171,16 @@ def _packed(callbacks: Sequence[keras.callbacks.Callback]) -> tuple[list[dict[st
 
 
 def _unpack(saved: SavedState, callbacks: Sequence[keras.callbacks.Callback]) -> None:
-    for number, (callback, kept) in enumerate(zip(callbacks, saved.values["callbacks"], strict=False)):
-        if kept["class"] != type(callback).__name__ or not kept["state"]:
+    """By class, in their order: who asks for logs, or no more, takes nothing from the other callbacks."""
+    waiting = list(enumerate(saved.values["callbacks"]))
+    for callback in callbacks:
+        mine = next((pair for pair in waiting if pair[1]["class"] == type(callback).__name__), None)
+        if mine is None:
             continue
-        state = dict(kept["state"])
+        waiting.remove(mine)
+        number, state = mine[0], dict(mine[1]["state"])
+        if not state:
+            continue
         for name, value in state.items():
             if isinstance(value, dict) and set(value) == {"arrays"}:
                 state[name] = [saved.arrays[f"callback/{number}/{name}/{part:04d}"] for part in range(value["arrays"])]
@@ -232,13 +238,13 @@ class StateKeeper(keras.callbacks.History):
         self.model.stop_training = self.model.stop_training or self._stopping
 
     def save(self, epoch: int, batch: int, over: bool = False) -> None:
-        """Save this moment as a new generation, unless weights or losses are not finite."""
+        """Save this moment as a new generation, unless weights, losses or the optimizer's numbers are not finite: it would end as the last did."""
         model, found = self.model, any(isinstance(callback, StopOnNonFinite) and callback.found for callback in self.callbacks)
-        weights = _numbered("model", model.variables)
-        if found or not all(np.isfinite(array).all() for array in weights.values()):
+        numbers = _numbered("model", model.variables) | _numbered("optimizer", model.optimizer.variables)
+        if found or not all(np.isfinite(array).all() for array in numbers.values()):
             return
         callbacks, arrays = _packed(self.callbacks)
-        arrays |= weights | _numbered("optimizer", model.optimizer.variables)
+        arrays |= numbers
         arrays |= _numbered("metrics", model.metrics_variables) if batch else {}
         arrays |= {f"history/{name}": np.asarray(values, dtype=np.float64) for name, values in self.history.items()}
         checkpoint = self.folder / CHECKPOINT_NAME

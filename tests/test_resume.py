@@ -19,7 +19,8 @@ from crypto_lstm.cli import main
 from crypto_lstm.config import ConfigError
 from crypto_lstm.folder import ResumeMismatchError, holding
 from crypto_lstm.lock import LockedError
-from crypto_lstm.prediction import load_run
+from crypto_lstm.network import ModelFileError
+from crypto_lstm.prediction import load_run, verify_run
 from crypto_lstm.resume import StateKeeper, fit_on, make_deterministic, read_state, restore
 from crypto_lstm.sealed import DamagedError
 from crypto_lstm.training import train
@@ -141,11 +142,92 @@ def test_nan_then_a_signal_then_to_the_end(whole, tmp_path, caplog):
     assert not (run / "state").exists()
 
 
+def test_an_optimizer_that_is_not_finite_is_not_kept(tmp_path):
+    """A gradient past float32: for one step only the optimizer knows, and that is when a state is due."""
+
+    def explode(model):
+        model.optimizer.apply([np.full(v.shape, 1e25, "float32") for v in model.trainable_variables], model.trainable_variables)
+        assert all(np.isfinite(w).all() for w in model.get_weights())
+        assert not all(np.isfinite(v.numpy()).all() for v in model.optimizer.variables)
+
+    with pytest.raises(NonFiniteError, match="The last finite state, after step 3 of epoch 1, is kept"):
+        train(HOURLY, CONFIG, tmp_path / "run", callbacks=[At(0, 5, explode)], **OPTIONS)
+    assert all(np.isfinite(array).all() for array in read_state(tmp_path / "run").arrays.values())
+
+
 def test_a_finished_run_is_read_back_and_not_touched(whole):
     before = contents(whole.output_dir)
     again = train(HOURLY, CONFIG, whole.output_dir, callbacks=[At(0, 0, crash)], **OPTIONS)
     assert (again.resumed_at, again.history, again.test.as_dict()) == ("finished", whole.history, whole.test.as_dict())
     assert contents(whole.output_dir) == before
+
+
+def test_who_goes_on_without_logs_keeps_the_memory_history(tmp_path):
+    """Callbacks are found again by their class: the list is another one."""
+    with pytest.raises(Crash):
+        train(HOURLY, CONFIG, tmp_path / "run", callbacks=[At(2, 2, crash)], tensorboard=True)
+    run = train(HOURLY, CONFIG, tmp_path / "run", tensorboard=False)
+    assert [record["epoch"] for record in run.memory_history] == list(range(run.epochs_run))
+
+
+def changed_history(run):
+    path = run / "history.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"val_accuracy": [0.99]}))
+
+
+def linked_settings(run):
+    (run / "config.toml").rename(run.parent / "aside.toml")
+    (run / "config.toml").symlink_to(run.parent / "aside.toml")
+
+
+def pipe_for_settings(run):
+    (run / "config.toml").unlink()
+    os.mkfifo(run / "config.toml")  # who opens it without care waits for ever
+
+
+@pytest.mark.parametrize("change", [changed_history, linked_settings, pipe_for_settings])
+def test_what_lies_beside_the_bundle_is_verified(change, whole, tmp_path):
+    run = shutil.copytree(whole.output_dir, tmp_path / "run")
+    assert verify_run(run).ok
+    change(run)
+    report = verify_run(run)
+    assert not report.ok and [name for name, fault in report.faults.items() if fault] == [
+        "history.json" if change is changed_history else "config.toml"
+    ]
+    if change is changed_history:
+        with pytest.raises(DamagedError, match="history.json.*expected sha256"):
+            train(HOURLY, CONFIG, run, **OPTIONS)
+
+
+def test_metadata_of_a_finished_run_is_sealed(whole, tmp_path):
+    run = shutil.copytree(whole.output_dir, tmp_path / "run")
+    text = (run / "metadata.json").read_text()
+    (run / "metadata.json").write_text(text.replace('"accuracy": 0.', '"accuracy": 0.9', 1))
+    with pytest.raises(DamagedError, match="metadata.json.*with sha256"):
+        train(HOURLY, CONFIG, run, **OPTIONS)
+    for look in (verify_run, load_run):
+        with pytest.raises(ModelFileError, match="no metadata of a run.*with sha256"):
+            look(run)
+
+
+@pytest.mark.parametrize("change", [{"data": None}, {"data": [1]}, {"identity": [1]}, {"identity": None}])
+def test_metadata_that_an_older_version_did_not_write(change, whole, tmp_path):
+    """Without a manifest beside it nobody knows: what is not there is told, and nothing is trained."""
+    run = shutil.copytree(whole.output_dir, tmp_path / "run")
+    (run / "metadata.json.manifest.json").unlink()
+    (run / "metadata.json").write_text(json.dumps(json.loads((run / "metadata.json").read_text()) | change))
+    before = contents(run)
+    with pytest.raises(DamagedError, match="is no metadata of a finished run"):
+        train(HOURLY, CONFIG, run, **OPTIONS)
+    assert contents(run) == before
+
+
+def test_a_pin_may_be_in_capitals(whole):
+    sha256 = whole.bundle_sha256
+    assert load_run(whole.output_dir, sha256.upper()).bundle.sha256 == sha256
+    assert verify_run(whole.output_dir, sha256.upper()).ok
+    with pytest.raises(DamagedError, match="another bundle than the one you pinned"):
+        load_run(whole.output_dir, "0" * 64)
 
 
 def unfinished(folder: Path) -> Path:
