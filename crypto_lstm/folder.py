@@ -21,6 +21,7 @@ import pandas as pd
 import crypto_lstm
 from .callbacks import CHECKPOINT_NAME, OutputFolderError
 from .candles import require_candles
+from .commit import manifest_path, read_file
 from .config import Config, CryptoLSTMError
 from .gpu import GpuStatus
 from .lock import LockedError, locked
@@ -45,6 +46,7 @@ FILES = {
     "memory_history": "memory_history.png",
     "confusion_matrix": "confusion_matrix.png",
 }
+_MAX_METADATA = 64 << 20  # bytes
 STATE = "state"  # folder of the generations, in that of the run; gone when the run is finished
 
 
@@ -84,7 +86,7 @@ def _holds_run(folder: Path) -> bool:
 def _finished(folder: Path) -> dict[str, Any] | None:
     """The metadata of a run that came to its end."""
     with contextlib.suppress(DamagedError, FileNotFoundError):
-        metadata = read_json(folder / FILES["metadata"], max_bytes=64 << 20)
+        metadata = read_json(folder / FILES["metadata"], max_bytes=_MAX_METADATA)
         if isinstance(metadata, dict) and "crypto_lstm" in metadata and metadata.get("interrupted", "") is None:
             return metadata
     return None
@@ -182,12 +184,22 @@ def finished_run(
     folder: Path,  # of a run
     identity: Mapping[str, Any],  # of what shall be trained
 ) -> dict[str, Any] | None:  # its metadata; None where it is not finished
-    """Whether it came to its end before. Raises `ResumeMismatchError` where it was something else. Its state is removed: it has served."""
+    """Whether it came to its end before. Raises `ResumeMismatchError` where it was something else, `DamagedError` where that can't be told.
+
+    Its state is removed: it has served.
+    """
     metadata = _finished(folder)
     if metadata is None:
         return None
-    older = {"config": metadata.get("config"), "data": {name: metadata["data"][name] for name in ("sha256", "candles", "first", "last")}}
-    require_same(folder, metadata.get("identity", {**identity, **older}), identity)
+    file = folder / FILES["metadata"]
+    if os.path.lexists(manifest_path(file)):  # older versions wrote none
+        read_file(file, max_bytes=_MAX_METADATA)
+    try:
+        older = {"config": metadata["config"], "data": {name: metadata["data"][name] for name in ("sha256", "candles", "first", "last")}}
+        there = dict(metadata.get("identity", {**identity, **older}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedError(file, f"is no metadata of a finished run ({error!r})", "choose another folder, or move this one away") from error
+    require_same(folder, there, identity)
     discard_state(folder)
     return metadata
 

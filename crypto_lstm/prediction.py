@@ -5,8 +5,10 @@
 # %% ../nbs/39_prediction.ipynb #29fa9fa6
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,17 @@ import keras
 import numpy as np
 import pandas as pd
 
+from .commit import read_file
 from .bundle import Bundle, VerifyReport, load_bundle, require_probabilities, verify_bundle
 from .config import CLASSES, Config
 from .display import html_table, text_table
-from .files import sha256_file
 from .folder import FILES
 from .network import ModelFileError, quiet
-from .sealed import MANIFEST, DamagedError, FilePath, read_json
+from .sealed import MANIFEST, DamagedError, FilePath, load, parse_json
 from .windows import Scaler, WindowDataset, prediction_windows
 
 # %% auto #0
-__all__ = ['probabilities', 'predict_candles', 'LoadedRun', 'load_run', 'RunReport', 'verify_run']
+__all__ = ['probabilities', 'predict_candles', 'LoadedRun', 'load_run', 'read_pinned', 'RunReport', 'verify_run']
 
 # %% ../nbs/39_prediction.ipynb #1665ea40
 def probabilities(
@@ -92,27 +94,41 @@ def load_run(
         return LoadedRun(load_bundle(folder, expected_sha256), {})
     metadata = _metadata(folder)
     bundle = load_bundle(folder / FILES["bundle"], metadata["sha256"]["bundle"])
-    if expected_sha256 not in (None, bundle.sha256):
+    if expected_sha256 is not None and expected_sha256.lower() != bundle.sha256:
         raise DamagedError(bundle.path, f"expected the sha256 {expected_sha256}, got {bundle.sha256}", "this is another bundle than the one you pinned")
     return LoadedRun(bundle, metadata)
 
 
-_PINNED = ("config", "scaler", "model", "bundle")
+_PINNED = ("config", "scaler", "model", "history", "memory")  # beside the bundle
+_MAX_METADATA, _MAX_FILE = 64 << 20, 2 << 30  # bytes
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
     """The metadata of a run that has all its files."""
-    missing = [FILES[name] for name in ("metadata", *_PINNED) if not (folder / FILES[name]).exists()]
+    file = folder / FILES["metadata"]
+    missing = [FILES[name] for name in ("metadata", *_PINNED, "bundle") if not (folder / FILES[name]).exists()]
     if missing:
         what = "no such folder" if not folder.exists() else f"it lacks {', '.join(missing)}"
         raise ModelFileError(folder, f"no finished run, {what}", "give the folder that crypto-lstm train wrote (--output)")
     try:
-        metadata = read_json(folder / FILES["metadata"], max_bytes=64 << 20)
-        if not all(isinstance(metadata["sha256"][name], str) for name in _PINNED):
+        metadata = parse_json(read_file(file, max_bytes=_MAX_METADATA).files[file.name], file, max_bytes=_MAX_METADATA)
+        if not all(isinstance(metadata["sha256"][name], str) for name in (*_PINNED, "bundle")):
             raise TypeError("expected text for each sha256")
     except (DamagedError, KeyError, TypeError) as error:
-        raise ModelFileError(folder / FILES["metadata"], f"no metadata of a run: {error!r}", "train again, or restore the file") from error
+        raise ModelFileError(file, f"no metadata of a run: {error!r}", "train again, or restore the file") from error
     return metadata
+
+
+def read_pinned(
+    folder: Path,  # of a run
+    metadata: Mapping[str, Any],  # what `load_run` read there
+    name: str,  # config, scaler, model, history or memory
+) -> bytes:
+    """A file of a run as it was when the run was saved. Raises `DamagedError`."""
+    data, wanted = load(folder / FILES[name], _MAX_FILE), metadata["sha256"][name]
+    if (came := sha256(data).hexdigest()) != wanted:
+        raise DamagedError(folder / FILES[name], f"expected sha256 {wanted[:16]}..., got {came[:16]}...")
+    return data
 
 # %% ../nbs/39_prediction.ipynb #09c45adc
 @dataclass(frozen=True)
@@ -152,12 +168,19 @@ def verify_run(
 ) -> RunReport:
     """Compare a run's files with its metadata, and load its bundle. Raises `ModelFileError` where there is no finished run."""
     folder = Path(path)
-    pinned = _metadata(folder)["sha256"]
-    faults: dict[str, str | None] = {}
-    for name in ("config", "scaler", "model"):
-        came = sha256_file(folder / FILES[name])
-        faults[FILES[name]] = None if came == pinned[name] else f"expected sha256 {pinned[name][:16]}..., got {came[:16]}..."
-    bundle = verify_bundle(folder / FILES["bundle"], pinned["bundle"])
-    if bundle.ok and expected_sha256 not in (None, pinned["bundle"]):
+    metadata = _metadata(folder)
+    faults: dict[str, str | None] = {FILES["metadata"]: None}
+    for name in (*_PINNED, "checkpoint"):
+        file = folder / FILES[name]
+        try:
+            if name in _PINNED:
+                read_pinned(folder, metadata, name)
+            elif os.path.lexists(file):  # it has a manifest of its own, and may be removed
+                read_file(file, max_bytes=_MAX_FILE)
+            faults[file.name] = None
+        except DamagedError as error:
+            faults[file.name] = error.fault
+    bundle = verify_bundle(folder / FILES["bundle"], metadata["sha256"]["bundle"])
+    if bundle.ok and expected_sha256 is not None and expected_sha256.lower() != metadata["sha256"]["bundle"]:
         bundle = verify_bundle(folder / FILES["bundle"], expected_sha256)
     return RunReport(folder, bundle, faults)

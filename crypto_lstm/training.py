@@ -24,6 +24,7 @@ from .architecture import build_model
 from .budget import OutOfMemoryError, affordable, halved
 from .bundle import save_bundle
 from .callbacks import CHECKPOINT_NAME, MemoryMonitorCallback, NonFiniteError, OutputFolderError, create_callbacks, plot_training_curves
+from .commit import committing_file
 from .config import CLASSES, Config
 from .display import html_table, text_table
 from .evaluation import Evaluation, evaluate, plot_confusion
@@ -33,10 +34,10 @@ from .gpu import GpuStatus, setup_gpu_memory
 from .memory import BUILT_MB, MemoryEstimate, estimate_memory
 from .monitor import plot_memory_history
 from .persistence import load_model, save_model
-from .prediction import load_run, predict_candles, probabilities
+from .prediction import load_run, predict_candles, probabilities, read_pinned
 from .resume import SavedState, StateKeeper, StopOnSignal, fit_on, make_deterministic, require_steps, resumable_state, restore
 from .resources import MB, memory_limit_mb, process_memory_mb
-from .sealed import MANIFEST, read_json
+from .sealed import MANIFEST, parse_json
 from .windows import TrainingData, prepare
 
 if TYPE_CHECKING:
@@ -304,7 +305,9 @@ def _read_back(candles: pd.DataFrame, folder: Path, gpu: GpuStatus, identity: di
     loaded = load_run(folder)
     model = load_model(folder / FILES["model"], loaded.config, expected_sha256=loaded.metadata["sha256"]["model"])
     data = prepare(candles, loaded.config)
-    history, memory_history = (read_json(folder / FILES[name], max_bytes=64 << 20) for name in ("history", "memory"))
+    history, memory_history = (
+        parse_json(read_pinned(folder, loaded.metadata, name), folder / FILES[name], max_bytes=64 << 20) for name in ("history", "memory")
+    )
     estimate = estimate_memory(loaded.config, resident_mb=process_memory_mb())
     return _Job(data, folder, gpu, identity, tensorboard).judged(model, history, memory_history, estimate, None, "finished")
 
@@ -332,8 +335,9 @@ def _write(run: TrainingRun, cleaning: dict[str, Any]) -> None:
 
     for name, figure in _figures(run, Figure).items():
         _save_figure(figure, run.paths[name])
-    pinned: dict[str, str | None] = {name: sha256_file(run.paths[name]) for name in ("config", "scaler", "model")}
+    pinned: dict[str, str | None] = {name: sha256_file(run.paths[name]) for name in ("config", "scaler", "model", "history", "memory")}
     pinned["bundle"] = save_bundle(run, run.paths["bundle"]).sha256
     created = datetime.now(UTC).isoformat(timespec="seconds")
     data = {**run.identity["data"], "cleaning": cleaning}
-    write_json(run.paths["metadata"], {"created": created, "sha256": pinned, "data": data, **run.as_dict()})
+    with committing_file(run.paths["metadata"]) as new:
+        write_json(new, {"created": created, "sha256": pinned, "data": data, **run.as_dict()})

@@ -159,7 +159,7 @@ def test_train_leaves_all_files(run_folder):
     assert Config.from_dict(metadata["config"]) == Config(**SMALL, **WIDE)
     assert {"sha256", "candles", "first", "last", "cleaning"} == set(metadata["data"])
     assert metadata["data"]["cleaning"]["format"] == "feather" and metadata["data"]["candles"] == 3000
-    assert {"model", "scaler", "config", "bundle"} == set(metadata["sha256"])
+    assert {"model", "scaler", "config", "history", "memory", "bundle"} == set(metadata["sha256"])
     assert {"python", "tensorflow", "keras"} <= set(metadata["versions"])
     assert metadata["test"]["baselines"].keys() == {"majority", "class prior"}
 
@@ -190,7 +190,8 @@ def test_verify_tells_a_good_run_from_a_spoilt_one(run_folder, tmp_path, capsys)
         assert main(["verify", str(path), "--sha256", pin]) == 0
         assert "good" in capsys.readouterr().out
         assert main(["verify", str(path), "--sha256", "0" * 64]) == 1
-    for name in ("scaler.json", "config.toml", "model.keras", "bundle/scaler.json", "bundle/weights.npz", "bundle/manifest.json"):
+    beside = ("scaler.json", "config.toml", "model.keras", "history.json", "memory_history.json", "best_model_checkpoint.keras")
+    for name in (*beside, "bundle/scaler.json", "bundle/weights.npz", "bundle/manifest.json"):
         data = (copy / name).read_bytes()
         (copy / name).write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
         before = sorted((p.name, p.stat().st_mtime_ns) for p in copy.rglob("*"))
