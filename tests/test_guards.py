@@ -31,7 +31,7 @@ from crypto_lstm.callbacks import OutputFolderError
 from crypto_lstm.candles import CandleError, fill_gaps
 from crypto_lstm.commit import CommitError, committing, committing_file, committing_generation, manifest_path, read_file, read_generation
 from crypto_lstm.config import ConfigError
-from crypto_lstm.files import write_text
+from crypto_lstm.files import replacing, write_text
 from crypto_lstm.folder import STATE, holding
 from crypto_lstm.hdf5 import Hdf5Error, read_arrays, read_arrays_apart
 from crypto_lstm.lock import locked
@@ -166,6 +166,24 @@ def test_two_arrays_on_the_same_bytes():
 def test_things_that_are_no_arrays(make):
     with pytest.raises(Hdf5Error, match="t is neither a group nor an array"):
         read_arrays(_file(make))
+
+
+def test_bytes_that_are_no_hdf5():
+    with pytest.raises(Hdf5Error, match="^it is no HDF5 that can be read"):
+        read_arrays(b"no HDF5 at all")
+
+
+def test_pieces_that_have_the_size_of_the_whole():
+    """Arrays in pieces can be packed; these are not, and are refused all the same."""
+    with pytest.raises(Hdf5Error, match="stored otherwise"):
+        read_arrays(_file(lambda f: f.create_dataset("a", data=np.ones((4, 4), "f4"), chunks=(4, 4))))
+
+
+def test_things_are_counted(monkeypatch):
+    monkeypatch.setattr(hdf5, "MAX_OBJECTS", 3)
+    assert len(read_arrays(_file(lambda f: f.update({n: np.zeros(1, "f4") for n in "abc"})))[1]) == 3
+    with pytest.raises(Hdf5Error, match="expected at most 3 things"):
+        read_arrays(_file(lambda f: f.update({n: np.zeros(1, "f4") for n in "abcd"})))
 
 
 def test_texts_are_capped(monkeypatch):
@@ -342,6 +360,28 @@ def test_a_text_is_synced_and_then_its_folder(synced, tmp_path):
     write_text(tmp_path / "a.txt", "a")
     file, folder = ((path.stat().st_ino, path.is_dir()) for path in (tmp_path / "a.txt", tmp_path))
     assert file in synced and folder in synced and synced.index(file) < len(synced) - 1 - synced[::-1].index(folder)
+
+
+def test_a_folder_and_a_file_do_not_replace_each_other(tmp_path):
+    with replacing(tmp_path / "folder") as new:
+        new.mkdir()
+        (new / "a.txt").write_text("a")
+    with pytest.raises(CommitError, match="is a folder, and a file should go there"):
+        write_text(tmp_path / "folder", "a text")
+    write_text(tmp_path / "a.txt", "a text")
+    with pytest.raises(CommitError, match="is a file, and a folder should go there"), replacing(tmp_path / "a.txt") as new:
+        new.mkdir()
+    with pytest.raises(CommitError, match="the block wrote nothing"), replacing(tmp_path / "a.txt"):
+        pass
+    assert digest(tmp_path / "folder") and (tmp_path / "a.txt").read_text() == "a text" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_text_that_the_disk_changes_is_not_put_in_place(tmp_path, monkeypatch):
+    write_text(tmp_path / "a.txt", "old")
+    monkeypatch.setattr(Path, "write_text", lambda self, text, **options: self.write_bytes(text.upper().encode()))
+    with pytest.raises(CommitError, match="what was read back is not what was written"):
+        write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_bytes() == b"old"
 
 
 def test_folders_that_a_save_makes_are_synced(synced, tmp_path):

@@ -211,8 +211,7 @@ def test_notebook(monkeypatch):
     import matplotlib
     matplotlib.use("agg")
     monkeypatch.chdir({str(ROOT / "nbs")!r})
-    names = dict(vars(importlib.import_module("crypto_lstm.{module}")))
-    names["__name__"] = "__main__"
+    names = vars(importlib.import_module("crypto_lstm.{module}"))  # not a copy: cells put other functions in the place of the module's
     for cell in json.loads(pathlib.Path({str(path)!r}).read_text())["cells"]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "code" and not any(word in text for word in ("#| export", "#|export", "#| default_exp", "#| gpu")):
