@@ -69,9 +69,10 @@ def memory_rows(path: Path, config: Config) -> tuple[TrainingData, list[list[str
     added, peak = process_memory_mb() - libraries, peak_memory_mb() - libraries
     kept = (data.train.matrix.nbytes + data.outcomes.memory_usage(index=True).sum()) / MB
     as_windows = len(data.train.matrix) * config.sequence_length * len(config.features) * 4 / MB
+    columns = candles.memory_usage(index=True).sum() / MB
     return data, [
         ["libraries alone", f"{libraries:,.0f} MB", "what follows is above this"],
-        ["candles, read and held", f"{read:,.0f} MB", f"{candles.memory_usage(index=True).sum() / MB:,.0f} MB are their columns; peak {read_peak:,.0f} MB"],
+        ["candles, read and held", f"{read:,.0f} MB", f"{columns:,.0f} MB are their columns; peak {read_peak:,.0f} MB"],
         ["ready to train, candles held", f"{added:,.0f} MB", "goal at 2,300,000 candles: at most 300 MB"],
         ["the highest while preparing", f"{peak:,.0f} MB", ""],
         ["prepare's own part", f"{added - read:,.0f} MB", f"{(added - read) / kept:.1f} x features and labels (goal: at most 4)"],
@@ -114,9 +115,9 @@ def waiting_rows(data: TrainingData, config: Config, steps: int, rounds: int) ->
                 times[name].append(took)
                 shares += [kinds[name].seconds / took] if name == "gathered" else []
     ratios = sorted(one / other for one, other in zip(times["gathered"], times["repeated"], strict=True))
-    quarter = len(ratios) // 4
+    quarter, spread = len(ratios) // 4, f"{min(shares):.2%} to {max(shares):.2%}"
     return [
-        ["share of fit spent in gathering", f"{statistics.median(shares):.2%}", f"{min(shares):.2%} to {max(shares):.2%} (goal: at most 2 %)"],
+        ["share of fit spent in gathering", f"{statistics.median(shares):.2%}", f"{spread} (goal: at most 2 %)"],
         [
             "fit, gathered / one batch repeated",
             f"{statistics.median(ratios):.3f}",
