@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['Finding', 'CandleReport', 'check_candles', 'require_candles', 'read_candles', 'fill_gaps', 'plot_candles',
-           'CandleError', 'synthetic_candles']
+__all__ = ['Finding', 'CandleReport', 'check_candles', 'require_candles', 'read_candles', 'fill_gaps', 'chosen_dates',
+           'plot_candles', 'CandleError', 'synthetic_candles']
 
 # %% ../nbs/07_candles.ipynb #83891400
 _all_ = ["CandleError", "synthetic_candles"]
@@ -356,25 +356,51 @@ def fill_gaps(
     if isinstance(candles, pd.DataFrame) and "segment" in candles:
         return candles
     require_candles(candles, timeframe)
-    times, step = candles["date"].dt.as_unit("ns").astype("int64").to_numpy(), _step_of(timeframe)
-    missing = np.diff(times) // step - 1
+    candles, step = candles[list(COLUMNS)].reset_index(drop=True), _step_of(timeframe)
+    if candles["date"].dt.unit != "ns":
+        candles["date"] = candles["date"].dt.as_unit("ns")
+    times = pd.DatetimeIndex(candles["date"]).asi8
+    before = np.flatnonzero(times[1:] - times[:-1] != step)  # candles before a gap
+    missing = (times[before + 1] - times[before]) // step - 1
     long = missing * (step // _MINUTE) > max_gap_minutes
-    copies = np.concatenate([1 + np.where(long, 0, missing), [1]])
-    source = np.repeat(np.arange(len(times)), copies)  # the traded candle that each row comes from
-    after = np.arange(len(source)) - np.repeat(np.cumsum(copies) - copies, copies)  # candles since then
-    filled, close = after > 0, candles["close"].to_numpy()[source]
-    prices = {name: np.where(filled, close, candles[name].to_numpy()[source]) for name in PRICES}
-    segment = np.concatenate([[0], np.cumsum(long)]).astype(np.int32)[source]
-    return pd.DataFrame(
-        {
-            "date": pd.DatetimeIndex((times[source] + after * step).view("datetime64[ns]"), tz="UTC"),
-            **prices,
-            "volume": np.where(filled, 0.0, candles["volume"].to_numpy()[source]),
-            "filled": filled,
-            "segment": segment,
-        },
-        copy=False,
-    )
+    short, added = before[~long], missing[~long]
+    grid = _with_flat(candles, times, short, added, step) if len(short) else candles.assign(filled=False)
+    edges = before[long] + 1
+    edges = edges + np.concatenate([[0], np.cumsum(added)])[np.searchsorted(short, edges)]  # their rows in the grid
+    grid["segment"] = np.repeat(np.arange(len(edges) + 1, dtype=np.int32), np.diff(edges, prepend=0, append=len(grid)))
+    grid.attrs = {}
+    return grid
+
+
+def _with_flat(candles: pd.DataFrame, times: np.ndarray, before: np.ndarray, missing: np.ndarray, step: int) -> pd.DataFrame:
+    """Candles and `filled`, with `missing` candles that did not move after each of the rows `before`."""
+    done = np.cumsum(missing) - missing  # candles added before each gap
+    after = 1 + np.arange(missing.sum()) - np.repeat(done, missing)  # candles since the last trade
+    filled = np.zeros(len(candles) + len(after), dtype=bool)
+    filled[np.repeat(before + done, missing) + after] = True
+    dates, cells = np.empty(len(filled), dtype=np.int64), np.zeros((len(NUMBERS), len(filled)))  # one block, which is given back as one
+    dates[~filled], dates[filled] = times, np.repeat(times[before], missing) + after * step
+    for row, name in zip(cells, NUMBERS, strict=True):
+        row[~filled] = candles[name]
+        row[filled] = 0.0 if name == "volume" else np.repeat(candles["close"].to_numpy()[before], missing)
+    grid = pd.DataFrame(cells.T, columns=list(NUMBERS), copy=False)
+    grid.insert(0, "date", pd.DatetimeIndex(dates.view("datetime64[ns]"), tz="UTC"))
+    return grid.assign(filled=filled)
+
+# %% ../nbs/07_candles.ipynb #90a4b32e
+_SHARES = int(pd.__version__.split(".")[0]) >= 3  # from then on pandas copies a shared column when somebody changes it
+
+
+def chosen_dates(
+    candles: pd.DataFrame,  # filled by `fill_gaps`
+    chosen: np.ndarray,  # (rows,) bool
+) -> pd.Series:  # `date` of the chosen rows; index: their row numbers
+    """Dates of some rows. Where those follow one another they are the candles' own dates, not copied, with a range as their index."""
+    first, count = int(chosen.argmax()), int(np.count_nonzero(chosen))
+    if _SHARES and chosen[first : first + count].all():
+        return candles["date"].iloc[first : first + count]
+    rows = np.arange(len(chosen), dtype=np.int32)[chosen]
+    return pd.Series(candles["date"].array[chosen], index=pd.Index(rows), name="date", copy=False)
 
 # %% ../nbs/07_candles.ipynb #a0abab20
 def plot_candles(

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from .candles import fill_gaps
+from .candles import chosen_dates, fill_gaps
 from .config import Config, CryptoLSTMError
 
 # %% auto #0
-__all__ = ['FeatureError', 'rolling_mean', 'warmup_candles', 'make_features']
+__all__ = ['FeatureError', 'rolling_mean', 'warmup_candles', 'feature_matrix', 'make_features']
 
 # %% ../nbs/08_features.ipynb #e2a82592
 class FeatureError(CryptoLSTMError, ValueError):
@@ -79,8 +79,8 @@ def warmup_candles(
     return max(max(_span(name, config) - 1, 0) if _span(name, config) else 1 for name in config.features)
 
 # %% ../nbs/08_features.ipynb #2fcd76de
-def _usable_rows(candles: pd.DataFrame, config: Config) -> np.ndarray:
-    """Row numbers of the candles that have every feature of `config.features`."""
+def _usable(candles: pd.DataFrame, config: Config) -> np.ndarray:
+    """(rows,) bool: the candle has every feature of `config.features`."""
     need, came = warmup_candles(config) + 1, len(candles)
     if came < need:
         longest = max(config.features, key=lambda name: _span(name, config))
@@ -93,13 +93,12 @@ def _usable_rows(candles: pd.DataFrame, config: Config) -> np.ndarray:
     if any(name.endswith("_change") for name in config.features):  # the candle before must be of the same segment
         segment = candles["segment"].to_numpy()
         usable[1:] &= segment[1:] == segment[:-1]
-    rows = np.flatnonzero(usable)
-    if not len(rows):
+    if not usable.any():
         raise FeatureError(
             f"none of the {came} candles has all features: each one from row {need - 1} on follows a gap of more than "
             f"{config.max_gap_minutes} minutes; give a longer history, or raise max_gap_minutes"
         )
-    return rows
+    return usable
 
 # %% ../nbs/08_features.ipynb #537c65cd
 def _check_values(candles: pd.DataFrame) -> None:
@@ -114,19 +113,42 @@ def _check_values(candles: pd.DataFrame) -> None:
             )
 
 
-def _as_float32(name: str, values: np.ndarray, rows: np.ndarray, candles: pd.DataFrame) -> np.ndarray:
-    with np.errstate(over="ignore", under="ignore"):
-        narrow = values[rows].astype(np.float32)
+def _as_float32(name: str, values: np.ndarray, usable: np.ndarray, dates: pd.Series) -> np.ndarray:
+    """(rows,) float32, zero where the candle is not usable."""
+    narrow = np.where(usable, values, 0.0).astype(np.float32)
     good = np.isfinite(narrow)
     if not good.all():
-        row = int(rows[good.argmin()])
+        row = int(good.argmin())
         raise FeatureError(
-            f"{name} must fit into float32, got {values[row]:g} in row {row} ({candles['date'].iloc[row]}): "
+            f"{name} must fit into float32, got {values[row]:g} in row {dates.index[row]} ({dates.iloc[row]}): "
             "look at this candle and the one before it; mend or drop them"
         )
     return narrow
 
 # %% ../nbs/08_features.ipynb #1c8354c6
+_PORTION = 131_072  # candles, about
+
+
+def feature_matrix(
+    candles: pd.DataFrame,  # candles as read, or already filled by `fill_gaps`
+    config: Config,  # features, timeframe, max_gap_minutes
+) -> tuple[np.ndarray, np.ndarray]:  # (filled candles, features) float32; (filled candles,) bool: it has them all
+    """What `make_features` makes, with a row for every filled candle: zeros where it lacks a feature. Raises the same."""
+    candles = fill_gaps(candles, config.max_gap_minutes, config.timeframe)
+    _check_values(candles)
+    usable = _usable(candles, config)
+    matrix = np.empty((len(candles), len(config.features)), dtype=np.float32)
+    size = config.month_candles * max(1, _PORTION // config.month_candles)
+    for start in range(0, len(candles), size):
+        now = slice(start, start + size)
+        for column, name in enumerate(config.features):
+            earlier = min(start, _span(name, config) or 1)
+            with np.errstate(over="ignore", under="ignore"):  # checked, by name and row
+                values = _feature(name, candles.iloc[start - earlier : start + size], config)[earlier:]
+                matrix[now, column] = _as_float32(name, values, usable[now], candles["date"].iloc[now])
+    return matrix, usable
+
+
 def make_features(
     candles: pd.DataFrame,  # candles as read, or already filled by `fill_gaps`
     config: Config,  # features, timeframe, max_gap_minutes
@@ -138,12 +160,8 @@ def make_features(
     negative or missing volumes, and values that float32 can't hold; `CandleError` from `fill_gaps`.
     """
     candles = fill_gaps(candles, config.max_gap_minutes, config.timeframe)
-    _check_values(candles)
-    rows = _usable_rows(candles, config)
-    matrix = np.empty((len(rows), len(config.features)), dtype=np.float32)
-    with np.errstate(over="ignore", under="ignore"):  # checked below, by name and row
-        for column, name in enumerate(config.features):
-            matrix[:, column] = _as_float32(name, _feature(name, candles, config), rows, candles)
-    features = pd.DataFrame(matrix, columns=list(config.features), index=rows, copy=False)
-    features.insert(0, "date", candles["date"].array[rows])
+    matrix, usable = feature_matrix(candles, config)
+    dates = chosen_dates(candles, usable)
+    features = pd.DataFrame(matrix.take(dates.index, axis=0), columns=list(config.features), index=dates.index, copy=False)
+    features.insert(0, "date", dates)
     return features

@@ -230,10 +230,12 @@ def from_arrow(
     try:
         source = pa.BufferReader(data)
         table = pa.parquet.read_table(source) if format == "parquet" else pa.ipc.open_file(source).read_all()
-        frame = table.to_pandas()
+        frame = table.to_pandas(memory_pool=pa.system_memory_pool())  # this pool gives back what is dropped
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CandleError(f"{place}: the {format} file is damaged or cut short, fetch it again ({reason[0][:120]})") from error
+    del table
+    pa.default_memory_pool().release_unused()  # the file as a table is not needed any more, and pyarrow would keep its memory
     return from_frame(frame, format, place)
 
 # %% ../nbs/16_formats.ipynb #76a1b654

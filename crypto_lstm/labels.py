@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .candles import fill_gaps
+from .candles import chosen_dates, fill_gaps
 from .config import CLASSES, HOLD, LONG, SHORT, Config, CryptoLSTMError
 from .display import BLUE, CLASS_COLOURS, GREY, RED, new_axes
 
@@ -100,6 +100,10 @@ def _classes(long: _Side, short: _Side) -> np.ndarray:
     return np.where(long_first, LONG, np.where(short_wins, SHORT, HOLD)).astype(np.int8)
 
 # %% ../nbs/09_labels.ipynb #2689e4a7
+_PORTION = 131_072  # candles that are looked at in one go: what they need for a while is small
+_KINDS = {"label": np.int8} | {f"{side}_{part}": kind for part, kind in (("outcome", np.int8), ("offset", np.int32), ("return", np.float32)) for side in ("long", "short")}
+
+
 def make_labels(
     candles: pd.DataFrame,  # candles as read, or already filled by `fill_gaps`
     config: Config,  # barriers, future_window, tie, timeframe, max_gap_minutes
@@ -113,32 +117,43 @@ def make_labels(
     if that is all of them, or for prices that are not above zero; `CandleError` from `fill_gaps`.
     """
     candles = fill_gaps(candles, config.max_gap_minutes, config.timeframe)
-    rows = _labelled_rows(candles["segment"].to_numpy(), config)
+    labelled = _labelled(candles["segment"].to_numpy(), config)
     high, low, close = (_prices(candles, name) for name in ("high", "low", "close"))
+    dates, done = chosen_dates(candles, labelled), 0
+    columns = {name: np.empty(len(dates), dtype=kind) for name, kind in _KINDS.items()}
+    for start in range(0, len(candles), _PORTION):
+        rows = np.flatnonzero(labelled[start : start + _PORTION])
+        seen = slice(start, start + _PORTION + config.future_window)
+        for name, values in _ends(high[seen], low[seen], close[seen], rows, config).items():
+            columns[name][done : done + len(rows)] = values
+        done += len(rows)
+    return pd.DataFrame({"date": dates, **columns}, index=dates.index, copy=False)
+
+
+def _ends(high: np.ndarray, low: np.ndarray, close: np.ndarray, rows: np.ndarray, config: Config) -> dict[str, np.ndarray]:
+    """Class and both ends of the trades that begin at `rows`, each (rows,), by the names of the columns."""
     at = barrier_prices(close, config)
     moves = 100 * (close[rows + config.future_window] - close[rows]) / close[rows]
     up = {name: first_reach(high, at[name], config.future_window)[rows] for name in ("long_target", "short_stop")}
     down = {name: first_reach(-low, -at[name], config.future_window)[rows] for name in ("long_stop", "short_target")}
     long = _side_result(up["long_target"], down["long_stop"], moves, "long", config)
     short = _side_result(down["short_target"], up["short_stop"], -moves, "short", config)
-    columns = {"date": candles["date"].array[rows], "label": _classes(long, short)}
-    for part in _Side._fields:
-        name = part.removesuffix("s")  # returns -> return
-        columns |= {f"long_{name}": getattr(long, part), f"short_{name}": getattr(short, part)}
-    return pd.DataFrame(columns, index=rows, copy=False)
+    both = {f"{side}_{name.removesuffix('s')}": values for side, end in (("long", long), ("short", short)) for name, values in end._asdict().items()}
+    return {"label": _classes(long, short), **both}
 
 
-def _labelled_rows(segment: np.ndarray, config: Config) -> np.ndarray:
-    """Row numbers with `future_window` candles after them in the same segment."""
+def _labelled(segment: np.ndarray, config: Config) -> np.ndarray:
+    """(rows,) bool: `future_window` candles come after it in the same segment."""
     window = config.future_window
-    rows = np.flatnonzero(segment[:-window] == segment[window:])
-    if not len(rows):
+    labelled = np.zeros(len(segment), dtype=bool)
+    labelled[:-window] = segment[:-window] == segment[window:]
+    if not labelled.any():
         longest = int(np.bincount(segment).max()) if len(segment) else 0
         raise LabelError(
             f"labels need a segment of at least {window + 1} candles (an entry and future_window = {window} after it), the longest "
             f"of {len(segment)} candles has {longest}: give a longer history, lower future_window, or raise max_gap_minutes"
         )
-    return rows
+    return labelled
 
 
 def _prices(candles: pd.DataFrame, name: str) -> np.ndarray:

@@ -158,7 +158,7 @@ def _save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=110)
 
 # %% ../nbs/11_training.ipynb #a86c7428
-PREPARED_COPIES = 3.5  # memory that `prepare` adds, as a multiple of the features as float32 (benchmarks/candles.py)
+PREPARED_COPIES = 3.5  # memory that `prepare` adds, as a multiple of the features as float32 (benchmarks/feeding.py)
 
 
 def train(
@@ -321,7 +321,7 @@ def evaluate_part(
     part = data.parts[name]
     counts = np.array(list(data.train.class_counts.values()))
     trained_on = np.full(len(CLASSES), 1 / len(CLASSES)) if data.config.balance == "class_weights" else counts / counts.sum()
-    return evaluate(name, probabilities(model, part), data.outcomes.loc[part.rows], data.prior, trained_on, data.config)
+    return evaluate(name, probabilities(model, part), data.outcomes_of(name), data.prior, trained_on, data.config)
 
 
 def _write(run: TrainingRun, cleaning: dict[str, Any]) -> None:

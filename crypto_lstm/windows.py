@@ -20,7 +20,7 @@ import pandas as pd
 from .candles import fill_gaps
 from .config import CLASSES, Config, CryptoLSTMError
 from .display import html_table, text_table
-from .features import make_features
+from .features import feature_matrix
 from .files import write_json
 from .labels import make_labels
 
@@ -35,16 +35,19 @@ class DataError(CryptoLSTMError, ValueError):
 # %% ../nbs/10_windows.ipynb #cf24038b
 def window_ends(
     has_features: np.ndarray,  # (rows,) bool: this candle has all its features
-    segment: np.ndarray,  # (rows,) int: number of its segment
+    segment: np.ndarray,  # (rows,) int: number of its segment, never falling
     sequence_length: int,  # candles in a window
 ) -> np.ndarray:  # (rows,) bool: a window may end here
     """Rows whose last `sequence_length` candles all have features and lie in one segment."""
-    row = np.arange(len(segment))
-    starts = np.flatnonzero(np.r_[True, segment[1:] != segment[:-1]])
-    run_start = np.zeros(len(row), dtype=np.int64)
-    run_start[starts] = starts
-    run_start[~has_features] = row[~has_features] + 1
-    return row - np.maximum.accumulate(run_start) + 1 >= sequence_length
+    ends, span = has_features.copy(), 1  # this many rows back are known to have features
+    while span < sequence_length:
+        more = min(span, sequence_length - span)
+        ends[more:] &= ends[:-more]
+        ends[:more] = False
+        span += more
+    before = max(len(segment) - sequence_length + 1, 0)
+    ends[sequence_length - 1 :] &= segment[sequence_length - 1 :] == segment[:before]
+    return ends
 
 # %% ../nbs/10_windows.ipynb #8f5c641a
 def split_rows(
@@ -280,6 +283,10 @@ class TrainingData:
         """The three datasets by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
+    def outcomes_of(self, name: str) -> pd.DataFrame:
+        """The outcomes of the windows of one part, in their order."""
+        return self.outcomes.iloc[self.outcomes.index.searchsorted(self.parts[name].rows)]  # `.loc` would build a table of all rows, and keep it
+
     def with_batch_size(self, batch_size: int) -> Self:
         """The same windows in batches of another size; nothing is copied, and the datasets of `self` stay as they are."""
         parts = {name: copy.copy(part) for name, part in self.parts.items()}
@@ -326,17 +333,15 @@ def prepare(
     """
     config = config or Config()
     filled = fill_gaps(candles, config.max_gap_minutes, config.timeframe)
-    features, outcomes = make_features(filled, config), make_labels(filled, config)
-    matrix, has_features = _dense(features, config, len(filled))
+    matrix, has_features = feature_matrix(filled, config)
+    outcomes = make_labels(filled, config)
     ends = window_ends(has_features, filled["segment"].to_numpy(), config.sequence_length)
-    labelled = np.zeros(len(filled), dtype=bool)
-    labelled[outcomes.index] = True
+    classes = _on_grid(outcomes["label"], len(filled))
+    labelled = classes >= 0
     traded = ~filled["filled"].to_numpy()
-    usable = np.flatnonzero(ends & labelled & traded)
+    usable = np.arange(len(filled), dtype=np.int32)[ends & labelled & traded]
     split = split_rows(usable, config)
     scaler, clipped = _scale(matrix, has_features, split[0][-1], config)
-    classes = np.full(len(filled), -1, dtype=np.int8)
-    classes[outcomes.index] = outcomes["label"]
     train = balance_rows(split[0], classes[split[0]], config)
     _require_batch(len(train), config)
     dropped = {
@@ -363,22 +368,29 @@ def prepare(
     )
 
 
-def _dense(features: pd.DataFrame, config: Config, candles: int) -> tuple[np.ndarray, np.ndarray]:
-    """The features as one matrix (candles, features) float32, zero where a candle has none; and which have them."""
-    matrix = np.zeros((candles, len(config.features)), dtype=np.float32)
-    has_features = np.zeros(candles, dtype=bool)
-    has_features[features.index] = True
-    for column, name in enumerate(config.features):
-        matrix[features.index, column] = features[name]
-    return matrix, has_features
+def _on_grid(labels: pd.Series, candles: int) -> np.ndarray:
+    """(candles,) int8 class of each candle, -1 where it has no label."""
+    classes, index = np.full(candles, -1, dtype=np.int8), labels.index
+    classes[slice(index.start, index.stop) if isinstance(index, pd.RangeIndex) else index.to_numpy()] = labels
+    return classes
 
 
 def _scale(matrix: np.ndarray, has_features: np.ndarray, last_train_row: int, config: Config) -> tuple[Scaler, np.ndarray]:
     """Fit the scaler on the rows up to the last training row, and scale the matrix in place."""
-    rows = np.flatnonzero(has_features)
-    scaler = Scaler.fit(matrix[rows[rows <= last_train_row]], config)
-    matrix[rows], clipped = scaler.transform(matrix[rows])
-    return scaler, clipped
+    seen = slice(int(has_features.argmax()), last_train_row + 1)
+    trained = matrix[seen] if has_features[seen].all() else matrix[seen][has_features[seen]]
+    scaler = Scaler.fit(trained, config)
+    return scaler, _scale_in_place(scaler, matrix, has_features)
+
+
+def _scale_in_place(scaler: Scaler, matrix: np.ndarray, has_features: np.ndarray, portion: int = 131_072) -> np.ndarray:
+    """Scale the rows that have features, some at a time; how many values of each feature were cut off."""
+    clipped = np.zeros(matrix.shape[1], dtype=np.int64)
+    for start in range(0, len(matrix), portion):
+        part, good = matrix[start : start + portion], has_features[start : start + portion]
+        part[good], cut_off = scaler.transform(part[good])
+        clipped += cut_off
+    return clipped
 
 
 def _require_batch(windows: int, config: Config) -> None:
@@ -398,12 +410,11 @@ def prediction_windows(
     if scaler.features != config.features:
         raise DataError(f"the scaler is for the features {scaler.features}, the configuration has {config.features}: give both of one model")
     filled = fill_gaps(candles, config.max_gap_minutes, config.timeframe)
-    matrix, has_features = _dense(make_features(filled, config), config, len(filled))
+    matrix, has_features = feature_matrix(filled, config)
     ends = window_ends(has_features, filled["segment"].to_numpy(), config.sequence_length)
     rows = np.flatnonzero(ends & ~filled["filled"].to_numpy())
     if not len(rows):
         raise DataError(f"no {config.sequence_length} candles in a row have all features: give more candles before the newest")
-    good = np.flatnonzero(has_features)
-    matrix[good] = scaler.transform(matrix[good])[0]
+    _scale_in_place(scaler, matrix, has_features)
     dataset = WindowDataset(matrix, rows, sequence_length=config.sequence_length, batch_size=config.batch_windows)
     return dataset, filled.iloc[rows].reset_index(drop=True)

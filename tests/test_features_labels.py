@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crypto_lstm import features as features_module
+from crypto_lstm import labels as labels_module
 from crypto_lstm.candles import fill_gaps, synthetic_candles
 from crypto_lstm.config import CLASSES, FEATURES, Config
 from crypto_lstm.features import FeatureError, make_features, rolling_mean, warmup_candles
@@ -354,3 +356,33 @@ def test_plot_of_a_label():
     with pytest.raises(LabelError, match=r"rows \[399\] have no label"):
         plot_labels(candles, labels, 399, Config())
     matplotlib.pyplot.close("all")
+
+
+# --- portions and shared columns ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.1])
+def test_portions_change_nothing(monkeypatch, lost):
+    """Whole months of means and any number of labels at a time give the bits of one pass."""
+    candles, config = random_candles(5, 1000, 720, lost), HALF_DAYS.replace(future_window=7)
+    features, labels = make_features(candles, config), make_labels(candles, config)
+    monkeypatch.setattr(features_module, "_PORTION", 1)
+    for portion in (1, 13, 500):
+        monkeypatch.setattr(labels_module, "_PORTION", portion)
+        pd.testing.assert_frame_equal(make_features(candles, config), features, check_exact=True)
+        pd.testing.assert_frame_equal(make_labels(candles, config), labels, check_exact=True)
+
+
+@pytest.mark.parametrize("lost", [[], [500]])
+def test_a_change_stays_in_its_own_table(lost):
+    """Tables share their dates where they can; who writes into one changes no other."""
+    candles = synthetic_candles(1000, timeframe="12h").drop(index=lost).reset_index(drop=True)
+    before, late = candles.copy(deep=True), pd.Timestamp("2001-01-01", tz="UTC")
+    filled, features, labels = fill_gaps(candles, 1440, "12h"), make_features(candles, HALF_DAYS), make_labels(candles, HALF_DAYS)
+    for table in (filled, features, labels):
+        table.loc[table.index[3], "date"] = late
+        table.iloc[4, 0] = late
+    filled.loc[5, ["open", "volume"]] = 1.0
+    pd.testing.assert_frame_equal(candles, before)
+    candles.iloc[:, 0] = late
+    assert (features["date"] != late).sum() == len(features) - 2 and (labels["date"] != late).sum() == len(labels) - 2
