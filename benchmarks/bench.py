@@ -53,7 +53,9 @@ class Bench:
         if kind != "torch":
             return Worker(sys.executable, str(HERE / "peers.py"), kind, self.folder, **environment)
         if not TORCH_PYTHON.exists():
-            raise SystemExit(f"no PyTorch at {TORCH_PYTHON}: `make bench` makes it, or: python -m venv .venv-torch, and there pip install torch numpy")
+            raise SystemExit(
+                f"no PyTorch at {TORCH_PYTHON}: `make bench` makes it, or: python -m venv .venv-torch, and there pip install torch numpy"
+            )
         return Worker(str(TORCH_PYTHON), str(HERE / "torch_peer.py"), self.folder, **environment)
 
     def once(self, kind: str, work: str, environment: dict[str, str] | None = None, **settings: Any) -> Any:
@@ -121,7 +123,10 @@ def training(bench: Bench) -> dict[str, Any]:
         torch = stack.enter_context(bench.worker("torch"))
         worst = same_losses(ours, stock, torch)
         works = {
-            **{name: lambda kind=kind: batch * steps / ours.ask("train", kind=kind, batch=batch, steps=steps) for name, kind in OURS.items()},
+            **{
+                name: lambda kind=kind: batch * steps / ours.ask("train", kind=kind, batch=batch, steps=steps)
+                for name, kind in OURS.items()
+            },
             KERAS: lambda: batch * steps / stock.ask("train", kind="stock", batch=batch, steps=steps),
             PLAIN: lambda: batch * steps / stock.ask("train", kind="plain", batch=batch, steps=steps),
             TORCH: lambda: batch * steps / torch.ask("train", batch=batch, steps=steps),
@@ -167,7 +172,12 @@ def data(bench: Bench) -> dict[str, Series]:
     with bench.worker("data") as worker:
         feeding = worker.ask("feeding", candles=candles, steps=6, rounds=bench.rounds(7))
     readings = [bench.once("data", "resident", candles=candles) for _ in range(1 if bench.quick else 3)]
-    names = {"ours": "added_mb", "ours, peak on the way": "peak_mb", "copied out, computed": "as_windows_mb", "TensorFlow and Keras": "runtime_mb"}
+    names = {
+        "ours": "added_mb",
+        "ours, peak on the way": "peak_mb",
+        "copied out, computed": "as_windows_mb",
+        "TensorFlow and Keras": "runtime_mb",
+    }
     copied = bench.once("data", "copied", candles=candles // 10)
     return {
         "feeding": feeding,
@@ -202,7 +212,7 @@ def start(bench: Bench) -> dict[str, Series]:
     return {"start": in_turn({name: lambda code=code: run(code) for name, code in START.items()}, bench.rounds(5))}
 
 
-PIECES = (["start.py"], ["candles.py"], ["feeding.py"], ["memory.py", "--quick"])
+PIECES = (["start.py"], ["decision.py"], ["candles.py"], ["feeding.py"], ["memory.py", "--quick"])
 
 
 def pieces(bench: Bench) -> dict[str, dict[str, str]]:
@@ -240,11 +250,9 @@ def steps_growth(bench: Bench) -> dict[str, Any]:
                 works = {SAMPLE: lambda: one(ours, "per_sample"), BATCH: lambda: one(ours, "per_batch"), KERAS: lambda: one(stock, "stock")}
                 found[str(size)] = {name: float(np.median(values)) for name, values in in_turn(works, bench.rounds(3)).items()}
                 ours.ask("forget"), stock.ask("forget")
-            tables[f"Training over {axis}"] = {
-                "x": axis,
-                "points": found,
-                "text": f"Milliseconds for each window of a training step, {'120 timesteps' if axis == 'batch' else 'batches of 256'}; medians.",
-            }
+            other = "120 timesteps" if axis == "batch" else "batches of 256"
+            text = f"Milliseconds for each window of a training step, {other}; medians."
+            tables[f"Training over {axis}"] = {"x": axis, "points": found, "text": text}
     return tables
 
 
@@ -271,7 +279,8 @@ def windows_growth(bench: Bench) -> dict[str, Any]:
         "Feeding over windows": {
             "x": "windows",
             "points": feeding,
-            "text": "One epoch: the order drawn and every batch of 256 gathered. The peer copies every window out, once; a million of them is computed, not run.",
+            "text": "One epoch: the order drawn and every batch of 256 gathered. The peer copies every window out, once; for a million of them "
+            "the memory is computed.",
         },
         "Decisions over windows": {
             "x": "windows",
@@ -299,7 +308,7 @@ def candles_growth(bench: Bench) -> dict[str, Any]:
             "added by prepare, MiB": max(0.1, whole["added_mb"]),
             "peak on the way, MiB": max(0.1, whole["peak_mb"]),
         }
-    text = "One-minute candles of an invented market; memory is what reading and `prepare` add to a process that has done both on 50,000 candles before."
+    text = "One-minute candles of an invented market. Memory is what reading and `prepare` add to a process that did both on 50,000 before."
     return {"Candles": {"x": "candles", "points": found, "text": text}}
 
 
@@ -319,7 +328,9 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 def machine(bench: Bench) -> dict[str, Any]:
     """What this ran on."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions: dict[str, Any] = {}
     for kind in ("predictor", "keras", "numpy", "torch"):

@@ -2,19 +2,24 @@
 
     python benchmarks/peers.py KIND FOLDER
 
-The folder holds what the work `prepare` of the kind `data` left: candles, a bundle, its ONNX file, windows with targets, weights.
+The folder holds what the work `prepare` of the kind `data` left: candles, windows with targets, weights, the network as an ONNX
+and as a Keras file.
 TensorFlow is loaded by the kinds that need it: `predictor` and `numpy` do without.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
+import os
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +56,7 @@ class Stored:
             return file["windows"], file["targets"]
 
     def view(self, count: int) -> np.ndarray:
-        """The windows that end at `count` candles in a row, (count, timesteps, features), without a copy: the stored candles, over and over."""
+        """Windows (count, timesteps, features) that end at candles in a row, without a copy: the stored candles, over and over."""
         length = self.config.sequence_length
         with np.load(self.folder / "train.npz") as file:
             matrix, first = file["matrix"], file["rows"][0]
@@ -85,23 +90,33 @@ class Predictor(Stored):
         return median_seconds(lambda: self.ours.probabilities(self.x[:1]), repeat)
 
     def many(self, count: int) -> float:
+        """Seconds for the probabilities of `count` windows, 4096 at a time, so that a million of them needn't lie in memory."""
         x = self.view(count)
-        return seconds(lambda: self.ours.probabilities(x))
+        return seconds(lambda: [self.ours.probabilities(x[n : n + WINDOWS]) for n in range(0, count, WINDOWS)])
 
     def update(self, repeat: int) -> float:
-        """Median seconds from a new candle to its decision; the means of 30 days are full before the first."""
+        """Median seconds from a new candle, as an exchange sends it, to its decision; the means of 30 days are full before the first."""
         if self.streaming is None:
-            import pandas as pd
-
-            candles = pd.read_feather(self.folder / "candles.feather").to_dict("records")
-            self.streaming = iter(candles)
-            for _ in range(self.config.month_candles + self.config.sequence_length + 1):
-                self.ours.update(next(self.streaming))
+            self.streaming = self._candles()
         times = []
-        for _ in range(repeat):
-            candle = next(self.streaming)
-            times.append(seconds(lambda candle=candle: self.ours.update(candle)))
-        return float(np.median(times))
+        for row, now in itertools.islice(self.streaming, repeat):
+            start = time.perf_counter()
+            decision = self.ours.update(row, now=now)
+            times.append(time.perf_counter() - start)
+            if decision.probabilities is None:
+                raise RuntimeError(f"no answer to {row}: {decision}")
+        return statistics.median(times)
+
+    def _candles(self) -> Iterator[tuple[list[float], datetime]]:
+        """The stream warm, then candle after candle: [ms, open, high, low, close, volume] and the moment at which it closes."""
+        import pandas as pd
+
+        candles = pd.read_feather(self.folder / "candles.feather")
+        warm = self.config.month_candles + 2 * self.config.sequence_length
+        self.ours.warm_up(candles[:warm])
+        for date, *values in candles[warm:].itertuples(index=False):
+            closes = date.to_pydatetime() + timedelta(minutes=self.config.timeframe_minutes)
+            yield [date.value // 1_000_000, *values], closes
 
 
 class Loop(Stored):
@@ -215,8 +230,6 @@ class Training(Stored):
 
         Tensors are counted where the process was started with TF_CPU_ALLOCATOR_USE_BFC=1.
         """
-        import os
-
         import tensorflow as tf
 
         counted = os.environ.get("TF_CPU_ALLOCATOR_USE_BFC") == "1"
@@ -292,16 +305,15 @@ class Data(Training):
 
     def prepare(self, candles: int) -> None:
         """Write what all kinds read: random weights, and real windows of an invented market."""
-        from crypto_lstm.architecture import build_model
-        from crypto_lstm.bundle import save_bundle
         from crypto_lstm.decision import export_onnx
+
+        from crypto_lstm.architecture import build_model
 
         config, table = Config(), self.invent(candles, seed=0, edge=0.5)
         (self.folder / "settings.json").write_text(json.dumps(config.as_dict()), encoding="utf-8")
         table.to_feather(self.folder / "candles.feather")
         data, model = self.prepare_candles(table, config), build_model(config)
-        save_bundle(SimpleNamespace(config=config, model=model, data=data), self.folder / "bundle")
-        export_onnx(self.folder / "bundle", self.folder / "model.onnx")
+        export_onnx(model, self.folder / "model.onnx", config=config, scaler=data.scaler)
         stock = stock_model(config, config.recurrent_rate)
         stock.set_weights(model.get_weights())
         stock.save(self.folder / "model.keras")

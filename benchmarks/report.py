@@ -92,20 +92,47 @@ GOALS = (
     Goal("many_limit", "the same, share of the matrix limit", ("many", "ours"), 70, True, ("many", LIMIT), 100, "%"),
     Goal("training", "training, windows a second, over stock Keras", ("training", SAMPLE), 1.3, True, ("training", KERAS), unit="x"),
     Goal("training_batch", "the same with masks per batch", ("training", BATCH), 1.3, True, ("training", KERAS), unit="x"),
-    Goal("training_torch", "training, over PyTorch without recurrent dropout", ("training", SAMPLE), 1.6, True, ("training", TORCH), unit="x"),
+    Goal(
+        "training_torch", "training, over PyTorch without recurrent dropout", ("training", SAMPLE), 1.6, True, ("training", TORCH), unit="x"
+    ),
     Goal("training_torch_batch", "the same with masks per batch", ("training", BATCH), 1.6, True, ("training", TORCH), unit="x"),
     Goal("tensors", "tensor peak of that step, over stock", ("tensors", SAMPLE), 0.45, over=("tensors", KERAS), unit="x"),
     Goal("tensors_batch", "the same with masks per batch", ("tensors", BATCH), 0.45, over=("tensors", KERAS), unit="x"),
     Goal("growth", "process growth of that step, over stock", ("growth_mb", SAMPLE), 0.55, over=("growth_mb", KERAS), unit="x"),
     Goal("growth_batch", "the same with masks per batch", ("growth_mb", BATCH), 0.55, over=("growth_mb", KERAS), unit="x"),
     Goal(
-        "feeding", "feeding, 2.3 million candles: share of a step, at most", ("feeding", "feeding"), 2, over=("feeding", "step"), scale=100, unit="%"
+        "feeding",
+        "feeding, 2.3 million candles: share of a step, at most",
+        ("feeding", "feeding"),
+        2,
+        over=("feeding", "step"),
+        scale=100,
+        unit="%",
     ),
     Goal(
-        "resident", "2.3 million candles ready to train, over the runtime", ("resident", "ours"), 300, unit="MiB", peers=("copied out, computed",)
+        "resident",
+        "2.3 million candles ready to train, over the runtime",
+        ("resident", "ours"),
+        300,
+        unit="MiB",
+        peers=("copied out, computed",),
     ),
-    Goal("import", "import of crypto_lstm.decision", ("start", "import crypto_lstm.decision"), 0.3, unit="s", peers=("import tensorflow, keras",)),
-    Goal("first", "first decision from a cold start", ("start", "first decision, ours"), 1, unit="s", peers=("first decision, Keras predict",)),
+    Goal(
+        "import",
+        "import of crypto_lstm.decision",
+        ("start", "import crypto_lstm.decision"),
+        0.3,
+        unit="s",
+        peers=("import tensorflow, keras",),
+    ),
+    Goal(
+        "first",
+        "first decision from a cold start",
+        ("start", "first decision, ours"),
+        1,
+        unit="s",
+        peers=("first decision, Keras predict",),
+    ),
 )
 
 WHY: dict[str, str] = {}  # key of a goal that was missed -> why, for the run in results.json
@@ -149,20 +176,22 @@ def series_table(part: Mapping[str, list[float]], ours: str, scale: float, unit:
 
 
 EQUAL = """\
-Equal in all kinds: weights at the start, windows, targets, batches, widths, dropout of a layer's inputs (one mask for all timesteps) and after
-dense layers, loss, Adam (step size, epsilon 1e-7), float32, all cores. Checked in this run: the probabilities of the kinds differ by at most {probabilities},
-and with all dropout off the losses of {steps} training steps agree with stock Keras to {losses} (relative).
+Equal in all kinds: weights at the start, windows, targets, batches, widths, dropout of a layer's inputs (one mask for all timesteps) and
+after dense layers, loss, Adam (step size, epsilon 1e-7), float32, all cores. Checked in this run: the probabilities of the kinds differ by
+at most {probabilities}, and with all dropout off the losses of {steps} training steps agree with stock Keras to {losses} (relative).
 
 Not equal, as it can't be:
 - `nn.LSTM` of PyTorch has no recurrent dropout; it is measured without, as is Keras a second time.
-- `per_sample` draws masks of the state for each window, as Keras does; `per_batch` draws one for all windows of a batch. Different random numbers either way.
+- `per_sample` draws masks of the state for each window, as Keras does; `per_batch` draws one for all windows of a batch. The random numbers
+  differ either way.
 - Keras computes the metrics of `build_model`, accuracy twice; PyTorch computes the loss alone.
 - The peers have their windows as one array in memory; ours are gathered from candles while it trains.
 - onnxruntime, TensorFlow, NumPy and PyTorch add up in different orders."""
 
 NO_GPU = """\
-Never run on a GPU: everything on this page was measured on a CPU. `benchmarks/gpu.py` compares stock Keras and ours where there is one, needs no network, and checks that
-cuDNN ran; its CPU self-check (`--cpu`) is all of it that was ever run. That `per_batch` uses cuDNN, and what it gains, is reasoned from Keras' source, not measured."""
+Never run on a GPU: everything on this page was measured on a CPU. `benchmarks/gpu.py` compares stock Keras and ours where there is one, needs
+no network, and checks that cuDNN ran; its CPU self-check (`--cpu`) is all of it that was ever run. That `per_batch` uses cuDNN, and what it
+gains, is reasoned from Keras' source, not measured."""
 
 
 def _equal(equal: Mapping[str, Any]) -> str:
@@ -232,7 +261,8 @@ def page(results: Mapping[str, Any], gpu: Mapping[str, Any] | None = None) -> st
     add("Machine", machine)
     for name, text in parts.get("pieces", {}).items():
         add(name, f"```\n{text.strip()}\n```")
-    head = "# Benchmarks\n\nWritten by `make bench` from results.json; not edited by hand. Kinds were measured in turn (A B C, A B C, ...) by processes that stay alive."
+    head = "# Benchmarks\n\nWritten by `make bench` from results.json; not edited by hand."
+    head += " Kinds were measured in turn (A B C, A B C, ...), by processes that stay alive."
     return "\n\n".join([head, *sections]) + "\n"
 
 
@@ -242,7 +272,14 @@ SERIES = (
     ("training", "Training, batches of 256", SAMPLE, 1, "windows a second", True),
     ("tensors", "Tensor peak of a training step", SAMPLE, 1, "MiB", False),
     ("growth_mb", "Process growth of training steps", SAMPLE, 1, "MiB", False),
-    ("feeding", "Feeding: a step of the default network, and a whole step of one that does next to nothing", "feeding", 1e3, "milliseconds", False),
+    (
+        "feeding",
+        "Feeding: a step of the default network, and a whole step of one that does next to nothing",
+        "feeding",
+        1e3,
+        "milliseconds",
+        False,
+    ),
     ("resident", "2.3 million candles ready to train", "ours", 1, "MiB", False),
     ("start", "From a cold start", "first decision, ours", 1, "seconds", False),
 )

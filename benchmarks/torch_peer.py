@@ -1,7 +1,7 @@
-"""The default network in PyTorch, as far as PyTorch has it: `nn.LSTM` has no recurrent dropout. Served by `bench.py`, in an environment of its own.
+"""The default network in PyTorch, as far as PyTorch has it: `nn.LSTM` has no recurrent dropout. In an environment of its own.
 
-Weights are those of the Keras model. The dropout of a layer's inputs is Keras': one mask for all timesteps of a window. PyTorch's second bias
-is zero and is not trained; Adam's epsilon is Keras' 1e-7.
+Weights are those of the Keras model. The dropout of a layer's inputs is Keras': one mask for all timesteps of a window. PyTorch's second
+bias is zero and is not trained; Adam's epsilon is Keras' 1e-7.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -36,7 +37,8 @@ class Worker:
     def __init__(self, *command: str, **environment: str) -> None:
         self.command = command
         env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
+        self.complaints = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed in __exit__
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.complaints, text=True, env=env)
 
     def ask(self, work: str, **settings: Any) -> Any:
         """What the work answers. Raises `RuntimeError` with the traceback of the other side."""
@@ -45,7 +47,9 @@ class Worker:
         self.process.stdin.flush()
         answer = next((line for line in self.process.stdout if line.startswith("answer:")), None)
         if answer is None:
-            raise RuntimeError(f"{' '.join(self.command)} ended with exit code {self.process.wait()} at {work!r}")
+            self.complaints.seek(0)
+            said = self.complaints.read()[-2000:]
+            raise RuntimeError(f"{' '.join(self.command)} ended with exit code {self.process.wait()} at {work!r}:\n{said}")
         read = json.loads(answer[7:])
         if "error" in read:
             raise RuntimeError(f"{' '.join(self.command)} failed at {work!r}:\n{read['error']}")
@@ -56,7 +60,8 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
+        self.complaints.close()
 
 
 def in_turn(works: Mapping[str, Callable[[], float]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
