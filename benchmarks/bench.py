@@ -279,7 +279,7 @@ def windows_growth(bench: Bench) -> dict[str, Any]:
         "Feeding over windows": {
             "x": "windows",
             "points": feeding,
-            "text": "One epoch: the order drawn and every batch of 256 gathered. The peer copies every window out, once; for a million of them "
+            "text": "One epoch: the order drawn and every batch of 256 gathered. The peer copies every window out, once; of a million "
             "the memory is computed.",
         },
         "Decisions over windows": {

@@ -19,8 +19,8 @@ import statistics
 from typing import Any
 
 import numpy as np
-from peers import stock_model
 from report import GPU_RESULTS, number, table
+from stock import stock_model
 from workers import in_turn, seconds
 
 from crypto_lstm.config import Config
@@ -150,7 +150,7 @@ def main() -> None:
     backend, device = found
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    tiny = Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,), batch_size=16)
+    tiny = Config(sequence_length=12, lstm_units=(4, 4), dense_units=(4,), batch_size=16)
     results = measure(tiny if arguments.cpu else Config(), backend, *((2, 2) if arguments.cpu else (20, 7)))
     kinds = results["kinds"]
     rows = [

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from stock import stock_model
 from workers import in_turn, median_seconds, seconds, serve
 
 from crypto_lstm.config import Config
@@ -155,24 +156,6 @@ class Loop(Stored):
 
 
 # ---------------------------------------------------------------- Keras
-
-
-def stock_model(config: Config, recurrent_dropout: float) -> keras.Model:
-    """The network of `build_model` from Keras' own layers, as one writes it without this package."""
-    import keras
-    from keras import layers
-
-    model = keras.Sequential([keras.Input((config.sequence_length, len(config.features)))])
-    for n, units in enumerate(config.lstm_units, 1):
-        more = n < len(config.lstm_units)
-        model.add(layers.LSTM(units, return_sequences=more, dropout=config.dropout_rate, recurrent_dropout=recurrent_dropout))
-    for units in config.dense_units:
-        model.add(layers.Dense(units, activation="relu"))
-        model.add(layers.Dropout(config.dropout_rate))
-    model.add(layers.Dense(3, activation="softmax"))
-    adam = keras.optimizers.Adam(config.learning_rate)
-    model.compile(adam, loss="categorical_crossentropy", metrics=["accuracy", "categorical_accuracy"])
-    return model
 
 
 class Training(Stored):
@@ -365,8 +348,8 @@ class Data(Training):
         from crypto_lstm.candles import read_candles
 
         data = self.prepare_candles(read_candles(self.invented(candles)), Config())
-        trained = {"step": self.model("per_sample", data.config), "feeding": self._idle(data.config)}
-        many = {"step": steps, "feeding": 10 * steps}
+        trained = {"step": self.model(data.config.recurrent_dropout, data.config), "feeding": self._idle(data.config)}
+        many = {"step": steps, "feeding": 40 * steps}
 
         def one(name: str) -> float:
             return seconds(lambda: trained[name].fit(data.train, steps_per_epoch=many[name], shuffle=False, verbose=0)) / many[name]

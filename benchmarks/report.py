@@ -189,9 +189,9 @@ Not equal, as it can't be:
 - onnxruntime, TensorFlow, NumPy and PyTorch add up in different orders."""
 
 NO_GPU = """\
-Never run on a GPU: everything on this page was measured on a CPU. `benchmarks/gpu.py` compares stock Keras and ours where there is one, needs
-no network, and checks that cuDNN ran; its CPU self-check (`--cpu`) is all of it that was ever run. That `per_batch` uses cuDNN, and what it
-gains, is reasoned from Keras' source, not measured."""
+Never run on a GPU: everything on this page was measured on a CPU. `benchmarks/gpu.py` compares stock Keras and ours where there is one,
+needs no network, and checks that cuDNN ran; its CPU self-check (`--cpu`) is all of it that was ever run. That `per_batch` uses cuDNN, and
+what it gains, is reasoned from Keras' source, not measured."""
 
 
 def _equal(equal: Mapping[str, Any]) -> str:
@@ -243,7 +243,7 @@ def page(results: Mapping[str, Any], gpu: Mapping[str, Any] | None = None) -> st
     header = ["work", "goal", "reached (median, or ratio of medians)", "least to most of the rounds", "reached", "peers"]
     add("Goals", table(header, (goal.cells(parts) for goal in GOALS)))
     add("What fell short", short(parts))
-    if "equal" in parts:
+    if {"probabilities", "losses"} <= set(parts.get("equal", {})):
         add("The same work", _equal(parts["equal"]))
     for part, title, ours, scale, unit, higher in SERIES:
         if part in parts:
