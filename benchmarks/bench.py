@@ -58,7 +58,7 @@ class Bench:
             )
         return Worker(str(TORCH_PYTHON), str(HERE / "torch_peer.py"), self.folder, **environment)
 
-    def once(self, kind: str, work: str, environment: dict[str, str] | None = None, **settings: Any) -> Any:
+    def once(self, kind: str, work: str, environment: dict[str, str] | None = None, /, **settings: Any) -> Any:
         """One work in a process of its own."""
         with self.worker(kind, **environment or {}) as worker:
             return worker.ask(work, **settings)
@@ -212,7 +212,7 @@ def start(bench: Bench) -> dict[str, Series]:
     return {"start": in_turn({name: lambda code=code: run(code) for name, code in START.items()}, bench.rounds(5))}
 
 
-PIECES = (["start.py"], ["decision.py"], ["candles.py"], ["feeding.py"], ["memory.py", "--quick"])
+PIECES = (["start.py"], ["decision.py", "--quick"], ["candles.py"], ["feeding.py"], ["memory.py", "--quick"])
 
 
 def pieces(bench: Bench) -> dict[str, dict[str, str]]:

@@ -40,7 +40,7 @@ class Worker:
         self.complaints = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - closed in __exit__
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.complaints, text=True, env=env)
 
-    def ask(self, work: str, **settings: Any) -> Any:
+    def ask(self, work: str, /, **settings: Any) -> Any:
         """What the work answers. Raises `RuntimeError` with the traceback of the other side."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps({"work": work, **settings}) + "\n")
