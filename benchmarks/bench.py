@@ -48,6 +48,10 @@ class Bench:
         """Rounds of a part."""
         return 2 if self.quick else full
 
+    def sizes(self, *full: int) -> tuple[int, ...]:
+        """Points of a growth curve, ascending."""
+        return full[:2] if self.quick else full
+
     def worker(self, kind: str, **environment: str) -> Worker:
         """A process of this kind."""
         if kind != "torch":
@@ -236,7 +240,7 @@ def growth(bench: Bench) -> dict[str, Any]:
 def steps_growth(bench: Bench) -> dict[str, Any]:
     """Training over batch size and over timesteps."""
     tables: dict[str, Any] = {}
-    sizes = {"batch": (16, 64, 256, 1024), "timesteps": (30, 60, 120, 240)}
+    sizes = {"batch": bench.sizes(16, 64, 256, 1024), "timesteps": bench.sizes(30, 60, 120, 240)}
     with bench.worker("training") as ours, bench.worker("training") as stock:
         for axis, points in sizes.items():
             found = {}
@@ -260,7 +264,7 @@ def windows_growth(bench: Bench) -> dict[str, Any]:
     """An epoch's order and batches, and many decisions, over windows."""
     feeding, deciding = {}, {}
     with bench.worker("predictor") as ours, bench.worker("keras") as keras:
-        for count in (1_000, 10_000, 100_000, 1_000_000):
+        for count in bench.sizes(1_000, 10_000, 100_000, 1_000_000):
             fed = bench.once("data", "epoch", windows=count)
             copied = bench.once("data", "copied", candles=count) if count < 1_000_000 else None
             feeding[str(count)] = {
@@ -270,11 +274,10 @@ def windows_growth(bench: Bench) -> dict[str, Any]:
                 "copied out, held, MiB": count * 120 * 8 * 4 / 2**20,
             }
             repeat = 3 if count < 100_000 else 1
-            if not (bench.quick and count > 10_000):
-                deciding[str(count)] = {
-                    "ours, s": float(np.median([ours.ask("many", count=count) for _ in range(repeat)])),
-                    "Keras predict, s": keras_seconds(keras, count, repeat),
-                }
+            deciding[str(count)] = {
+                "ours, s": float(np.median([ours.ask("many", count=count) for _ in range(repeat)])),
+                "Keras predict, s": keras_seconds(keras, count, repeat),
+            }
     return {
         "Feeding over windows": {
             "x": "windows",
@@ -298,7 +301,7 @@ def keras_seconds(keras: Worker, count: int, repeat: int) -> float | None:
 def candles_growth(bench: Bench) -> dict[str, Any]:
     """Features, labels and `prepare` over candles: time and memory."""
     found = {}
-    for count in (100_000, 1_000_000, 10_000_000)[: 2 if bench.quick else 3]:
+    for count in bench.sizes(100_000, 1_000_000, 10_000_000):
         times = bench.once("data", "candles", candles=count, repeat=3 if count < 10_000_000 else 1)
         whole = bench.once("data", "resident", candles=count)
         found[str(count)] = {

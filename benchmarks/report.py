@@ -184,6 +184,7 @@ Not equal, as it can't be:
 - `nn.LSTM` of PyTorch has no recurrent dropout; it is measured without, as is Keras a second time.
 - `per_sample` draws masks of the state for each window, as Keras does; `per_batch` draws one for all windows of a batch. The random numbers
   differ either way.
+- Keras and PyTorch add Adam's epsilon at different places, which shows in the losses after the first step.
 - Keras computes the metrics of `build_model`, accuracy twice; PyTorch computes the loss alone.
 - The peers have their windows as one array in memory; ours are gathered from candles while it trains.
 - onnxruntime, TensorFlow, NumPy and PyTorch add up in different orders."""
@@ -240,7 +241,7 @@ def page(results: Mapping[str, Any], gpu: Mapping[str, Any] | None = None) -> st
         sections.append("\n\n".join([f"## {title}", *texts]))
 
     machine = table(["", ""], [[f"{k}", f"{v}"] for k, v in results["machine"].items()])
-    header = ["work", "goal", "reached (median, or ratio of medians)", "least to most of the rounds", "reached", "peers"]
+    header = ["work", "goal", "figure (median, or ratio of medians)", "least to most of the rounds", "reached", "peers"]
     add("Goals", table(header, (goal.cells(parts) for goal in GOALS)))
     add("What fell short", short(parts))
     if {"probabilities", "losses"} <= set(parts.get("equal", {})):

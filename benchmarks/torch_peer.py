@@ -65,7 +65,7 @@ class Peer:
 
     def versions(self) -> dict[str, Any]:
         """What it runs on."""
-        return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        return {"torch": torch.__version__, "threads of torch": torch.get_num_threads()}
 
     def probabilities(self, count: int) -> list[list[float]]:
         """Of the first windows."""
