@@ -2,14 +2,17 @@
 # make test    set everything up and run every check
 # make lab     JupyterLab on the notebooks
 # make notebooks    clean and export the notebooks, make README.md from nbs/index.ipynb
-# make bench   speed and memory, measured on this machine beside peers
+# make bench   speed and memory, measured on this machine beside peers, PyTorch too: about 25 minutes, writes benchmarks/RESULTS.md
+# make bench-growth   how each grows: windows, batch, timesteps, candles; its tables join benchmarks/RESULTS.md
+# make bench-gpu   stock Keras against ours on a GPU; without one it says so
 # make bench-trust   kills, failing disks, changed bytes, attacks, NaN, beside plain Keras: about an hour
 # make bench-memory   forecasts of memory against 40 measured trainings: more than an hour
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TORCH := .venv-torch/.ready
 
-.PHONY: setup demo test lab notebooks bench bench-memory bench-trust
+.PHONY: setup demo test lab notebooks bench bench-growth bench-gpu bench-memory bench-trust
 setup: $(READY)
 
 $(READY): settings.ini setup.py
@@ -34,11 +37,19 @@ notebooks: setup
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/readme.py
 
-bench: setup
-	$(BIN)/python benchmarks/start.py
-	$(BIN)/python benchmarks/candles.py
-	$(BIN)/python benchmarks/feeding.py
-	$(BIN)/python benchmarks/memory.py --quick
+$(TORCH):
+	$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python -m pip install --quiet torch==2.13.0 numpy
+	@touch $(TORCH)
+
+bench: setup $(TORCH)
+	$(BIN)/python benchmarks/bench.py
+
+bench-growth: setup $(TORCH)
+	$(BIN)/python benchmarks/bench.py --only growth
+
+bench-gpu: setup
+	$(BIN)/python benchmarks/gpu.py
 
 bench-memory: setup
 	$(BIN)/python benchmarks/memory.py

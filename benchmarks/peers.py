@@ -1,0 +1,409 @@
+"""What `bench.py` measures, ours and the peers' in Keras and NumPy: each kind is a process of its own that serves.
+
+    python benchmarks/peers.py KIND FOLDER
+
+The folder holds what the work `prepare` of the kind `data` left: candles, windows with targets, weights, the network as an ONNX
+and as a Keras file.
+TensorFlow is loaded by the kinds that need it: `predictor` and `numpy` do without.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from stock import stock_model
+from workers import in_turn, median_seconds, seconds, serve
+
+from crypto_lstm.config import Config
+from crypto_lstm.resources import peak_memory_mb, process_memory_mb, reset_peak_memory
+
+if TYPE_CHECKING:
+    import keras
+
+WINDOWS = 4096  # stored: enough for the largest batch and for a round of many decisions
+KINDS = ("per_sample", "per_batch")  # our recurrent dropout
+
+
+class Stored:
+    """What lies in the folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def config(self) -> Config:
+        return Config.load(self.folder / "settings.json")
+
+    @property
+    def weights(self) -> list[np.ndarray]:
+        with np.load(self.folder / "weights.npz") as file:
+            return [file[f"arr_{n}"] for n in range(len(file.files))]
+
+    @property
+    def windows(self) -> tuple[np.ndarray, np.ndarray]:
+        with np.load(self.folder / "windows.npz") as file:
+            return file["windows"], file["targets"]
+
+    def view(self, count: int) -> np.ndarray:
+        """Windows (count, timesteps, features) that end at candles in a row, without a copy: the stored candles, over and over."""
+        length = self.config.sequence_length
+        with np.load(self.folder / "train.npz") as file:
+            matrix, first = file["matrix"], file["rows"][0]
+        candles = np.resize(matrix[first:], (count + length - 1, matrix.shape[1]))
+        return np.lib.stride_tricks.sliding_window_view(candles, length, axis=0).transpose(0, 2, 1)
+
+
+# ---------------------------------------------------------------- decisions without TensorFlow
+
+
+class Predictor(Stored):
+    """Ours: the ONNX file of the bundle on onnxruntime."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        from crypto_lstm.decision import Predictor as Ours
+
+        self.ours, (self.x, _) = Ours.load(self.folder / "model.onnx"), self.windows
+        self.streaming: Any = None
+
+    def versions(self) -> dict[str, Any]:
+        import onnxruntime
+
+        return {"onnxruntime": onnxruntime.__version__, "tensorflow loaded": "tensorflow" in sys.modules}
+
+    def probabilities(self, count: int) -> list[list[float]]:
+        return self.ours.probabilities(self.x[:count]).tolist()
+
+    def decision(self, repeat: int) -> float:
+        self.ours.probabilities(self.x[:1])
+        return median_seconds(lambda: self.ours.probabilities(self.x[:1]), repeat)
+
+    def many(self, count: int) -> float:
+        """Seconds for the probabilities of `count` windows, 4096 at a time, so that a million of them needn't lie in memory."""
+        x = self.view(count)
+        return seconds(lambda: [self.ours.probabilities(x[n : n + WINDOWS]) for n in range(0, count, WINDOWS)])
+
+    def update(self, repeat: int) -> float:
+        """Median seconds from a new candle, as an exchange sends it, to its decision; the means of 30 days are full before the first."""
+        if self.streaming is None:
+            self.streaming = self._candles()
+        times = []
+        for row, now in itertools.islice(self.streaming, repeat):
+            start = time.perf_counter()
+            decision = self.ours.update(row, now=now)
+            times.append(time.perf_counter() - start)
+            if decision.probabilities is None:
+                raise RuntimeError(f"no answer to {row}: {decision}")
+        return statistics.median(times)
+
+    def _candles(self) -> Iterator[tuple[list[float], datetime]]:
+        """The stream warm, then candle after candle: [ms, open, high, low, close, volume] and the moment at which it closes."""
+        import pandas as pd
+
+        candles = pd.read_feather(self.folder / "candles.feather")
+        warm = self.config.month_candles + 2 * self.config.sequence_length
+        self.ours.warm_up(candles[:warm])
+        for date, *values in candles[warm:].itertuples(index=False):
+            closes = date.to_pydatetime() + timedelta(minutes=self.config.timeframe_minutes)
+            yield [date.value // 1_000_000, *values], closes
+
+
+class Loop(Stored):
+    """What one would write by hand: NumPy, one timestep after the other."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self.w, (self.x, _), self.lstm_layers = self.weights, self.windows, len(self.config.lstm_units)
+
+    def versions(self) -> dict[str, Any]:
+        return {"numpy": np.__version__}
+
+    def network(self, x: np.ndarray) -> np.ndarray:
+        """Probabilities of windows (n, timesteps, features)."""
+        for n in range(self.lstm_layers):
+            kernel, recurrent, bias = self.w[3 * n : 3 * n + 3]
+            gates, units = x @ kernel + bias, len(recurrent)
+            h = c = np.zeros((len(x), units), np.float32)
+            x = np.empty((*x.shape[:2], units), np.float32)
+            for t in range(x.shape[1]):
+                z = gates[:, t] + h @ recurrent
+                i, f, o = (1 / (1 + np.exp(-z[:, part * units : (part + 1) * units])) for part in (0, 1, 3))
+                c = f * c + i * np.tanh(z[:, 2 * units : 3 * units])
+                h = x[:, t] = o * np.tanh(c)
+        x, dense = x[:, -1], self.w[3 * self.lstm_layers :]
+        for kernel, bias in zip(dense[:-2:2], dense[1:-2:2], strict=True):
+            x = np.maximum(x @ kernel + bias, 0)
+        z = np.exp(x @ dense[-2] + dense[-1])
+        return z / z.sum(axis=1, keepdims=True)
+
+    def probabilities(self, count: int) -> list[list[float]]:
+        return self.network(self.x[:count]).tolist()
+
+    def decision(self, repeat: int) -> float:
+        return median_seconds(lambda: self.network(self.x[:1]), repeat)
+
+
+# ---------------------------------------------------------------- Keras
+
+
+class Training(Stored):
+    """Training steps by `fit`; `kind` is `per_sample` or `per_batch` (ours), `stock` (recurrent dropout) or `plain` (stock without it)."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        import keras  # so that a request doesn't pay for it
+
+        self.keras, self.models = keras, {}
+
+    def model(self, kind: str, config: Config) -> keras.Model:
+        """A new network."""
+        if kind in KINDS:
+            from crypto_lstm.architecture import build_model
+
+            return build_model(config.replace(recurrent_dropout=kind))
+        return stock_model(config, config.recurrent_rate if kind == "stock" else 0.0)
+
+    def losses(self, kind: str, batch: int, steps: int) -> list[float]:
+        """Loss of each of the first training steps, without dropout: equal mathematics give equal numbers."""
+        model, (x, y) = self.model(kind, self.config.replace(dropout_rate=0.0)), self.windows
+        model.set_weights(self.weights)
+        batches = [slice(n * batch, (n + 1) * batch) for n in range(steps)]
+        return [float(model.train_on_batch(x[part], y[part], return_dict=True)["loss"]) for part in batches]
+
+    def dataset(self, config: Config, windows: int) -> Any:
+        """Some of the stored windows, again and again if need be, through the dataset that `train` uses."""
+        from crypto_lstm.windows import WindowDataset
+
+        with np.load(self.folder / "train.npz") as file:
+            matrix, rows, labels = file["matrix"], np.resize(file["rows"], windows), np.resize(file["labels"], windows)
+        shape = {"sequence_length": config.sequence_length, "batch_size": config.batch_windows}
+        return WindowDataset(matrix, rows, labels, shuffle_seed=0, **shape)
+
+    def train(self, kind: str, batch: int, steps: int, timesteps: int = 120) -> float:
+        """Seconds of one `fit` over `steps` batches: ours gathers them from the matrix, the peers have all windows as one array."""
+        key = (kind, batch, steps, timesteps)
+        if key not in self.models:
+            config = self.config.replace(batch_size=batch, sequence_length=timesteps)
+            data = self.dataset(config, batch * steps)
+            feed = {"x": data} if kind in KINDS else dict(zip("xy", whole(data), strict=True), batch_size=batch)
+            self.models[key] = self.model(kind, config), {**feed, "shuffle": False, "verbose": 0}
+        model, feed = self.models[key]
+        return seconds(lambda: model.fit(**feed))
+
+    def forget(self) -> None:
+        """Let go of all networks."""
+        self.models.clear()
+        self.keras.backend.clear_session()
+        gc.collect()
+
+    def step_memory(self, kind: str, steps: int) -> dict[str, float | None]:
+        """Peaks of some training steps, in MB of 2**20 bytes. In a process that does nothing else, as peaks are of a process.
+
+        Tensors are counted where the process was started with TF_CPU_ALLOCATOR_USE_BFC=1.
+        """
+        import tensorflow as tf
+
+        counted = os.environ.get("TF_CPU_ALLOCATOR_USE_BFC") == "1"
+        model, data = self.model(kind, self.config), self.dataset(self.config, steps * self.config.batch_windows)
+        gc.collect()
+        resident = process_memory_mb()
+        reset_peak_memory()
+        if counted:
+            tf.config.experimental.reset_memory_stats("CPU:0")
+        model.fit(data, shuffle=False, verbose=0)
+        tensors = tf.config.experimental.get_memory_info("CPU:0")["peak"] / 2**20 if counted else None
+        return {"tensors_mb": tensors, "growth_mb": peak_memory_mb() - resident}
+
+
+def whole(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    """All windows and targets of a dataset, copied out."""
+    x, y = zip(*(data[n] for n in range(len(data))), strict=True)
+    return np.concatenate(x), np.concatenate(y)
+
+
+class Keras(Training):
+    """Answers of stock Keras, and the limit that the machine sets."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        import tensorflow as tf
+
+        self.tf, (self.x, _) = tf, self.windows
+        self.answering = stock_model(self.config, self.config.recurrent_rate)
+        self.answering.set_weights(self.weights)
+        self.function = tf.function(lambda x: self.answering(x, training=False))
+        self.square = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
+
+    def versions(self) -> dict[str, Any]:
+        return {"tensorflow": self.tf.__version__, "keras": self.keras.__version__}
+
+    def probabilities(self, count: int) -> list[list[float]]:
+        return self.answering.predict(self.x[:count], verbose=0).tolist()
+
+    def decision(self, how: str, repeat: int) -> float:
+        window = self.x[:1]
+        ways = {
+            "predict": lambda: self.answering.predict(window, verbose=0),
+            "call": lambda: self.answering(window, training=False).numpy(),
+            "function": lambda: self.function(self.tf.constant(window)).numpy(),
+        }
+        return median_seconds(ways[how], repeat)
+
+    def many(self, count: int, batch: int) -> float:
+        x = self.view(count)
+        return seconds(lambda: self.answering.predict(x, batch_size=batch, verbose=0))
+
+    def product(self, how: str) -> float:
+        """Seconds of one float32 product of 2048 x 2048, on all cores."""
+        if how == "numpy":
+            return median_seconds(lambda: self.square @ self.square, 3)
+        a = self.tf.constant(self.square)
+        return median_seconds(lambda: self.tf.linalg.matmul(a, a).numpy(), 3)
+
+
+# ---------------------------------------------------------------- data
+
+
+class Data(Training):
+    """Candles to batches: memory and time. Each work in a process of its own, as resident memory is of a process."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        from crypto_lstm.candles import synthetic_candles
+        from crypto_lstm.windows import prepare
+
+        self.prepare_candles, self.invent = prepare, synthetic_candles
+
+    def prepare(self, candles: int) -> None:
+        """Write what all kinds read: random weights, and real windows of an invented market."""
+        from crypto_lstm.decision import export_onnx
+
+        from crypto_lstm.architecture import build_model
+
+        config, table = Config(), self.invent(candles, seed=0, edge=0.5)
+        (self.folder / "settings.json").write_text(json.dumps(config.as_dict()), encoding="utf-8")
+        table.to_feather(self.folder / "candles.feather")
+        data, model = self.prepare_candles(table, config), build_model(config)
+        export_onnx(model, self.folder / "model.onnx", config=config, scaler=data.scaler)
+        stock = stock_model(config, config.recurrent_rate)
+        stock.set_weights(model.get_weights())
+        stock.save(self.folder / "model.keras")
+        np.savez(self.folder / "weights.npz", *model.get_weights())
+        np.savez(self.folder / "train.npz", matrix=data.train.matrix, rows=data.train.rows, labels=data.train.labels)
+        some = np.resize(np.random.default_rng(0).permutation(len(data.train.rows)), WINDOWS)
+        targets = np.eye(3, dtype=np.float32)[data.train.labels[some]]
+        np.savez(self.folder / "windows.npz", windows=data.train.gather(data.train.rows[some]), targets=targets)
+
+    def invented(self, candles: int) -> Path:
+        """A file of candles, written once by a process of its own, so that this one never holds more than it reads."""
+        path = self.folder / f"invented-{candles}.feather"
+        if not path.exists():
+            code = "import sys; from crypto_lstm.candles import synthetic_candles as s; s(int(sys.argv[1]), seed=0).to_feather(sys.argv[2])"
+            subprocess.run([sys.executable, "-c", code, str(candles), str(path)], check=True)
+        return path
+
+    def resident(self, candles: int) -> dict[str, float]:
+        """What reading and preparing candles adds to the process, in MB; a small run first loads every library that is used."""
+        from crypto_lstm.candles import read_candles
+
+        small, path = self.invented(50_000), self.invented(candles)
+        self.prepare_candles(read_candles(small), Config())
+        gc.collect()
+        before = process_memory_mb()
+        reset_peak_memory()
+        start = time.perf_counter()
+        data = self.prepare_candles(read_candles(path), Config())
+        took, peak = time.perf_counter() - start, peak_memory_mb() - before
+        gc.collect()
+        bytes_as_windows = candles * data.config.sequence_length * len(data.config.features) * 4
+        readings = {"runtime_mb": before, "added_mb": process_memory_mb() - before, "peak_mb": peak, "seconds": took}
+        return {**readings, "as_windows_mb": bytes_as_windows / 2**20}
+
+    def copied(self, candles: int) -> dict[str, float]:
+        """What the same candles add once every window is copied out, in MB, and how long the copying takes."""
+        matrix = np.zeros((candles + 119, 8), np.float32)
+        before = process_memory_mb()
+        start = time.perf_counter()
+        windows = np.stack([matrix[n : n + 120] for n in range(candles)])
+        took = time.perf_counter() - start
+        return {"added_mb": process_memory_mb() - before, "computed_mb": windows.nbytes / 2**20, "seconds": took}
+
+    def feeding(self, candles: int, steps: int, rounds: int) -> dict[str, list[float]]:
+        """Seconds of a step with the default network, and with a network of next to no arithmetic, fed alike.
+
+        The second is all that feeding can take of a step, with Keras' own loop on top: nothing hides it there.
+        """
+        from crypto_lstm.candles import read_candles
+
+        data = self.prepare_candles(read_candles(self.invented(candles)), Config())
+        trained = {"step": self.model(data.config.recurrent_dropout, data.config), "feeding": self._idle(data.config)}
+        many = {"step": steps, "feeding": 40 * steps}
+
+        def one(name: str) -> float:
+            return seconds(lambda: trained[name].fit(data.train, steps_per_epoch=many[name], shuffle=False, verbose=0)) / many[name]
+
+        return in_turn({name: lambda name=name: one(name) for name in trained}, rounds)
+
+    def _idle(self, config: Config) -> keras.Model:
+        """A network that looks at the newest candle only."""
+        keras = self.keras
+        window = keras.Input((config.sequence_length, len(config.features)))
+        model = keras.Model(window, keras.layers.Dense(3, activation="softmax")(window[:, -1]))
+        model.compile("adam", loss="categorical_crossentropy")
+        return model
+
+    def epoch(self, windows: int) -> dict[str, float]:
+        """One epoch's order drawn and all its batches gathered; and what the windows hold in memory, in MB."""
+        from crypto_lstm.windows import WindowDataset
+
+        random = np.random.default_rng(0)
+        matrix = random.normal(size=(windows + 119, 8)).astype(np.float32)
+        rows, labels = np.arange(119, 119 + windows), random.integers(0, 3, windows).astype(np.int8)
+        data = WindowDataset(matrix, rows, labels, sequence_length=120, batch_size=256, shuffle_seed=0)
+
+        def gather() -> None:
+            data.on_epoch_begin()
+            for n in range(len(data)):
+                data[n]
+
+        gather()
+        return {"seconds": median_seconds(gather, 3), "held_mb": (matrix.nbytes + rows.nbytes + labels.nbytes) / 2**20}
+
+    def candles(self, candles: int, repeat: int) -> dict[str, float]:
+        """Seconds of features and of labels, each from raw candles."""
+        from crypto_lstm.candles import read_candles
+        from crypto_lstm.features import make_features
+        from crypto_lstm.labels import make_labels
+
+        table = read_candles(self.invented(candles))
+        return {
+            "features_s": median_seconds(lambda: make_features(table, Config()), repeat),
+            "labels_s": median_seconds(lambda: make_labels(table, Config()), repeat),
+        }
+
+
+WORKERS: dict[str, tuple[type, str]] = {
+    "predictor": (Predictor, "versions probabilities decision many update"),
+    "numpy": (Loop, "versions probabilities decision"),
+    "keras": (Keras, "versions probabilities decision many product"),
+    "training": (Training, "losses train forget step_memory"),
+    "data": (Data, "prepare resident copied feeding epoch candles"),
+}
+
+
+if __name__ == "__main__":
+    made, works = WORKERS[sys.argv[1]]
+    worker = made(sys.argv[2])
+    serve({name: getattr(worker, name) for name in works.split()})
