@@ -196,7 +196,7 @@ def _keras_layer(layer: LayerSpec, position: int, config: Config) -> keras.layer
         dtype = "float32" if layer.activation == "softmax" else None
         return layers.Dense(layer.units, activation=layer.activation, kernel_initializer=start, dtype=dtype, name=layer.name)
     return LSTM(
-        layer.units,
+        layer.units or 0,
         kind=config.recurrent_dropout,
         return_sequences=layer.return_sequences,
         dropout=config.dropout_rate,
