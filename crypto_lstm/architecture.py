@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['MODEL_NAME', 'Shape', 'lstm_parameters', 'dense_parameters', 'LayerSpec', 'LayerPlan', 'layer_plan',
-           'total_parameters', 'plot_architecture', 'build_model']
+           'total_parameters', 'plot_architecture', 'cudnn_loss', 'build_model']
 
 # %% ../nbs/01_architecture.ipynb #9ac12f59
 def lstm_parameters(
@@ -185,6 +185,8 @@ def _layer_seeds(seed: int, position: int) -> tuple[int, int, int]:
 def _keras_layer(layer: LayerSpec, position: int, config: Config) -> keras.layers.Layer:
     from keras import initializers, layers
 
+    from crypto_lstm.recurrent import LSTM
+
     kernel, recurrent, dropout = _layer_seeds(config.seed, position)
     if layer.kind == "Dropout":
         return layers.Dropout(config.dropout_rate, seed=dropout, name=layer.name)
@@ -193,11 +195,12 @@ def _keras_layer(layer: LayerSpec, position: int, config: Config) -> keras.layer
         # probabilities stay float32 where the other layers compute in float16
         dtype = "float32" if layer.activation == "softmax" else None
         return layers.Dense(layer.units, activation=layer.activation, kernel_initializer=start, dtype=dtype, name=layer.name)
-    return layers.LSTM(
-        layer.units,
+    return LSTM(
+        layer.units or 0,
+        kind=config.recurrent_dropout,
         return_sequences=layer.return_sequences,
         dropout=config.dropout_rate,
-        recurrent_dropout=config.recurrent_dropout,
+        recurrent_dropout=config.recurrent_rate,
         kernel_initializer=start,
         recurrent_initializer=initializers.Orthogonal(seed=recurrent),
         seed=dropout,
@@ -205,6 +208,15 @@ def _keras_layer(layer: LayerSpec, position: int, config: Config) -> keras.layer
     )
 
 # %% ../nbs/01_architecture.ipynb #6f00d5a5
+def cudnn_loss(
+    config: Config,  # its recurrent dropout
+) -> str | None:  # one line: what is lost on a GPU, and the setting that mends it; None where nothing is
+    """Whether a GPU would run the LSTM layers without its fast cuDNN kernel."""
+    if config.recurrent_rate == 0 or config.recurrent_dropout == "per_batch":
+        return None
+    return f"recurrent dropout of {config.recurrent_rate:g} per sample loses the cuDNN kernel: recurrent_dropout=per_batch keeps it"
+
+# %% ../nbs/01_architecture.ipynb #c76e86d9
 def build_model(
     config: Config | None = None,  # None: the defaults
     compile_model: bool = True,  # ready for `fit`
@@ -214,7 +226,7 @@ def build_model(
 
     Two calls with the same configuration give equal weights; no global random state is read or changed.
     Layers compute in Keras' global dtype policy (see `setup_gpu_memory` for float16); the output is always float32.
-    With `recurrent_dropout` above 0 a GPU can't use its fast cuDNN kernel.
+    Its LSTM layers are those of `crypto_lstm.recurrent`. With recurrent dropout `per_sample` a GPU can't use its fast cuDNN kernel, see `cudnn_loss`.
     """
     import keras
 

@@ -22,6 +22,7 @@ from .display import BLUE, GREEN, GREY, ORANGE
 from .commit import committing_file
 from .memory import EmptyHistoryError
 from .monitor import MemoryMonitorCallback
+from .recurrent import stock_model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -149,9 +150,9 @@ def save_checkpoint(
     path: str | os.PathLike[str],  # a `.keras` file; its manifest lies beside it
     facts: Mapping[str, Any],  # JSON values for the manifest
 ) -> None:
-    """Write a model all-or-nothing. Raises `CommitError`; the old file is then unchanged."""
+    """Write a model all-or-nothing, in Keras' own layers. Raises `CommitError`; the old file is then unchanged."""
     with committing_file(path, facts=facts) as new:
-        model.save(new)
+        stock_model(model).save(new)
 
 # %% ../nbs/03_callbacks.ipynb #c5ddd3b2
 class NonFiniteError(CryptoLSTMError, ArithmeticError):

@@ -24,8 +24,8 @@ from .files import write_text
 _all_ = ["CryptoLSTMError"]  # callers find it here as well
 
 # %% auto #0
-__all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config', 'parse_settings',
-           'CryptoLSTMError']
+__all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'RECURRENT_DROPOUT', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config',
+           'parse_settings', 'CryptoLSTMError']
 
 # %% ../nbs/00_config.ipynb #ba5153e1
 CLASSES = ("SHORT", "HOLD", "LONG")  # class numbers 0, 1, 2
@@ -40,6 +40,7 @@ FEATURES = (
     "volume_to_ma1440",
     "volume_to_ma43200",
 )
+RECURRENT_DROPOUT = ("per_sample", "per_batch")
 TIMEFRAME_MINUTES = {"1m": 1, "3m": 3, "5m": 5, "15m": 15, "30m": 30, "1h": 60, "2h": 120, "4h": 240, "6h": 360, "12h": 720, "1d": 1440}
 
 # %% ../nbs/00_config.ipynb #7e7fc06e
@@ -173,6 +174,7 @@ class Config:
     lstm_units: tuple[int, ...] = _widths((128, 64, 32), "widths of the LSTM layers", at_least=1)
     dense_units: tuple[int, ...] = _widths((32, 16), "widths of the dense layers after them", at_least=0)
     dropout_rate: float = _number(0.3, "[0, 1)", "dropout of the inputs of each LSTM layer and after each dense layer")
+    recurrent_dropout: str = _choice("per_sample", RECURRENT_DROPOUT, "what dropout of the LSTM state drops: for each window its own, or rows of weights")
     recurrent_dropout_rate: float | None = _rate_or_none("dropout of the LSTM state; none: as dropout_rate")
     mixed_precision: bool = _setting(False, _check_flag, "float16 arithmetic on a GPU that is fast at it")
     learning_rate: float = _number(0.001, "(0, 10]", "Adam's step size at the start")
@@ -221,7 +223,7 @@ class Config:
         return faults
 
     @property
-    def recurrent_dropout(self) -> float:
+    def recurrent_rate(self) -> float:
         """Dropout of the LSTM state: `recurrent_dropout_rate`, or `dropout_rate` where that is None."""
         return self.dropout_rate if self.recurrent_dropout_rate is None else self.recurrent_dropout_rate
 

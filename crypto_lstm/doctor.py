@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .architecture import cudnn_loss
 from .config import Config
 from .display import html_table, text_table
 
@@ -119,9 +120,9 @@ def check_device(
         remedy = "unset CUDA_VISIBLE_DEVICES" if hidden else _pip('"crypto_lstm[gpu]"') if driver else ""
         return Check("device", WARNING if driver else OK, f"CPU: {status.reason}", remedy)
     found = f"GPU: {', '.join(status.devices)}"
-    if config.recurrent_dropout > 0:
-        slow = f"{found}; recurrent dropout of {config.recurrent_dropout:g} loses the cuDNN kernel"
-        return Check("device", WARNING, slow, "--set recurrent_dropout_rate=0 keeps the fast kernel")
+    if loss := cudnn_loss(config):
+        what, remedy = loss.split(": ")
+        return Check("device", WARNING, f"{found}; {what}", f"--set {remedy}")
     return Check("device", OK, found)
 
 # %% ../nbs/18_doctor.ipynb #99c4b3ba

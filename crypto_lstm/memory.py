@@ -113,7 +113,7 @@ def _layer_memory(layer: LayerSpec, first: bool, config: Config, variant: Varian
     batch, width, item = config.batch_windows, layer.output_shape[-1] or 0, PRECISION_BYTES[variant.precision]
     if layer.kind != "LSTM":
         return LayerMemory(layer.name, item * 2 * batch * width / MB, 0.0, 0.0)
-    inputs, masked = layer.input_shape[-1] or 0, config.recurrent_dropout > 0
+    inputs, masked = layer.input_shape[-1] or 0, config.recurrent_rate > 0
     gradient = FLOAT * 4 * width * (inputs + 1 + (4 if masked else 1) * width)
     kept = lstm_activation_bytes(
         batch,
@@ -273,7 +273,7 @@ def estimate_memory(
         timesteps=config.sequence_length,
         windows_mb=windows,
         loops=len(config.lstm_units),
-        masked_loops=len(config.lstm_units) if config.recurrent_dropout > 0 else 0,
+        masked_loops=len(config.lstm_units) if config.recurrent_rate > 0 else 0,
         resident_mb=BUILT_MB if resident_mb is None else resident_mb,
         notes=_notes(config),
     )

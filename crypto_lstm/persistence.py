@@ -223,6 +223,8 @@ def save_model(
     unchanged. Raises `ModelFormatError` for an unknown format, `UnsafeModelError` for a network that `load_model` would not build, and
     `ModelMismatchError` for weights that are not finite and for a model that is not `config`'s.
     """
+    from crypto_lstm.recurrent import stock_model
+
     require_keras()
     target = _target(path, format)
     if faults := list(not_finite(model)):
@@ -234,7 +236,7 @@ def save_model(
         _check_place(target, format, overwrite)
         commit = committing if format == "saved_model" else committing_file
         with commit(target, facts=facts, needs_bytes=4 * model.count_params()) as new:
-            _write_model(model, new, format)
+            _write_model(stock_model(model), new, format)
             data = (new / _INNER if format == "saved_model" else new).read_bytes()
             _check_written(model, data, target)
             facts |= {**_describe(model, data, format, config, metadata), "summary": _summary(model)}

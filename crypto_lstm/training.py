@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 import crypto_lstm
-from .architecture import build_model
+from .architecture import build_model, cudnn_loss
 from .budget import OutOfMemoryError, affordable, halved
 from .bundle import save_bundle
 from .callbacks import CHECKPOINT_NAME, MemoryMonitorCallback, NonFiniteError, OutputFolderError, create_callbacks, plot_training_curves
@@ -193,6 +193,8 @@ def train(
         if deterministic:
             make_deterministic(config.seed)
         gpu = setup_gpu_memory(mixed_precision=config.mixed_precision)
+        if gpu and (loss := cudnn_loss(config)):
+            _log.warning(loss)
         identity = run_identity(candles, config, deterministic, gpu)
         if finished_run(folder, identity):
             return _read_back(candles, folder, gpu, identity, tensorboard)
@@ -223,7 +225,7 @@ def _affordable(config: Config, on_memory: str, gpu: GpuStatus, resident_mb: flo
     """`affordable` for the device: on a GPU its own memory counts, and only where the loops are not cuDNN's, which no formula describes."""
     if not gpu:
         return affordable(config, on_memory, resident_mb=resident_mb, windows=windows)
-    described = gpu.free_mb is not None and config.recurrent_dropout > 0
+    described = gpu.free_mb is not None and cudnn_loss(config) is not None
     if described or config.batch_size == "auto":
         return affordable(config, on_memory, budget_mb=gpu.free_mb, resident_mb=1.0, windows=windows)
     return config

@@ -13,7 +13,7 @@ FLOORS = [  # from the ground up; a module imports from the floors below its own
     {"config", "commit"},
     {"hdf5", "network"},
     {"gpu", "formats", "foreign"},
-    {"synthetic"},
+    {"synthetic", "recurrent"},
     {"candles"},
     {"architecture", "features", "labels"},
     {"memory", "validation", "windows", "evaluation"},
