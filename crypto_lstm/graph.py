@@ -5,22 +5,30 @@
 # %% ../nbs/41_graph.ipynb #58392231
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import __version__
 from .architecture import LayerSpec, layer_plan
+from .commit import committing_file
 from .config import CLASSES, Config, ConfigError
 from .sealed import DamagedError, FilePath, parse_json
 
+if TYPE_CHECKING:
+    import keras
+    import onnxruntime
+
 # %% auto #0
-__all__ = ['MAX_LAYERS', 'MAX_PARAMETERS', 'MAX_WINDOW', 'OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'GraphError',
-           'keras_shapes', 'onnx_shapes', 'from_keras', 'write_graph', 'read_graph']
+__all__ = ['MAX_LAYERS', 'MAX_PARAMETERS', 'MAX_WINDOW', 'OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'EXPORT_TOLERANCE',
+           'GraphError', 'keras_shapes', 'onnx_shapes', 'from_keras', 'write_graph', 'read_graph', 'open_session',
+           'export_onnx']
 
 # %% ../nbs/41_graph.ipynb #8cac0da2
 class GraphError(DamagedError):
@@ -243,3 +251,100 @@ def _contents(data: memoryview) -> tuple[dict[str, bytes], dict[str, memoryview]
     pairs = [dict(_fields(value)) for number, value in fields if number == 14]
     tensors = [dict(_fields(value)) for number, graph in fields if number == 7 for kind, value in _fields(graph) if kind == 5]
     return {str(pair[1], "utf-8"): bytes(pair[2]) for pair in pairs}, {str(tensor[8], "utf-8"): tensor[9] for tensor in tensors}
+
+# %% ../nbs/41_graph.ipynb #cd63cc16
+def open_session(
+    data: bytes,  # of a file that `read_graph` knows
+    threads: int = 1,  # processors
+) -> onnxruntime.InferenceSession:
+    """A session of onnxruntime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+# %% ../nbs/41_graph.ipynb #652e3081
+EXPORT_TOLERANCE = 1e-5  # of a probability, between Keras and the exported network
+_GOLDEN = 16
+
+
+def export_onnx(
+    source: Any,  # a `Bundle`, or a Keras model
+    path: FilePath,  # the .onnx file that shall appear, or be replaced
+    *,
+    config: Config | None = None,  # of a Keras model; None reads the widths from it
+    scaler: Any = None,  # of a Keras model: the `Scaler` of its training; without it only windows can be judged
+    expires: datetime | None = None,  # of a Keras model: after it there is no trade; a bundle has its own
+) -> str:  # SHA-256 of the file: pins it
+    """Write a network for `Predictor`, all-or-nothing, with a manifest beside it. Raises `ConfigError`, `GraphError`, `CommitError`.
+
+    The file holds weights, settings and scaler, and windows with Keras' own answers. What is read back before the rename gives the same
+    answers within 1e-5.
+    """
+    model = getattr(source, "model", source)
+    config, scaler = getattr(source, "config", config) or _config_of(model), getattr(source, "scaler", scaler)
+    if scaler is not None and tuple(scaler.features) != config.features:
+        raise ConfigError([f"the scaler is for the features {scaler.features}, the configuration has {config.features}: give both of one model"])
+    windows = _trial_windows(config, getattr(source, "golden_windows", None))
+    answers = np.asarray(model(windows, training=False), dtype=np.float32)
+    metadata = getattr(source, "metadata", {})
+    facts = {
+        "classes": list(CLASSES),
+        "scaler": None if scaler is None else scaler.as_dict(),
+        "expires": metadata.get("expires") if metadata or expires is None else _dated(expires),
+        "bundle_sha256": getattr(source, "sha256", None),
+        "data": metadata.get("data"),
+        "notes": metadata.get("notes", {}),
+        "golden": {"windows": _text(windows[:_GOLDEN]), "probabilities": _text(answers[:_GOLDEN])},
+    }
+    data = write_graph(config, from_keras(config, [weight.numpy() for layer in model.layers for weight in layer.weights]), facts)
+    _check_export(data, windows, answers, path)
+    with committing_file(path, facts={"bundle_sha256": facts["bundle_sha256"]}, needs_bytes=len(data)) as file:
+        file.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _dated(moment: datetime) -> str:
+    if moment.tzinfo is None:
+        raise ConfigError([f"expires must be a date with a time zone, got {moment!r}: add tzinfo=datetime.UTC"])
+    return moment.isoformat()
+
+
+def _config_of(model: keras.Model) -> Config:
+    """A configuration with the widths of this network. Raises `ConfigError` where it is none of this package's."""
+    shapes = [[tuple(weight.shape) for weight in layer.weights] for layer in model.layers if layer.weights]
+    recurrent = [len(layer) == 3 for layer in shapes]
+    window = tuple(model.input_shape[1:])
+    fits = len(window) == 2 and None not in window and shapes and recurrent == sorted(recurrent, reverse=True) and not recurrent[-1] and recurrent[0]
+    if not fits or window[1] != len(Config().features) or shapes[-1][-1] != (len(CLASSES),):
+        wanted = f"LSTM layers, dense layers and {len(CLASSES)} classes over windows of {len(Config().features)} features"
+        raise ConfigError([f"expected a network of {wanted}, got the input {window} and weights {shapes}: give its configuration (config=...)"])
+    lstm_units = [layer[1][0] for layer in shapes if len(layer) == 3]
+    dense_units = [layer[1][0] for layer in shapes if len(layer) == 2][:-1]
+    return Config(sequence_length=window[0], lstm_units=tuple(lstm_units), dense_units=tuple(dense_units))
+
+
+def _trial_windows(config: Config, golden: np.ndarray | None) -> np.ndarray:
+    """Windows to try the network on: the golden ones, and random ones of several sizes."""
+    shape = (config.sequence_length, len(config.features))
+    count = max(1, min(48, 4_000_000 // (shape[0] * shape[1])))
+    random = np.random.default_rng(0).standard_normal((count, *shape)) * np.geomspace(0.1, 3, count)[:, None, None]
+    return np.concatenate([np.empty((0, *shape)) if golden is None else golden, random[::-1]]).astype(np.float32)
+
+
+def _text(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array, dtype="<f4").tobytes()).decode()
+
+
+def _check_export(data: bytes, windows: np.ndarray, answers: np.ndarray, path: FilePath) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(data, full_check=True)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise GraphError(path, f"what was built is no valid ONNX model ({error})", "report this network's configuration") from error
+    came = open_session(data).run(None, {INPUT: windows})[0]
+    if not (deviation := float(np.max(np.abs(came - answers)))) <= EXPORT_TOLERANCE:
+        fault = f"expected Keras' answers within {EXPORT_TOLERANCE:g}, got a difference of {deviation:.3g}; nothing was written"
+        raise GraphError(path, fault, "export a network of crypto_lstm's layers in float32, as a bundle holds it")

@@ -154,8 +154,8 @@ def verify_run(
     folder = Path(path)
     pinned = _metadata(folder)["sha256"]
     faults: dict[str, str | None] = {}
-    for name in ("config", "scaler", "model"):
-        came = sha256_file(folder / FILES[name])
+    for name in ("config", "scaler", "model", *(["onnx"] if "onnx" in pinned else [])):
+        came = sha256_file(folder / FILES[name]) if (folder / FILES[name]).exists() else "no file"
         faults[FILES[name]] = None if came == pinned[name] else f"expected sha256 {pinned[name][:16]}..., got {came[:16]}..."
     bundle = verify_bundle(folder / FILES["bundle"], pinned["bundle"])
     if bundle.ok and expected_sha256 not in (None, pinned["bundle"]):

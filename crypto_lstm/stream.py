@@ -266,10 +266,16 @@ class FeatureStream:
         minutes = self.config.timeframe_minutes
         return f"the last {times + 1} candles are {candles * minutes} minutes apart each, and candles of {minutes} minutes are expected: give those of the model's timeframe"
 
-    def push(self, candle: Any) -> bool:  # whether it was new; False: the newest one once more
+    def push(
+        self,
+        candle: Any,  # as for `candle_row`
+        closed_by: datetime | None = None,  # refuse a candle that closes later
+    ) -> bool:  # whether it was new; False: the newest one once more
         """Take the next candle. Raises `StreamError`, and has then changed nothing."""
         time, row = candle_row(candle)
         require_row(time, row, self._step)
+        if closed_by is not None and time + self._step > to_time(closed_by):
+            raise StreamError(f"the candle of {date_text(time)} is not closed yet, at {closed_by}: give it when it is")
         if self._time is None or time - self._time != self._step:
             return bool(len(self._feed(np.array([time]), np.array([row])).times))
         before = dict(zip(NAMES, self._row, strict=True))
