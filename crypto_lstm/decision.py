@@ -112,10 +112,11 @@ def _run(session: onnxruntime.InferenceSession, windows: np.ndarray) -> np.ndarr
     """Probabilities (windows, 3) float64. Raises `AnswerError` where onnxruntime fails, as when memory is short."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    faults = tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    own = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    faults: tuple[type[Exception], ...] = (*own, RuntimeError, MemoryError)
     try:
         return session.run(None, {INPUT: windows})[0].astype(np.float64)
-    except (*faults, RuntimeError, MemoryError) as error:
+    except faults as error:
         raise AnswerError(f"onnxruntime could not answer ({error}): free memory, or load the model again") from error
 
 # %% ../nbs/12_decision.ipynb #a0f92852
@@ -126,10 +127,10 @@ GOLDEN_TOLERANCE = 1e-4  # of a golden probability: other processors round diffe
 def _read_model(path: FilePath, expected_sha256: str | None) -> tuple[bytes, str, bool]:
     """Content and SHA-256 of a file, and whether there is a manifest that it fits."""
     target = Path(path)
-    if manifest_path(target).exists():
-        found = read_file(target, expected_sha256=expected_sha256.lower() if expected_sha256 else None, max_bytes=_MAX_BYTES)
-        return found.files[target.name], found.sha256, True
     try:
+        if manifest_path(target).exists():
+            found = read_file(target, expected_sha256=expected_sha256.lower() if expected_sha256 else None, max_bytes=_MAX_BYTES)
+            return found.files[target.name], found.sha256, True
         data = load(target, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise GraphError(path, "there is no such file", "check the path, or write it with crypto-lstm export") from error

@@ -60,8 +60,8 @@ def plain_features(candles: pd.DataFrame, config: Config) -> dict[pd.Timestamp, 
         new_segment = missing * config.timeframe_minutes > config.max_gap_minutes
         if not new_segment:
             for _ in range(missing):
-                close = history[-1]["close"]
-                history.append(dict(date=history[-1]["date"] + step, open=close, high=close, low=close, close=close, volume=0.0))
+                flat = dict.fromkeys(("open", "high", "low", "close"), history[-1]["close"])
+                history.append({"date": history[-1]["date"] + step, **flat, "volume": 0.0})
         if history and not new_segment and len(history) >= config.month_candles - 1:
             last, values = history[-1], []
             for name in ("high", "low", "close"):
@@ -308,7 +308,8 @@ def test_a_history_of_another_timeframe():
 def test_dates_in_every_shape():
     expected = 1_709_805_600_000_000_000
     zoned = pd.Timestamp(expected, tz="Asia/Tokyo")
-    for date in (1_709_805_600_000, np.int64(1_709_805_600_000), datetime(2024, 3, 7, 10, tzinfo=UTC), zoned, np.datetime64("2024-03-07T10", "h")):
+    numbers = (1_709_805_600_000, np.int64(1_709_805_600_000), 1_709_805_600_000.0)
+    for date in (*numbers, datetime(2024, 3, 7, 10, tzinfo=UTC), zoned, np.datetime64("2024-03-07T10", "h")):
         assert to_time(date) == expected
         assert candle_row([date, 1, 1, 1, 1, 0])[0] == expected
     assert to_time(pd.Timestamp(expected + 1, tz="UTC")) == expected + 1
@@ -349,7 +350,8 @@ def test_a_state_goes_on_and_a_strange_one_is_refused():
 
 
 def test_numpy_is_all_it_needs():
-    code = "import sys, crypto_lstm.stream; print(sorted({'tensorflow', 'keras', 'pandas', 'pyarrow', 'sklearn', 'matplotlib', 'psutil'} & set(sys.modules)))"
+    heavy = {"tensorflow", "keras", "pandas", "pyarrow", "sklearn", "matplotlib", "psutil"}
+    code = f"import sys, crypto_lstm.stream; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
