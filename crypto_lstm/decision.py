@@ -173,7 +173,7 @@ def _golden(facts: Mapping[str, Any], config: Config) -> tuple[np.ndarray, np.nd
 _CHUNK = 256  # windows at a time
 
 
-@dataclass
+@dataclass(repr=False, eq=False)
 class Predictor:
     """A network from an ONNX file that was read whole and tried. `update` is not for several threads at once; all else is."""
 
@@ -357,6 +357,8 @@ class Predictor:
 
     def __str__(self) -> str:
         return text_table((self.path.name, ""), self._rows())
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return html_table((self.path.name, ""), self._rows(), caption="Predictor")

@@ -66,7 +66,7 @@ def install(place: Path, name: str, *steps: list[str | Path]) -> Path:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        run(sys.executable, "-m", "build", "--wheel", "--outdir", place / "dist", ROOT, cwd=ROOT)
+        run(sys.executable, "-m", "build", "--outdir", place / "dist", ROOT, cwd=ROOT)
         (wheel,) = (place / "dist").glob("*.whl")
         candles, model = synthetic_candles(2000, seed=3, timeframe="1h"), build_model(CONFIG, compile_model=False)
         scaler = Scaler.fit(make_features(candles, CONFIG)[list(CONFIG.features)].to_numpy(), CONFIG)
