@@ -170,7 +170,8 @@ def _golden(facts: Mapping[str, Any], config: Config) -> tuple[np.ndarray, np.nd
     return windows, answers
 
 # %% ../nbs/12_decision.ipynb #83e63005
-_CHUNK = 256  # windows at a time
+_CHUNK = 64  # windows that one thread judges at a time
+_BLOCK = 4096  # windows that are in memory at a time
 
 
 @dataclass(repr=False, eq=False)
@@ -183,18 +184,16 @@ class Predictor:
     sha256: str  # of the file
     verified: bool  # against a manifest beside it
     golden_deviation: float  # from Keras' answers, on this machine
-    threads: int = 1  # for a few windows
     stream: FeatureStream | None = field(default=None, repr=False)  # what `update` has seen
     _scaling: _Scaling | None = field(default=None, repr=False)
-    _data: bytes = field(default=b"", repr=False)
-    _sessions: dict[int, Any] = field(default_factory=dict, repr=False)  # threads -> session
+    _session: Any = None
 
     @classmethod
     def load(
         cls,
         path: FilePath,  # a file that `export_onnx` wrote
         expected_sha256: str | None = None,  # of the file: refuses any other
-        threads: int = 1,  # processors for one decision
+        threads: int = 1,  # processors that share one window
     ) -> Self:
         """Read a network whole, checked and tried on its golden windows. Raises `GraphError` or `DamagedError`, `OSError` where the system can't read it.
 
@@ -211,11 +210,11 @@ class Predictor:
             if isinstance(error, DamagedError):
                 raise
             raise GraphError(path, f"its facts can't be used ({error!r})", "export it again") from error
-        deviation = float(np.max(np.abs(_run(first := open_session(data, threads), windows) - answers)))
+        deviation = float(np.max(np.abs(_run(session := open_session(data, threads), windows) - answers)))
         if not deviation <= GOLDEN_TOLERANCE:
             raise GraphError(path, f"the golden windows: expected Keras' answers within {GOLDEN_TOLERANCE:g}, got a difference of {deviation:.3g}", "use another version of onnxruntime, or export it again")
         known = {name: value for name, value in facts.items() if name != "golden"}
-        return cls(Path(path), config, known, sha256, verified, deviation, threads, None, scaling, data, {threads: first})
+        return cls(Path(path), config, known, sha256, verified, deviation, None, scaling, session)
 
     def probabilities(
         self,
@@ -229,17 +228,19 @@ class Predictor:
         given = np.ascontiguousarray(given, dtype=np.float32)
         if not np.isfinite(given).all():
             raise AnswerError(f"expected finite windows, got {int(np.sum(~np.isfinite(given)))} values that are not: mend or drop them")
-        session = self._session_for(len(given))
-        parts = [_run(session, given[start : start + _CHUNK]) for start in range(0, len(given), _CHUNK)]
-        answers = np.concatenate(parts) if parts else np.empty((0, len(CLASSES)))
+        answers = self._judged(given)
         require_probabilities(answers)
         return answers
 
-    def _session_for(self, windows: int) -> Any:
-        threads = self.threads if windows < 16 else max(self.threads, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        if threads not in self._sessions:
-            self._sessions[threads] = open_session(self._data, threads)
-        return self._sessions[threads]
+    def _judged(self, windows: np.ndarray) -> np.ndarray:
+        """Chunks of windows, by as many threads as there are processors."""
+        if len(windows) <= _CHUNK:
+            return _run(self._session, windows) if len(windows) else np.empty((0, len(CLASSES)))
+        from concurrent.futures import ThreadPoolExecutor
+
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with ThreadPoolExecutor(processors) as pool:
+            return np.concatenate(list(pool.map(lambda start: _run(self._session, windows[start : start + _CHUNK]), range(0, len(windows), _CHUNK))))
 
     def predict(
         self,
@@ -252,7 +253,7 @@ class Predictor:
             raise AnswerError(f"no candle ends a full window, {self._lacks(stream)}")
         view = np.lib.stride_tricks.sliding_window_view(fed.matrix, self.config.sequence_length, axis=0)  # (rows, features, length)
         ends = rows - self.config.sequence_length + 1
-        parts = [self.probabilities(view[ends[start : start + 4 * _CHUNK]].transpose(0, 2, 1)) for start in range(0, len(rows), 4 * _CHUNK)]
+        parts = [self.probabilities(view[ends[start : start + _BLOCK]].transpose(0, 2, 1)) for start in range(0, len(rows), _BLOCK)]
         answers = np.concatenate(parts)
         shares = {name.lower(): answers[:, number] for number, name in enumerate(CLASSES)}
         return {"date": fed.times[rows].view("datetime64[ns]"), **shares, "decision": np.array(CLASSES)[answers.argmax(axis=1)]}

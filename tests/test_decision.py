@@ -327,7 +327,7 @@ def test_answers_that_are_none(answer, predictor):
                 raise answer("no more memory")
             return [np.tile(np.float32(answer), (len(inputs["windows"]), 1))]
 
-    predictor._sessions[1] = Said()
+    predictor._session = Said()
     decision = predictor.decide(CANDLES, now=CLOSE)
     assert decision.action == NO_TRADE and decision.reason
     assert predictor.warm_up(CANDLES[:-1]).update(CANDLES.iloc[-1], now=CLOSE).action == NO_TRADE

@@ -1,6 +1,6 @@
 """Build the wheel, install it without its requirements beside numpy and onnxruntime alone, and decide there as a bot does.
 
-bot.py [--full]   with --full the whole installation is made as well, to compare the sizes.
+`tools/wheel.py` does the same with the wheel that it builds, and says the size of the whole installation too.
 """
 
 import json
@@ -63,27 +63,29 @@ def install(place: Path, name: str, *steps: list[str | Path]) -> Path:
     return place / name
 
 
+def decide_alone(wheel: Path, place: Path) -> str:
+    """Install the wheel without its requirements, decide there, and compare with Keras here. What came out, in words."""
+    candles, model = synthetic_candles(2000, seed=3, timeframe="1h"), build_model(CONFIG, compile_model=False)
+    scaler = Scaler.fit(make_features(candles, CONFIG)[list(CONFIG.features)].to_numpy(), CONFIG)
+    sha256 = export_onnx(model, place / "model.onnx", config=CONFIG, scaler=scaler)
+    rows = candles.assign(date=candles["date"].astype("int64") // 10**6).to_numpy().tolist()
+    (place / "candles.json").write_text(json.dumps(rows))
+    bot = install(place, "bot", ["--no-deps", wheel], ["numpy", "onnxruntime"])
+    answers = json.loads(run(bot / "bin" / "python", "-c", BOT, sha256, cwd=place))
+    expected = predict_candles(model, scaler, CONFIG, candles)[-50:]
+    shares = [[decision["probabilities"][name] for name in ("SHORT", "HOLD", "LONG")] for decision in answers["decisions"]]
+    assert answers["heavy"] == [], answers["heavy"]
+    assert np.allclose(shares, expected[["short", "hold", "long"]], atol=1e-5) and answers["whole"] == answers["decisions"][-1]
+    assert [decision["action"] for decision in answers["decisions"]] == expected["decision"].tolist()
+    return f"a bot's environment, numpy and onnxruntime: {size_mb(bot):,.0f} MB; 50 candles by update and 1 by decide, as Keras decides"
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         run(sys.executable, "-m", "build", "--outdir", place / "dist", ROOT, cwd=ROOT)
         (wheel,) = (place / "dist").glob("*.whl")
-        candles, model = synthetic_candles(2000, seed=3, timeframe="1h"), build_model(CONFIG, compile_model=False)
-        scaler = Scaler.fit(make_features(candles, CONFIG)[list(CONFIG.features)].to_numpy(), CONFIG)
-        sha256 = export_onnx(model, place / "model.onnx", config=CONFIG, scaler=scaler)
-        rows = candles.assign(date=candles["date"].astype("int64") // 10**6).to_numpy().tolist()
-        (place / "candles.json").write_text(json.dumps(rows))
-        bot = install(place, "bot", ["--no-deps", wheel], ["numpy", "onnxruntime"])
-        answers = json.loads(run(bot / "bin" / "python", "-c", BOT, sha256, cwd=place))
-        expected = predict_candles(model, scaler, CONFIG, candles)[-50:]
-        shares = [[decision["probabilities"][name] for name in ("SHORT", "HOLD", "LONG")] for decision in answers["decisions"]]
-        assert answers["heavy"] == [], answers["heavy"]
-        assert np.allclose(shares, expected[["short", "hold", "long"]], atol=1e-5) and answers["whole"] == answers["decisions"][-1]
-        assert [decision["action"] for decision in answers["decisions"]] == expected["decision"].tolist()
-        sizes = f"{size_mb(bot):,.0f} MB"
-        if "--full" in sys.argv:
-            sizes += f" instead of {size_mb(install(place, 'full', [wheel])):,.0f} MB"
-        print(f"a bot's environment with numpy and onnxruntime: {sizes}; 50 candles by update and 1 by decide, as Keras decides")
+        print(decide_alone(wheel, place))
 
 
 if __name__ == "__main__":
