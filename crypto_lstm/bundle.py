@@ -26,7 +26,9 @@ from .architecture import build_model, layer_plan
 from .candles import require_candles
 from .commit import committing
 from .config import CLASSES, Config, ConfigError, CryptoLSTMError
+from .decision import NO_TRADE, AnswerError, Decision, decided, require_probabilities
 from .display import html_table, text_table
+from .graph import MAX_PARAMETERS, MAX_WINDOW
 from .network import quiet
 from .sealed import DamagedError, FilePath, FolderReport, parse_json, read_folder, verify_folder
 from .validation import validate_model
@@ -35,25 +37,21 @@ from .windows import DataError, Scaler, WindowDataset, prediction_windows
 if TYPE_CHECKING:
     import keras
 
+_all_ = ["NO_TRADE", "AnswerError", "Decision", "require_probabilities", "MAX_PARAMETERS", "MAX_WINDOW"]  # callers find them here as well
+
 # %% auto #0
-__all__ = ['FILES', 'GOLDEN', 'TOLERANCE', 'MAX_PARAMETERS', 'MAX_WINDOW', 'Shapes', 'NO_TRADE', 'BundleError', 'AnswerError',
-           'weight_shapes', 'pack', 'unpack', 'bound_facts', 'require_probabilities', 'save_bundle', 'Decision',
-           'Bundle', 'load_bundle', 'VerifyReport', 'verify_bundle']
+__all__ = ['FILES', 'GOLDEN', 'TOLERANCE', 'Shapes', 'BundleError', 'weight_shapes', 'pack', 'unpack', 'bound_facts',
+           'save_bundle', 'Bundle', 'load_bundle', 'VerifyReport', 'verify_bundle', 'NO_TRADE', 'AnswerError',
+           'Decision', 'require_probabilities', 'MAX_PARAMETERS', 'MAX_WINDOW']
 
 # %% ../nbs/25_bundle.ipynb #6d1740bc
 class BundleError(DamagedError):
     """A folder is no bundle, or its parts don't fit together: what was expected, what came, where, and what to do."""
 
 
-class AnswerError(CryptoLSTMError, ValueError):
-    """There is no valid answer: the windows can't be judged, or what the network said is no probability."""
-
-
 FILES = ("config.json", "golden.npz", "scaler.json", "weights.npz")
 GOLDEN = 16  # windows with known answers
 TOLERANCE = 1e-3  # of a golden probability: other devices and versions round differently
-MAX_PARAMETERS = 50_000_000
-MAX_WINDOW = 4_000_000  # sequence_length x the widest layer
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -190,12 +188,6 @@ def _answers(model: keras.Model, windows: np.ndarray) -> np.ndarray:
             parts.append(np.asarray(model.predict_on_batch(full), dtype=np.float64)[: len(batch)])
     return np.concatenate(parts) if parts else np.empty((0, len(CLASSES)))
 
-
-def require_probabilities(answers: np.ndarray) -> None:
-    good = np.isfinite(answers).all(axis=1) & (answers >= 0).all(axis=1) & (np.abs(answers.sum(axis=1) - 1) < 1e-3)
-    if not good.all():
-        raise AnswerError(f"{np.sum(~good)} of {len(answers)} answers are no probabilities, the first is {answers[np.argmin(good)]}: load the bundle again, or train a new one")
-
 # %% ../nbs/25_bundle.ipynb #f294ee7c
 def save_bundle(
     run: Any,  # a `TrainingRun`: config, model, and data with scaler, test windows and dates
@@ -275,29 +267,6 @@ def _compare(came: np.ndarray, expected: np.ndarray, tolerance: float, path: Pat
     return deviation
 
 # %% ../nbs/25_bundle.ipynb #40fec340
-NO_TRADE = "NO_TRADE"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What to do now. `action` is SHORT, HOLD, LONG or NO_TRADE; `probabilities` is None where there is no valid answer."""
-
-    action: str
-    probabilities: dict[str, float] | None
-    reason: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {"action": self.action, "probabilities": self.probabilities, "reason": self.reason}
-
-    def __str__(self) -> str:
-        return f"{self.action}: {self.reason}"
-
-    def _repr_html_(self) -> str:
-        rows = [(name, f"{value:.3f}") for name, value in (self.probabilities or {}).items()]
-        return html_table(("class", "probability"), rows, caption=str(self))
-
-
 @dataclass(frozen=True)
 class Bundle:
     """A model that was read back whole and tried. `sha256` is the manifest's, and pins every byte."""
@@ -309,6 +278,7 @@ class Bundle:
     metadata: Mapping[str, Any] = field(repr=False)  # what the manifest says
     sha256: str
     golden_deviation: float  # of the golden answers, on this machine
+    golden_windows: np.ndarray = field(repr=False)  # (16, sequence_length, features) float32, scaled: what the network can be tried on elsewhere
 
     def probabilities(
         self,
@@ -350,11 +320,7 @@ class Bundle:
             answer = self.probabilities(dataset.gather(dataset.rows[-1:]))[0]
         except (CryptoLSTMError, tf.errors.OpError, MemoryError, ArithmeticError) as error:
             return Decision(NO_TRADE, None, str(error) or type(error).__name__)
-        shares = dict(zip(CLASSES, answer.tolist(), strict=True))
-        second, best = sorted(shares, key=shares.__getitem__)[-2:]
-        if shares[best] == shares[second]:
-            return Decision(NO_TRADE, shares, f"{best} and {second} are equally likely")
-        return Decision(best, shares, f"{best} has the highest probability, {shares[best]:.3f}")
+        return decided(answer)
 
     def _dataset(self, candles: pd.DataFrame) -> tuple[WindowDataset, pd.Timestamp]:
         """All full windows, and the date of the last one's last candle."""
@@ -381,7 +347,7 @@ class Bundle:
             raise AnswerError(f"the newest candle ({candles['date'].iloc[-1]}) {fault}, at {moment}: {remedy}")
 
 # %% ../nbs/25_bundle.ipynb #7fee022c
-def _loaded(path: Path, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[keras.Model, Scaler, Config, float]:
+def _loaded(path: Path, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[keras.Model, Scaler, Config, float, np.ndarray]:
     """Everything in a bundle's files, checked. Raises `BundleError`."""
     if tuple(sorted(files)) != FILES:
         raise BundleError(path, f"expected the files {', '.join(FILES)}, got {_few(files)}")
@@ -396,7 +362,8 @@ def _loaded(path: Path, facts: Mapping[str, Any], files: Mapping[str, bytes]) ->
     window = (GOLDEN, config.sequence_length, len(config.features))
     golden = unpack(files["golden.npz"], {"windows": window, "probabilities": (GOLDEN, len(CLASSES))}, path / "golden.npz")
     model = _network(config, unpack(files["weights.npz"], shapes, path / "weights.npz"))
-    return model, scaler, config, _compare(_answers(model, golden["windows"]), golden["probabilities"], TOLERANCE, path)
+    deviation = _compare(_answers(model, golden["windows"]), golden["probabilities"], TOLERANCE, path)
+    return model, scaler, config, deviation, golden["windows"]
 
 
 def load_bundle(
@@ -408,8 +375,8 @@ def load_bundle(
     Without `expected_sha256` accidents are found, but not a forger who writes a consistent bundle of his own.
     """
     found = read_folder(path, expected_sha256=expected_sha256, max_bytes=8 * MAX_PARAMETERS)
-    model, scaler, config, deviation = _loaded(found.path, found.facts, found.files)
-    return Bundle(found.path, model, scaler, config, {**found.facts, "created": found.created}, found.sha256, deviation)
+    model, scaler, config, deviation, windows = _loaded(found.path, found.facts, found.files)
+    return Bundle(found.path, model, scaler, config, {**found.facts, "created": found.created}, found.sha256, deviation, windows)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@
 # %% ../nbs/18_doctor.ipynb #4aeb5438
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import platform
 import re
 import shlex
@@ -80,6 +82,19 @@ def _pip(words: str) -> str:
     return f"{shlex.quote(sys.executable)} -m pip install {words}"
 
 
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Without what compiled modules print when they can't be loaded: the error that they raise says it too."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as sink:
+            os.dup2(sink.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def check_package(
     requirement: str,  # such as "keras>=3.15.1"
     module: str | None = None,  # what is imported; None: the name of the package
@@ -93,7 +108,8 @@ def check_package(
     if minimum and _release(installed) < _release(minimum):
         return Check(name, FAULT, f"{installed}, needed is {minimum} or newer", _pip(f'"{requirement}"'))
     try:
-        importlib.import_module(module or name)
+        with _no_stderr():
+            importlib.import_module(module or name)
     except (ImportError, OSError) as error:  # OSError: a shared library is missing
         return Check(name, FAULT, f"{installed}, but it can't be imported: {error}", _pip(f'--force-reinstall "{requirement}"'))
     return Check(name, OK, installed)

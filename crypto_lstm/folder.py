@@ -23,6 +23,7 @@ from .callbacks import CHECKPOINT_NAME, OutputFolderError
 from .candles import require_candles
 from .commit import manifest_path, read_file
 from .config import Config, CryptoLSTMError
+from .decision import RUN_FILES
 from .gpu import GpuStatus
 from .lock import LockedError, locked
 from .sealed import DamagedError, read_json
@@ -35,10 +36,11 @@ __all__ = ['FILES', 'STATE', 'check_output_folder', 'holding', 'fingerprint', 'v
 FILES = {
     "checkpoint": CHECKPOINT_NAME,
     "model": "model.keras",
-    "bundle": "bundle",
+    "bundle": RUN_FILES["bundle"],
+    "onnx": RUN_FILES["onnx"],
     "scaler": "scaler.json",
     "config": "config.toml",
-    "metadata": "metadata.json",
+    "metadata": RUN_FILES["metadata"],
     "history": "history.json",
     "memory": "memory_history.json",
     "logs": "logs",

@@ -99,7 +99,7 @@ def load_run(
     return LoadedRun(bundle, metadata)
 
 
-_PINNED = ("config", "scaler", "model", "history", "memory")  # beside the bundle
+_PINNED = ("config", "scaler", "model", "onnx", "history", "memory")  # beside the bundle
 _MAX_METADATA, _MAX_FILE = 64 << 20, 2 << 30  # bytes
 
 
@@ -122,7 +122,7 @@ def _metadata(folder: Path) -> dict[str, Any]:
 def read_pinned(
     folder: Path,  # of a run
     metadata: Mapping[str, Any],  # what `load_run` read there
-    name: str,  # config, scaler, model, history or memory
+    name: str,  # config, scaler, model, onnx, history or memory
 ) -> bytes:
     """A file of a run as it was when the run was saved. Raises `DamagedError`."""
     data, wanted = load(folder / FILES[name], _MAX_FILE), metadata["sha256"][name]

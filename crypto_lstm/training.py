@@ -22,7 +22,7 @@ import pandas as pd
 import crypto_lstm
 from .architecture import build_model, cudnn_loss
 from .budget import OutOfMemoryError, affordable, halved
-from .bundle import save_bundle
+from .bundle import load_bundle, save_bundle
 from .callbacks import CHECKPOINT_NAME, MemoryMonitorCallback, NonFiniteError, OutputFolderError, create_callbacks, plot_training_curves
 from .commit import committing_file
 from .config import CLASSES, Config
@@ -31,6 +31,7 @@ from .evaluation import Evaluation, evaluate, plot_confusion
 from .files import replacing, sha256_file, write_json
 from .folder import FILES, check_output_folder, discard_state, finished_run, holding, run_identity, versions
 from .gpu import GpuStatus, setup_gpu_memory
+from .graph import export_onnx
 from .memory import BUILT_MB, MemoryEstimate, estimate_memory
 from .monitor import plot_memory_history
 from .persistence import load_model, save_model
@@ -339,6 +340,7 @@ def _write(run: TrainingRun, cleaning: dict[str, Any]) -> None:
         _save_figure(figure, run.paths[name])
     pinned: dict[str, str | None] = {name: sha256_file(run.paths[name]) for name in ("config", "scaler", "model", "history", "memory")}
     pinned["bundle"] = save_bundle(run, run.paths["bundle"]).sha256
+    pinned["onnx"] = export_onnx(load_bundle(run.paths["bundle"], pinned["bundle"]), run.paths["onnx"])
     created = datetime.now(UTC).isoformat(timespec="seconds")
     data = {**run.identity["data"], "cleaning": cleaning}
     with committing_file(run.paths["metadata"]) as new:

@@ -22,7 +22,7 @@ from crypto_lstm.config import CLASSES, Config
 from crypto_lstm.labels import make_labels
 
 COMMAND = Path(sys.executable).parent / "crypto-lstm"
-FILES = {"model", "bundle", "checkpoint", "scaler", "config", "metadata", "history", "memory", "logs"}
+FILES = {"model", "bundle", "onnx", "checkpoint", "scaler", "config", "metadata", "history", "memory", "logs"}
 PLOTS = {"training_curves", "memory_history", "confusion_matrix"}
 
 

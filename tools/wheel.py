@@ -1,4 +1,7 @@
-"""Build sdist and wheel, install the wheel into a new environment, and run doctor, a two-epoch training and predict there."""
+"""Build sdist and wheel, install the wheel into a new environment, and run doctor, a two-epoch training and predict there.
+
+Then install it once more, beside numpy and onnxruntime alone, and decide there as a bot does (`tools/bot.py`).
+"""
 
 import json
 import subprocess
@@ -6,6 +9,8 @@ import sys
 import tempfile
 import venv
 from pathlib import Path
+
+from bot import decide_alone, size_mb
 
 ROOT = Path(__file__).parents[1]
 SMALL = """
@@ -44,6 +49,7 @@ def main() -> None:
         answers = json.loads(run(command, "predict", "--model", "run", "--candles", "candles.parquet", "--json", cwd=place))
         assert diagnosis["healthy"] and trained["epochs_run"] == 2 and answers["last"]["decision"] in trained["classes"]
         print(f"{wheel.name} and {sdist.name}: installed, doctor well, trained {trained['epochs_run']} epochs, {answers['rows']} decisions")
+        print(f"{decide_alone(wheel, place)}; the whole installation: {size_mb(place / 'env'):,.0f} MB")
 
 
 if __name__ == "__main__":
