@@ -288,9 +288,8 @@ class Data(Training):
 
     def prepare(self, candles: int) -> None:
         """Write what all kinds read: random weights, and real windows of an invented market."""
-        from crypto_lstm.decision import export_onnx
-
         from crypto_lstm.architecture import build_model
+        from crypto_lstm.decision import export_onnx
 
         config, table = Config(), self.invent(candles, seed=0, edge=0.5)
         (self.folder / "settings.json").write_text(json.dumps(config.as_dict()), encoding="utf-8")

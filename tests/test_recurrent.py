@@ -153,7 +153,8 @@ else:
     import keras
     model = keras.saving.load_model(path)
     answers = model.predict(windows, verbose=0)
-    kinds = [[type(l).__module__.split(".")[0], type(l).__name__, l.recurrent_dropout] for l in model.layers if "lstm" in l.name and hasattr(l, "cell")]
+    loops = [layer for layer in model.layers if hasattr(layer, "cell")]
+    kinds = [[type(layer).__module__.split(".")[0], type(layer).__name__, layer.recurrent_dropout] for layer in loops]
     model.fit(windows, np.eye(3)[np.arange(len(windows)) % 3], verbose=0)
 print(json.dumps([answers.tolist(), kinds]))
 """
@@ -180,7 +181,9 @@ def test_a_saved_model_holds_stock_layers_and_loads_without_this_package(tmp_pat
         assert [v.numpy().tobytes() for v in loaded.optimizer.variables] == [v.numpy().tobytes() for v in model.optimizer.variables]
 
 
-@pytest.mark.parametrize(("settings", "told"), [({}, True), ({"recurrent_dropout": "per_batch"}, False), ({"recurrent_dropout_rate": 0}, False)])
+@pytest.mark.parametrize(
+    ("settings", "told"), [({}, True), ({"recurrent_dropout": "per_batch"}, False), ({"recurrent_dropout_rate": 0}, False)]
+)
 def test_a_training_on_a_gpu_says_what_loses_cudnn(settings, told, tmp_path, monkeypatch, caplog):
     from crypto_lstm import training
 
