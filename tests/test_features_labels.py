@@ -1,6 +1,8 @@
 """Features and labels against plain loops, on invented and on real candles, and nothing from the future in either."""
 
+import gc
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from crypto_lstm.candles import fill_gaps, synthetic_candles
 from crypto_lstm.config import CLASSES, FEATURES, Config
 from crypto_lstm.features import FeatureError, make_features, rolling_mean, warmup_candles
 from crypto_lstm.labels import OUTCOMES, LabelError, label_counts, make_labels, plot_labels
+from crypto_lstm.windows import prepare
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 PRICES = ["open", "high", "low", "close"]
@@ -386,3 +389,20 @@ def test_a_change_stays_in_its_own_table(lost):
     pd.testing.assert_frame_equal(candles, before)
     candles.iloc[:, 0] = late
     assert (features["date"] != late).sum() == len(features) - 2 and (labels["date"] != late).sum() == len(labels) - 2
+
+
+@pytest.mark.parametrize(("lost", "allowed"), [(0, 64), (10, 80)])
+def test_what_prepare_keeps(lost, allowed):
+    """Bytes a candle: features 32, outcomes 19, row numbers and classes 5; with gaps also dates, and the row numbers of the outcomes."""
+    candles = synthetic_candles(100_000, timeframe="1h")
+    candles = candles.drop(index=range(50_000, 50_000 + lost)).reset_index(drop=True)
+    config = Config(timeframe="1h", max_gap_minutes=60, balance="none")
+    prepare(candles[:5000].reset_index(drop=True), config)  # loads what it uses
+    tracemalloc.start()
+    try:
+        data = prepare(candles, config)
+        gc.collect()
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 32 + 19 < kept / len(data.dates) < allowed
