@@ -60,13 +60,14 @@ def lstm_activation_bytes(
     recurrent_dropout: bool,  # whether states are dropped
     first: bool,  # whether it reads the windows themselves, which need no gradient
     item_bytes: int = FLOAT,  # bytes of one value
+    thinned: bool = False,  # whether rows of the recurrent kernel are dropped per batch: then it is cast before the loop
 ) -> int:  # bytes
     """Bytes that the loop of a stock Keras LSTM layer keeps for its backward pass, on a CPU, without cuDNN.
 
     Source: the tensors that a traced loop pushes on its lists and that the backward loop takes off again; `crypto_lstm.trace`
     reads them, and its notebook shows that both are equal to the byte.
     """
-    weights = 4 * units * ((0 if first else inputs) + units)
+    weights = 4 * units * ((0 if first else inputs) + (0 if thinned else units))
     if not recurrent_dropout:
         cast = weights if item_bytes < FLOAT else 0
         return item_bytes * timesteps * (batch_size * (7 * units + inputs) + cast)
@@ -177,7 +178,17 @@ def _layer_memory(layer: LayerSpec, first: bool, config: Config, variant: Varian
         kept = lean_activation_bytes(batch, steps, inputs, width, masks=4 if masked else 1)
         return lean_layer(layer.name, kept, copies, FLOAT * layer.parameters, steps)
     dropout = config.dropout_rate > 0
-    kept = lstm_activation_bytes(batch, steps, inputs, width, dropout=dropout, recurrent_dropout=masked, first=first, item_bytes=item)
+    kept = lstm_activation_bytes(
+        batch,
+        steps,
+        inputs,
+        width,
+        dropout=dropout,
+        recurrent_dropout=masked,
+        first=first,
+        item_bytes=item,
+        thinned=config.recurrent_rate > 0 and not masked,
+    )
     lists = 0 if first else 2 if dropout else 1  # zeros for the gradient, and the input that was masked
     beside = item * batch * (steps * inputs * lists + (min(AHEAD_STEPS, steps) * width if layer.return_sequences else 0))
     return stock_layer(layer.name, kept, beside, FLOAT * 4 * width * (inputs + 1 + (4 if masked else 1) * width), steps, masked)
