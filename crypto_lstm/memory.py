@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['FLOAT', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'AHEAD_STEPS', 'LEAN_AHEAD_STEPS', 'DONE_STEPS', 'INPUT_COPIES',
-           'SPARE', 'BASE_MB', 'ALLOCATOR', 'GRAPH_MB', 'LEAN_MB', 'LAYER_MB', 'MASKS_MB', 'BUILT_MB', 'UPPER_FACTOR',
-           'UPPER_MB', 'lean_activation_bytes', 'lstm_activation_bytes', 'UnsupportedMemoryError', 'Variant',
-           'require_positive', 'LayerMemory', 'lean_layer', 'stock_layer', 'PeakMoment', 'MemoryEstimate',
-           'estimate_memory', 'loop_graph_mb', 'assemble', 'EmptyHistoryError', 'plot_memory_estimates']
+__all__ = ['FLOAT', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'AHEAD_STEPS', 'LEAN_AHEAD_STEPS', 'LEAN_BASE_MB', 'LEAN_ALLOCATOR',
+           'LEAN_MB', 'BUILT_MB', 'UPPER_FACTOR', 'UPPER_MB', 'DONE_STEPS', 'INPUT_COPIES', 'SPARE', 'BASE_MB',
+           'ALLOCATOR', 'GRAPH_MB', 'LAYER_MB', 'MASKS_MB', 'lean_activation_bytes', 'lstm_activation_bytes',
+           'UnsupportedMemoryError', 'Variant', 'require_positive', 'LayerMemory', 'lean_round_bytes', 'lean_layer',
+           'stock_layer', 'PeakMoment', 'MemoryEstimate', 'estimate_memory', 'LoopKind', 'assemble',
+           'EmptyHistoryError', 'plot_memory_estimates']
 
 # %% ../nbs/04_memory.ipynb #e2793cf5
 FLOAT = 4  # bytes of a float32
@@ -112,15 +113,18 @@ def require_positive(name: str, value: Any, whole: bool = False) -> None:
 AHEAD_STEPS = 32  # rounds that a loop of Keras runs ahead at most (`parallel_iterations`)
 LEAN_AHEAD_STEPS = 10  # the same of a loop of crypto_lstm.recurrent
 # fitted with TensorFlow 2.21 and Keras 3.15.1, two cores, Linux, by benchmarks/memory.py --fit
-DONE_STEPS = 2.1  # backward rounds that are done for each gradient of the weights that waits
-INPUT_COPIES = 2.2  # batches of windows held at once
-SPARE = 0.094  # share by which lists are loose, without recurrent dropout
-BASE_MB = 2.5  # small tensors of any step
-ALLOCATOR = 1.12  # memory of the process for each byte of tensors
-GRAPH_MB, LEAN_MB = 47.0, 25.0  # of the process: any graph, each LSTM layer in it
-LAYER_MB, MASKS_MB = 25.0, 25.0  # of the process: each LSTM layer of Keras, each with recurrent dropout
+LEAN_BASE_MB = 0.3  # small tensors of any step
+LEAN_ALLOCATOR = 1.03  # memory of the process for each byte of tensors
+LEAN_MB = 22.0  # of the process: each LSTM layer in the graph
 BUILT_MB = 715.0  # process with the model just built
 UPPER_FACTOR, UPPER_MB = 1.2, 20.0  # `upper_mb` allows for this much growth
+# the same for Keras' loops, fitted on the same configurations when `build_model` made Keras' layers
+DONE_STEPS = 2.1  # backward rounds that are done for each gradient of the weights that waits
+INPUT_COPIES = 2.2  # batches of windows held at once, whatever the loops
+SPARE = 0.094  # share by which lists are loose, without recurrent dropout
+BASE_MB, ALLOCATOR = 2.5, 1.12
+GRAPH_MB = 47.0  # of the process: any graph, whatever the loops
+LAYER_MB, MASKS_MB = 25.0, 25.0  # of the process: each LSTM layer, each with recurrent dropout
 
 
 class LayerMemory(NamedTuple):
@@ -133,15 +137,21 @@ class LayerMemory(NamedTuple):
     freed_mb: float = 0.0  # of what it kept, when that much waits
 
 
+def lean_round_bytes(batch_size: int, inputs: int, units: int, masks: int) -> int:
+    """Bytes that one round of the backward loop makes ahead of its turn: gradients of the weights, masked rows, a state and three factors."""
+    row = inputs + 1 + units
+    return FLOAT * (4 * row * units + batch_size * (masks * row + 4 * units))
+
+
 def lean_layer(
     name: str,
     kept: int,  # `lean_activation_bytes`
     copies: int,  # bytes of sequences with the timesteps first, and of the list of the input's gradient
-    weights: int,  # bytes of its weights
+    ahead: int,  # `lean_round_bytes`
     timesteps: int,
 ) -> LayerMemory:
     """What a layer of `crypto_lstm.recurrent` holds."""
-    return LayerMemory(name, kept / MB, 0.0, (copies + min(LEAN_AHEAD_STEPS, timesteps) * weights) / MB)
+    return LayerMemory(name, kept / MB, 0.0, (copies + min(LEAN_AHEAD_STEPS, timesteps) * ahead) / MB)
 
 
 def stock_layer(
@@ -175,8 +185,9 @@ def _layer_memory(layer: LayerSpec, first: bool, config: Config, variant: Varian
     inputs, steps, masked = layer.input_shape[-1] or 0, config.sequence_length, _masked(config)
     if _lean(config, variant):
         copies = FLOAT * steps * batch * (inputs * (1 if first else 2) + (2 * width if layer.return_sequences else 0))
-        kept = lean_activation_bytes(batch, steps, inputs, width, masks=4 if masked else 1)
-        return lean_layer(layer.name, kept, copies, FLOAT * layer.parameters, steps)
+        masks = 4 if masked else 1
+        kept = lean_activation_bytes(batch, steps, inputs, width, masks=masks)
+        return lean_layer(layer.name, kept, copies, lean_round_bytes(batch, inputs, width, masks), steps)
     dropout = config.dropout_rate > 0
     kept = lstm_activation_bytes(
         batch,
@@ -329,18 +340,22 @@ def estimate_memory(
         activations,
         slots=OPTIMIZER_SLOTS[variant.optimizer] + (config.gradient_accumulation_steps > 1),
         windows_mb=windows,
-        loops_mb=len(config.lstm_units) * loop_graph_mb(_lean(config, variant), _masked(config)),
+        loops=[LoopKind(_lean(config, variant), _masked(config))] * len(config.lstm_units),
         resident_mb=BUILT_MB if resident_mb is None else resident_mb,
         notes=_notes(config),
     )
 
 
-def loop_graph_mb(
-    lean: bool,  # whether the loop is that of `crypto_lstm.recurrent`
-    masked: bool,  # whether it has recurrent dropout per sample
-) -> float:  # MB of the process
-    """What the graph of one recurrent layer takes."""
-    return LEAN_MB if lean else LAYER_MB + MASKS_MB * masked
+class LoopKind(NamedTuple):
+    """Whose loop a recurrent layer runs."""
+
+    lean: bool  # that of `crypto_lstm.recurrent`, not of Keras
+    masked: bool  # with recurrent dropout per sample
+
+    @property
+    def graph_mb(self) -> float:
+        """What its graph takes of the process."""
+        return LEAN_MB if self.lean else LAYER_MB + MASKS_MB * self.masked
 
 
 def assemble(
@@ -350,7 +365,7 @@ def assemble(
     *,
     slots: int,  # values that the optimizer keeps for each weight
     windows_mb: float,  # one batch of windows
-    loops_mb: float,  # of the process, for all recurrent layers: `loop_graph_mb`
+    loops: Sequence[LoopKind],  # of the recurrent layers
     resident_mb: float,  # of the process with the model just built
     notes: Sequence[str] = (),  # more of what is not counted
 ) -> MemoryEstimate:
@@ -358,9 +373,11 @@ def assemble(
     peak = _peak_moment(activations)
     weights = FLOAT * parameters / MB
     held_mb = sum(a.kept_mb + a.beside_mb for a in activations[: peak.layers]) + peak.waiting_mb - peak.freed_mb
-    tensors = (2 + slots) * weights + INPUT_COPIES * windows_mb + BASE_MB + held_mb
-    graph = GRAPH_MB + loops_mb
-    growth = graph + ALLOCATOR * tensors
+    lean = all(loop.lean for loop in loops)
+    base, allocator = (LEAN_BASE_MB, LEAN_ALLOCATOR) if lean else (BASE_MB, ALLOCATOR)
+    tensors = (2 + slots) * weights + INPUT_COPIES * windows_mb + base + held_mb
+    graph = GRAPH_MB + sum(loop.graph_mb for loop in loops)
+    growth = graph + allocator * tensors
     return MemoryEstimate(
         batch_size=batch_size,
         parameters=parameters,

@@ -17,11 +17,12 @@ from crypto_lstm.memory import (
     FLOAT,
     OPTIMIZER_SLOTS,
     LayerMemory,
+    LoopKind,
     MemoryEstimate,
     UnsupportedMemoryError,
     assemble,
     lean_layer,
-    loop_graph_mb,
+    lean_round_bytes,
     stock_layer,
 )
 from .resources import MB
@@ -311,7 +312,7 @@ class LoopTrace:
     output_bytes: int  # what it returns: timesteps x batch x units, or batch x units of the last timestep
     weight_bytes: int  # its trainable weights
     masked_states: bool  # whether it has recurrent dropout
-    gradient_bytes: int  # gradients of its weights that one round of the backward loop makes
+    gradient_bytes: int  # gradients of its weights that one round of the backward loop makes, and of a lean loop all that it makes ahead of its turn
     lean: bool = False  # whether it is a loop of `crypto_lstm.recurrent`
     copies_bytes: int = 0  # then: sequences that its backward loop reads with the timesteps first, and the list of the input's gradient
 
@@ -344,7 +345,8 @@ def _layer_of(loop: _Loop, graph: Any, recurrent: Sequence[Any]) -> Any:
 
 def _lean_trace(loop: _Loop, backward: _Loop, layer: Any, batch_size: int) -> LoopTrace:
     (sequence,) = _turned(loop)
-    inputs, weights = _bytes(sequence, batch_size, 1), sum(map(_variable_bytes, layer.trainable_variables))
+    inputs, units = _bytes(sequence, batch_size, 1), layer.units
+    masks = next(t for t in loop.op.inputs if t.shape.rank == 3 and t.shape[-1] == sequence.shape[-1] + 1 + units)
     needs_input_gradient = any(backward.op.inputs[number].op.type == "TensorListReserve" for number in backward.variables)
     return LoopTrace(
         layer=layer.name,
@@ -354,10 +356,10 @@ def _lean_trace(loop: _Loop, backward: _Loop, layer: Any, batch_size: int) -> Lo
         input_list_bytes=inputs,
         input_list_is_kept=False,
         needs_input_gradient=needs_input_gradient,
-        output_bytes=FLOAT * batch_size * layer.units * (sequence.shape[0] if layer.return_sequences else 1),
-        weight_bytes=weights,
+        output_bytes=FLOAT * batch_size * units * (sequence.shape[0] if layer.return_sequences else 1),
+        weight_bytes=sum(map(_variable_bytes, layer.trainable_variables)),
         masked_states=layer.cell.recurrent_dropout > 0,
-        gradient_bytes=weights,
+        gradient_bytes=lean_round_bytes(batch_size, sequence.shape[-1], units, masks.shape[0]),
         lean=True,
         copies_bytes=sum(_bytes(copy, batch_size, 1) for copy in _turned(backward)) + inputs * needs_input_gradient,
     )
@@ -456,7 +458,7 @@ def trace_memory(
         tuple(held),
         slots=_slots(model),
         windows_mb=sum(4 * batch_size * math.prod(shape) for shape in inputs) / MB,
-        loops_mb=sum(loop_graph_mb(loop.lean, loop.masked_states) for loop in loops),
+        loops=[LoopKind(loop.lean, loop.masked_states) for loop in loops],
         resident_mb=BUILT_MB if resident_mb is None else resident_mb,
         notes=["layers other than recurrent ones, Dense and Dropout"],
     )

@@ -109,14 +109,12 @@ def test_half_precision_keeps_the_weights_that_it_casts():
         keras.config.set_dtype_policy(before)
 
 
-def forecast(entry):
-    return estimate_memory(Config.from_dict(entry["config"]), variant=Variant(**entry["variant"]))
-
-
-def test_no_recorded_training_passed_its_upper_bound_and_the_mean_errors_are_those_that_are_claimed():
+@pytest.mark.parametrize("kind", ["lean", "stock"])
+def test_no_recorded_training_passed_its_upper_bound_and_the_mean_errors_are_those_that_are_claimed(kind):
     assert len(GRID["grid"]) == 40 and len({json.dumps(e["config"]) + json.dumps(e["variant"]) for e in GRID["grid"] + GRID["fit"]}) == 55
-    truths = [RESULTS[entry["name"]] for entry in GRID["grid"]]
-    forecasts = [forecast(entry) for entry in GRID["grid"]]
+    truths = [RESULTS[("stock/" if kind == "stock" else "") + entry["name"]] for entry in GRID["grid"]]
+    cases = [(Config.from_dict(entry["config"]), Variant(**entry["variant"], stock=kind == "stock")) for entry in GRID["grid"]]
+    forecasts = [estimate_memory(config, variant=variant) for config, variant in cases]
     assert all(f.upper_mb > t["process_peak_mb"] for f, t in zip(forecasts, truths, strict=True))
     for quantity, bound in (("tensor_peak_mb", 0.05), ("process_peak_mb", 0.04)):
         errors = [abs(getattr(f, quantity) / t[quantity] - 1) for f, t in zip(forecasts, truths, strict=True)]
