@@ -113,11 +113,11 @@ def require_positive(name: str, value: Any, whole: bool = False) -> None:
 AHEAD_STEPS = 32  # rounds that a loop of Keras runs ahead at most (`parallel_iterations`)
 LEAN_AHEAD_STEPS = 10  # the same of a loop of crypto_lstm.recurrent
 # fitted with TensorFlow 2.21 and Keras 3.15.1, two cores, Linux, by benchmarks/memory.py --fit
-LEAN_BASE_MB = 0.3  # small tensors of any step
-LEAN_ALLOCATOR = 1.03  # memory of the process for each byte of tensors
-LEAN_MB = 22.0  # of the process: each LSTM layer in the graph
-BUILT_MB = 715.0  # process with the model just built
-UPPER_FACTOR, UPPER_MB = 1.2, 20.0  # `upper_mb` allows for this much growth
+LEAN_BASE_MB = 0.6  # small tensors of any step
+LEAN_ALLOCATOR = 1.02  # memory of the process for each byte of tensors
+LEAN_MB = 23.0  # of the process: each LSTM layer in the graph
+BUILT_MB = 718.0  # process with the model just built
+UPPER_FACTOR, UPPER_MB = 1.3, 25.0  # `upper_mb` allows for this much growth
 # the same for Keras' loops, fitted on the same configurations when `build_model` made Keras' layers
 DONE_STEPS = 2.1  # backward rounds that are done for each gradient of the weights that waits
 INPUT_COPIES = 2.2  # batches of windows held at once, whatever the loops
