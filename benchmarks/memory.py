@@ -4,6 +4,9 @@ python benchmarks/memory.py             measure everything and report (more than
 python benchmarks/memory.py --quick     four configurations, a few minutes
 python benchmarks/memory.py --report    report what was measured last, memory_results.json
 python benchmarks/memory.py --fit       fit the constants of crypto_lstm.memory on 15 other configurations
+
+memory_results.json also has what the same configurations took in Keras' own layers, when `build_model` made those: `stock/...`.
+They judge the formula for Keras' loops, and are not measured again.
 """
 
 import argparse
@@ -12,6 +15,7 @@ import os
 import statistics
 import timeit
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -25,6 +29,7 @@ from crypto_lstm.config import Config
 from crypto_lstm.memory import FLOAT, MB, Variant, estimate_memory
 from crypto_lstm.probe import extrapolate, probe_sizes
 
+STOCK = "stock/"
 RESULTS = HERE / "memory_results.json"
 ENTRIES = {entry["name"]: entry for part in ("fit", "grid") for entry in GRID[part]}
 
@@ -74,24 +79,31 @@ PEERS: dict[str, Callable[[Config, Variant], float]] = {
 }
 
 
-def probed_growth(entry: dict[str, Any], results: dict[str, Any]) -> float:
+def cases_of(names: Sequence[str], prefix: str) -> list[tuple[Config, Variant]]:
+    """Configurations and variants; with the prefix `stock/` of Keras' own layers."""
+    return [(config, replace(variant, stock=prefix == STOCK)) for config, variant in (settings(ENTRIES[name]) for name in names)]
+
+
+def probed_growth(name: str, results: dict[str, Any], prefix: str) -> float:
     """What `probe_memory` answers, from its measurements."""
-    config, variant = settings(entry)
-    measured = {size: results[f"{entry['name']}/probe/{size}"]["growth_mb"] for size in probe_sizes(config.batch_windows)}
+    ((config, variant),) = cases_of([name], prefix)
+    measured = {size: results[f"{prefix}{name}/probe/{size}"]["growth_mb"] for size in probe_sizes(config.batch_windows)}
     return extrapolate(config.batch_windows, measured, lambda size: estimate_memory(config, size, variant=variant).growth_mb)
 
 
-def report(names: Sequence[str], results: dict[str, Any]) -> None:
+def report(names: Sequence[str], results: dict[str, Any], prefix: str = "") -> None:
     """Each configuration, then the summary."""
-    truths = [results[name] for name in names]
-    cases = [settings(ENTRIES[name]) for name in names]
+    truths = [results[prefix + name] for name in names]
+    cases = cases_of(names, prefix)
     forecasts = [estimate_memory(config, variant=variant) for config, variant in cases]
     tensor = errors([f.tensor_peak_mb for f in forecasts], [t["tensor_peak_mb"] for t in truths])
     process = errors([f.process_peak_mb for f in forecasts], [t["process_peak_mb"] for t in truths])
     growth = errors([f.growth_mb for f in forecasts], [t["growth_mb"] for t in truths])
     upper = np.array([f.upper_mb / t["process_peak_mb"] for f, t in zip(forecasts, truths, strict=True)])
-    has_probe = all(f"{name}/probe/{size}" in results for name in names for size in probe_sizes(ENTRIES[name]["config"]["batch_size"]))
-    probes = np.array([probed_growth(ENTRIES[name], results) for name in names]) if has_probe else np.full(len(names), np.nan)
+    has_probe = all(
+        f"{prefix}{name}/probe/{size}" in results for name in names for size in probe_sizes(ENTRIES[name]["config"]["batch_size"])
+    )
+    probes = np.array([probed_growth(name, results, prefix) for name in names]) if has_probe else np.full(len(names), np.nan)
     resident = np.array([t["resident_mb"] for t in truths])
     probe_process = errors(probes + resident, [t["process_peak_mb"] for t in truths])
     probe_growth = errors(probes, [t["growth_mb"] for t in truths])
@@ -118,21 +130,21 @@ def report(names: Sequence[str], results: dict[str, Any]) -> None:
     print(f"{'closed form, time of one':50} {1e3 * seconds:6.2f} ms")
 
 
-def report_noise(results: dict[str, Any]) -> None:
+def report_noise(results: dict[str, Any], prefix: str = "") -> None:
     """How far repeats of the same measurement are apart: no forecast can be closer than that."""
     print(f"\nnoise: {len(GRID['noise'])} configurations, {REPEATS} repeats; (max - min) / mean, and standard deviation / mean")
     for quantity in ("tensor_peak_mb", "process_peak_mb", "growth_mb"):
         spans, deviations = [], []
         for name in GRID["noise"]:
-            values = [results[key][quantity] for key in (name, *(f"{name}/repeat/{n}" for n in range(1, REPEATS)))]
+            values = [results[prefix + key][quantity] for key in (name, *(f"{name}/repeat/{n}" for n in range(1, REPEATS)))]
             spans.append(100 * (max(values) - min(values)) / statistics.mean(values))
             deviations.append(100 * statistics.stdev(values) / statistics.mean(values))
         mean = statistics.mean(deviations)
         print(f"  {quantity:16} span: mean {statistics.mean(spans):.1f} %, worst {max(spans):.1f} %;  deviation: mean {mean:.1f} %")
 
 
-FITTED = {"DONE_STEPS": (0, 10), "INPUT_COPIES": (0, 5), "SPARE": (0, 0.3), "BASE_MB": (0, 6)}
-FITTED_PROCESS = {"ALLOCATOR": (1, 1.5), "GRAPH_MB": (0, 200), "LAYER_MB": (0, 100), "MASKS_MB": (0, 100)}
+FITTED = {"LEAN_BASE_MB": (0, 6)}
+FITTED_PROCESS = {"LEAN_ALLOCATOR": (1, 1.5), "LEAN_MB": (0, 100)}
 
 
 def fit(results: dict[str, Any]) -> None:
@@ -174,11 +186,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="measurements at the same time")
     parser.add_argument("--resume", action="store_true", help="keep what memory_results.json has, measure the rest")
     arguments = parser.parse_args()
-    known = (
-        json.loads(RESULTS.read_text(encoding="utf-8"))
-        if (arguments.report or arguments.resume or arguments.fit) and RESULTS.exists()
-        else {}
-    )
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    if not (arguments.report or arguments.resume or arguments.fit):
+        known = {key: reading for key, reading in known.items() if key.startswith(STOCK)}
     if arguments.quick:
         measure(["quick"], known, None, arguments.workers)
         return report(GRID["quick"], known)
@@ -188,8 +198,13 @@ def main() -> None:
         return fit(known)
     if not arguments.report:
         measure(["grid", "probe", "noise"], known, RESULTS, arguments.workers)
-    report([entry["name"] for entry in GRID["grid"]], known)
-    return report_noise(known)
+    grid = [entry["name"] for entry in GRID["grid"]]
+    report(grid, known)
+    if all(f"{name}/repeat/{REPEATS - 1}" in known for name in GRID["noise"]):
+        report_noise(known)
+    print("\nthe same in Keras' own layers, as it was measured when build_model made them:")
+    report(grid, known, STOCK)
+    return report_noise(known, STOCK)
 
 
 if __name__ == "__main__":

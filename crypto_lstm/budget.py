@@ -187,15 +187,16 @@ def affordable(
     budget_mb: float | None = None,  # what the process may hold at its peak; None: `memory_budget_mb`
     resident_mb: float | None = None,  # what it holds before training, see `max_batch_size`
     windows: int | None = None,  # training windows that there are, for `batch_size="auto"`
+    variant: Variant | None = None,  # see `max_batch_size`
 ) -> Config:
     """The configuration that may be trained, its batch size a number. Raises `MemoryBudgetError` where nothing fits or it shall be refused."""
     if on_memory not in ON_MEMORY:
         raise ConfigError([f"on_memory must be one of {', '.join(ON_MEMORY)}, got {on_memory!r}"])
     if config.batch_size == "auto":
         most = None if windows is None else max(1, windows // AUTO_STEPS)
-        return config.replace(batch_size=max_batch_size(config, budget_mb, most, resident_mb=resident_mb).batch_size)
+        return config.replace(batch_size=max_batch_size(config, budget_mb, most, resident_mb=resident_mb, variant=variant).batch_size)
     try:
-        require_memory(config, budget_mb, resident_mb)
+        require_memory(config, budget_mb, resident_mb, variant)
     except MemoryBudgetError as error:
         if on_memory == "force":
             _log.warning("trained all the same: %s", error)

@@ -22,15 +22,35 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['FLOAT', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'AHEAD_STEPS', 'DONE_STEPS', 'INPUT_COPIES', 'SPARE', 'BASE_MB',
-           'ALLOCATOR', 'GRAPH_MB', 'LAYER_MB', 'MASKS_MB', 'BUILT_MB', 'UPPER_FACTOR', 'UPPER_MB',
-           'lstm_activation_bytes', 'UnsupportedMemoryError', 'Variant', 'require_positive', 'LayerMemory',
-           'PeakMoment', 'MemoryEstimate', 'estimate_memory', 'assemble', 'EmptyHistoryError', 'plot_memory_estimates']
+__all__ = ['FLOAT', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'AHEAD_STEPS', 'LEAN_AHEAD_STEPS', 'LEAN_BASE_MB', 'LEAN_ALLOCATOR',
+           'LEAN_MB', 'BUILT_MB', 'UPPER_FACTOR', 'UPPER_MB', 'DONE_STEPS', 'INPUT_COPIES', 'SPARE', 'BASE_MB',
+           'ALLOCATOR', 'GRAPH_MB', 'LAYER_MB', 'MASKS_MB', 'lean_activation_bytes', 'lstm_activation_bytes',
+           'UnsupportedMemoryError', 'Variant', 'require_positive', 'LayerMemory', 'lean_round_bytes', 'lean_layer',
+           'stock_layer', 'PeakMoment', 'MemoryEstimate', 'estimate_memory', 'LoopKind', 'assemble',
+           'EmptyHistoryError', 'plot_memory_estimates']
 
 # %% ../nbs/04_memory.ipynb #e2793cf5
 FLOAT = 4  # bytes of a float32
 
 
+def lean_activation_bytes(
+    batch_size: int,  # windows in a step
+    timesteps: int,  # candles in a window
+    inputs: int,  # width of what the layer reads
+    units: int,  # width of its state
+    *,
+    masks: int,  # of dropout: four with recurrent dropout per sample, else one
+) -> int:  # bytes
+    """Bytes that an LSTM layer of `crypto_lstm.recurrent` keeps for its backward pass, in float32.
+
+    Source: `lstm_sequence` there; lists of gates, cells and states, then what its loops share: masks, weights, initial state.
+    `crypto_lstm.trace` reads the same from the traced step, to the byte.
+    """
+    row = inputs + 1 + units
+    lists = batch_size * units * (6 * timesteps + 1)  # the cells have one more, the initial one
+    return FLOAT * (lists + batch_size * (masks * row + units) + 4 * row * units)
+
+# %% ../nbs/04_memory.ipynb #0242d287
 def lstm_activation_bytes(
     batch_size: int,  # windows in a step
     timesteps: int,  # candles in a window
@@ -41,20 +61,21 @@ def lstm_activation_bytes(
     recurrent_dropout: bool,  # whether states are dropped
     first: bool,  # whether it reads the windows themselves, which need no gradient
     item_bytes: int = FLOAT,  # bytes of one value
+    thinned: bool = False,  # whether rows of the recurrent kernel are dropped per batch: then it is cast before the loop
 ) -> int:  # bytes
     """Bytes that the loop of a stock Keras LSTM layer keeps for its backward pass, on a CPU, without cuDNN.
 
     Source: the tensors that a traced loop pushes on its lists and that the backward loop takes off again; `crypto_lstm.trace`
     reads them, and its notebook shows that both are equal to the byte.
     """
-    weights = 4 * units * ((0 if first else inputs) + units)
+    weights = 4 * units * ((0 if first else inputs) + (0 if thinned else units))
     if not recurrent_dropout:
         cast = weights if item_bytes < FLOAT else 0
         return item_bytes * timesteps * (batch_size * (7 * units + inputs) + cast)
     masked = 4 * inputs if dropout else inputs
     return item_bytes * timesteps * (batch_size * (11 * units + masked) + weights)
 
-# %% ../nbs/04_memory.ipynb #0242d287
+# %% ../nbs/04_memory.ipynb #073822ba
 OPTIMIZER_SLOTS = {"adam": 2, "adamw": 2, "nadam": 2, "rmsprop": 1, "adagrad": 1, "sgd": 0}  # values kept for each weight
 PRECISION_BYTES = {"float32": 4, "mixed_bfloat16": 2, "mixed_float16": 2}  # bytes of an activation
 
@@ -70,6 +91,7 @@ class Variant:
     inputs: int | None = None  # values of a candle; None: as many as the configuration's features
     optimizer: str = "adam"
     precision: str = "float32"
+    stock: bool = False  # whether Keras' own loops run whatever the precision, as on a GPU
 
     def __post_init__(self) -> None:
         if self.inputs is not None:
@@ -88,70 +110,117 @@ def require_positive(name: str, value: Any, whole: bool = False) -> None:
         raise ConfigError([f"{name} must be a {'whole number of at least 1' if whole else 'number above 0'}, got {value!r}"])
 
 # %% ../nbs/04_memory.ipynb #66d095e2
-AHEAD_STEPS = 32  # rounds that a loop of TensorFlow runs ahead at most (`parallel_iterations`)
+AHEAD_STEPS = 32  # rounds that a loop of Keras runs ahead at most (`parallel_iterations`)
+LEAN_AHEAD_STEPS = 10  # the same of a loop of crypto_lstm.recurrent
 # fitted with TensorFlow 2.21 and Keras 3.15.1, two cores, Linux, by benchmarks/memory.py --fit
+LEAN_BASE_MB = 0.6  # small tensors of any step
+LEAN_ALLOCATOR = 1.02  # memory of the process for each byte of tensors
+LEAN_MB = 23.0  # of the process: each LSTM layer in the graph
+BUILT_MB = 718.0  # process with the model just built
+UPPER_FACTOR, UPPER_MB = 1.3, 25.0  # `upper_mb` allows for this much growth
+# the same for Keras' loops, fitted on the same configurations when `build_model` made Keras' layers
 DONE_STEPS = 2.1  # backward rounds that are done for each gradient of the weights that waits
-INPUT_COPIES = 2.2  # batches of windows held at once
+INPUT_COPIES = 2.2  # batches of windows held at once, whatever the loops
 SPARE = 0.094  # share by which lists are loose, without recurrent dropout
-BASE_MB = 2.5  # small tensors of any step
-ALLOCATOR = 1.12  # memory of the process for each byte of tensors
-GRAPH_MB, LAYER_MB, MASKS_MB = 47.0, 25.0, 25.0  # of the process: any graph, each LSTM layer in it, each with recurrent dropout
-BUILT_MB = 715.0  # process with the model just built
-UPPER_FACTOR, UPPER_MB = 1.2, 20.0  # `upper_mb` allows for this much growth
+BASE_MB, ALLOCATOR = 2.5, 1.12
+GRAPH_MB = 47.0  # of the process: any graph, whatever the loops
+LAYER_MB, MASKS_MB = 25.0, 25.0  # of the process: each LSTM layer, each with recurrent dropout
 
 
 class LayerMemory(NamedTuple):
-    """What one layer holds when the forward pass ends, and what each round of its backward loop adds, in MB."""
+    """What one layer holds when the forward pass ends, and how that changes in its backward loop, in MB."""
 
     layer: str
-    kept_mb: float  # for its backward pass: `lstm_activation_bytes`
-    beside_mb: float  # lists of gradients around its loop, and how loose they are
-    gradient_mb: float  # gradients of its weights that one round of the backward loop makes
+    kept_mb: float  # for its backward pass: `lean_activation_bytes` or `lstm_activation_bytes`
+    beside_mb: float = 0.0  # lists of gradients around its loop, and how loose they are
+    waiting_mb: float = 0.0  # in its backward loop: gradients of its weights that wait to be added up, and copies
+    freed_mb: float = 0.0  # of what it kept, when that much waits
+
+
+def lean_round_bytes(batch_size: int, inputs: int, units: int, masks: int) -> int:
+    """Bytes that one round of the backward loop makes ahead of its turn: gradients of the weights, masked rows, a state and three factors."""
+    row = inputs + 1 + units
+    return FLOAT * (4 * row * units + batch_size * (masks * row + 4 * units))
+
+
+def lean_layer(
+    name: str,
+    kept: int,  # `lean_activation_bytes`
+    copies: int,  # bytes of sequences with the timesteps first, and of the list of the input's gradient
+    ahead: int,  # `lean_round_bytes`
+    timesteps: int,
+) -> LayerMemory:
+    """What a layer of `crypto_lstm.recurrent` holds."""
+    return LayerMemory(name, kept / MB, 0.0, (copies + min(LEAN_AHEAD_STEPS, timesteps) * ahead) / MB)
+
+
+def stock_layer(
+    name: str,
+    kept: int,  # `lstm_activation_bytes`
+    beside: int,  # bytes of lists of gradients around its loop
+    gradient: int,  # bytes of gradients of its weights that one round of the backward loop makes
+    timesteps: int,
+    masked: bool,  # whether it has recurrent dropout
+) -> LayerMemory:
+    """What a recurrent layer of Keras holds."""
+    steps = min(AHEAD_STEPS - 1, timesteps)
+    spare = 0.0 if masked else SPARE * (kept + beside)
+    return LayerMemory(name, kept / MB, (beside + spare) / MB, steps * gradient / MB, min(1.0, DONE_STEPS * steps / timesteps) * kept / MB)
+
+
+def _lean(config: Config, variant: Variant) -> bool:
+    """Whether the loops are those of `crypto_lstm.recurrent`."""
+    return not (variant.stock or config.mixed_precision) and variant.precision == "float32"
+
+
+def _masked(config: Config) -> bool:
+    """Whether each state has masks of its own."""
+    return config.recurrent_rate > 0 and config.recurrent_dropout == "per_sample"
 
 
 def _layer_memory(layer: LayerSpec, first: bool, config: Config, variant: Variant) -> LayerMemory:
     batch, width, item = config.batch_windows, layer.output_shape[-1] or 0, PRECISION_BYTES[variant.precision]
     if layer.kind != "LSTM":
-        return LayerMemory(layer.name, item * 2 * batch * width / MB, 0.0, 0.0)
-    inputs, masked = layer.input_shape[-1] or 0, config.recurrent_rate > 0
-    gradient = FLOAT * 4 * width * (inputs + 1 + (4 if masked else 1) * width)
+        return LayerMemory(layer.name, item * 2 * batch * width / MB)
+    inputs, steps, masked = layer.input_shape[-1] or 0, config.sequence_length, _masked(config)
+    if _lean(config, variant):
+        copies = FLOAT * steps * batch * (inputs * (1 if first else 2) + (2 * width if layer.return_sequences else 0))
+        masks = 4 if masked else 1
+        kept = lean_activation_bytes(batch, steps, inputs, width, masks=masks)
+        return lean_layer(layer.name, kept, copies, lean_round_bytes(batch, inputs, width, masks), steps)
+    dropout = config.dropout_rate > 0
     kept = lstm_activation_bytes(
         batch,
-        config.sequence_length,
+        steps,
         inputs,
         width,
-        dropout=config.dropout_rate > 0,
+        dropout=dropout,
         recurrent_dropout=masked,
         first=first,
         item_bytes=item,
+        thinned=config.recurrent_rate > 0 and not masked,
     )
-    lists = 0 if first else 2 if config.dropout_rate > 0 else 1  # zeros for the gradient, and the input that was masked
-    beside = item * config.sequence_length * batch * inputs * lists
-    if layer.return_sequences:
-        beside += item * min(AHEAD_STEPS, config.sequence_length) * batch * width
-    spare = 0.0 if masked else SPARE * (kept + beside)
-    return LayerMemory(layer.name, kept / MB, (beside + spare) / MB, gradient / MB)
+    lists = 0 if first else 2 if dropout else 1  # zeros for the gradient, and the input that was masked
+    beside = item * batch * (steps * inputs * lists + (min(AHEAD_STEPS, steps) * width if layer.return_sequences else 0))
+    return stock_layer(layer.name, kept, beside, FLOAT * 4 * width * (inputs + 1 + (4 if masked else 1) * width), steps, masked)
 
 
 class PeakMoment(NamedTuple):
     """Where most is held: the layers that hold something then, and what the backward loop of the last of them has made and freed."""
 
     layers: int  # counted from the first
-    waiting_mb: float = 0.0  # gradients of its weights that wait to be added up
+    waiting_mb: float = 0.0  # gradients of its weights that wait to be added up, and copies
     freed_mb: float = 0.0  # taken off its lists
 
 
 def _peak_moment(
     activations: Sequence[LayerMemory],  # layers in their order
-    timesteps: int,  # rounds of a loop
 ) -> PeakMoment:
     """The worst of these moments: the end of the forward pass, or some layer's backward loop when the later layers are done."""
     held = [sum(a.kept_mb + a.beside_mb for a in activations[: number + 1]) for number in range(len(activations))]
-    steps = min(AHEAD_STEPS - 1, timesteps)
-    freed = min(1.0, DONE_STEPS * steps / timesteps)
     moments = [(held[-1], PeakMoment(len(activations)))]
     for number, layer in enumerate(activations):
-        moment = PeakMoment(number + 1, steps * layer.gradient_mb, freed * layer.kept_mb)
+        moment = PeakMoment(number + 1, layer.waiting_mb, layer.freed_mb)
         moments.append((held[number] + moment.waiting_mb - moment.freed_mb, moment))
     return max(moments)[1]
 
@@ -181,7 +250,7 @@ class MemoryEstimate:
         held[-1] = held[-1]._replace(kept_mb=held[-1].kept_mb - self.peak.freed_mb)
         kept = {re.sub(r"_\d+units$", "", a.layer): a.kept_mb for a in held if a.kept_mb >= 0.005 * self.tensor_peak_mb}
         state = self.weights_mb + self.gradients_mb + self.optimizer_mb
-        tensors = {**kept, "lists and waiting gradients": sum(a.beside_mb for a in held) + self.peak.waiting_mb, "weights, gradients, optimizer": state}
+        tensors = {**kept, "copies, lists, waiting gradients": sum(a.beside_mb for a in held) + self.peak.waiting_mb, "weights, gradients, optimizer": state}
         rest = self.tensor_peak_mb - sum(tensors.values())
         return {
             "runtime": self.runtime_mb,
@@ -251,7 +320,7 @@ def estimate_memory(
 ) -> MemoryEstimate:  # all in MB of 2**20 bytes
     """Memory that a training step of this configuration needs, in closed form: no TensorFlow, under a millisecond.
 
-    Counts the stock Keras layers that `build_model` makes. `tensor_peak_mb` is what the tensors need, `process_peak_mb` adds
+    Counts the layers that `build_model` makes, by the loops that they run. `tensor_peak_mb` is what the tensors need, `process_peak_mb` adds
     runtime and allocator, `growth_mb` is the process peak less what is resident just after the model is built, `upper_mb` is what the
     process has not passed in any measurement (benchmarks/memory.py).
     Raises `ConfigError` for a batch size that is not a whole number of at least 1.
@@ -270,13 +339,23 @@ def estimate_memory(
         plan.parameters,
         activations,
         slots=OPTIMIZER_SLOTS[variant.optimizer] + (config.gradient_accumulation_steps > 1),
-        timesteps=config.sequence_length,
         windows_mb=windows,
-        loops=len(config.lstm_units),
-        masked_loops=len(config.lstm_units) if config.recurrent_rate > 0 else 0,
+        loops=[LoopKind(_lean(config, variant), _masked(config))] * len(config.lstm_units),
         resident_mb=BUILT_MB if resident_mb is None else resident_mb,
         notes=_notes(config),
     )
+
+
+class LoopKind(NamedTuple):
+    """Whose loop a recurrent layer runs."""
+
+    lean: bool  # that of `crypto_lstm.recurrent`, not of Keras
+    masked: bool  # with recurrent dropout per sample
+
+    @property
+    def graph_mb(self) -> float:
+        """What its graph takes of the process."""
+        return LEAN_MB if self.lean else LAYER_MB + MASKS_MB * self.masked
 
 
 def assemble(
@@ -285,20 +364,20 @@ def assemble(
     activations: tuple[LayerMemory, ...],  # of the layers, in their order
     *,
     slots: int,  # values that the optimizer keeps for each weight
-    timesteps: int,  # of the longest loop
     windows_mb: float,  # one batch of windows
-    loops: int,  # recurrent layers
-    masked_loops: int,  # those of them with recurrent dropout
+    loops: Sequence[LoopKind],  # of the recurrent layers
     resident_mb: float,  # of the process with the model just built
     notes: Sequence[str] = (),  # more of what is not counted
 ) -> MemoryEstimate:
     """The estimate from what the layers hold, wherever that was read: from a configuration or from a traced step."""
-    peak = _peak_moment(activations, timesteps)
+    peak = _peak_moment(activations)
     weights = FLOAT * parameters / MB
-    loops_mb = sum(a.kept_mb + a.beside_mb for a in activations[: peak.layers]) + peak.waiting_mb - peak.freed_mb
-    tensors = (2 + slots) * weights + INPUT_COPIES * windows_mb + BASE_MB + loops_mb
-    graph = GRAPH_MB + LAYER_MB * loops + MASKS_MB * masked_loops
-    growth = graph + ALLOCATOR * tensors
+    held_mb = sum(a.kept_mb + a.beside_mb for a in activations[: peak.layers]) + peak.waiting_mb - peak.freed_mb
+    lean = all(loop.lean for loop in loops)
+    base, allocator = (LEAN_BASE_MB, LEAN_ALLOCATOR) if lean else (BASE_MB, ALLOCATOR)
+    tensors = (2 + slots) * weights + INPUT_COPIES * windows_mb + base + held_mb
+    graph = GRAPH_MB + sum(loop.graph_mb for loop in loops)
+    growth = graph + allocator * tensors
     return MemoryEstimate(
         batch_size=batch_size,
         parameters=parameters,

@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from crypto_lstm.memory import (
     AHEAD_STEPS,
     BUILT_MB,
+    FLOAT,
     OPTIMIZER_SLOTS,
-    SPARE,
     LayerMemory,
+    LoopKind,
     MemoryEstimate,
     UnsupportedMemoryError,
     assemble,
+    lean_layer,
+    lean_round_bytes,
+    stock_layer,
 )
 from .resources import MB
 
@@ -174,10 +178,10 @@ def _origin(body: Any, tensor: Any) -> Any | None:
     return None
 
 
-def _bytes(tensor: Any, batch_size: int, timesteps_first: bool = False) -> int:
-    """Bytes of a tensor whose first dimension may be the batch; of one timestep, if the timesteps come before it."""
-    sizes = tensor.shape.as_list()[int(timesteps_first) :] if tensor.shape.rank is not None else [None, None]
-    if None in sizes[1:]:
+def _bytes(tensor: Any, batch_size: int, batch_axis: int = 0) -> int:
+    """Bytes of a tensor, one dimension of which may be the batch."""
+    sizes = tensor.shape.as_list() if tensor.shape.rank is not None else [None, None]
+    if None in sizes[:batch_axis] + sizes[batch_axis + 1 :]:
         remedy = "fix the shapes in its cell, all but the batch"
         raise _unsupported("tensors whose shape is known but for the batch", f"{tensor.shape} for {tensor.name}", remedy)
     return math.prod(batch_size if size is None else size for size in sizes) * int(tensor.dtype.size)
@@ -223,7 +227,12 @@ def _output_bytes(loop: _Loop, batch_size: int) -> int:
 
 
 def _is_backward(loop: _Loop) -> bool:
-    return any(op.type == "TensorListPopBack" for op in loop.body.get_operations())
+    return _reads_lists_of_a_loop(loop) or any(op.type == "TensorListPopBack" for op in loop.body.get_operations())
+
+
+def _reads_lists_of_a_loop(loop: _Loop) -> bool:
+    """Whether it is given lists as another loop left them: accumulators of Keras' loop, or what that of `crypto_lstm.recurrent` kept."""
+    return any(tensor.op.type in _LOOPS and tensor.dtype == "variant" for tensor in loop.op.inputs)
 
 
 def _needs_input_gradient(loop: _Loop, loops: dict[str, _Loop]) -> bool:
@@ -234,6 +243,59 @@ def _needs_input_gradient(loop: _Loop, loops: dict[str, _Loop]) -> bool:
             made = (op for op in other.body.get_operations() if op.type == "TensorListReserve")
             return any(op.outputs[0].ref() in other.tensors for op in made)
     return False
+
+# %% ../nbs/27_trace.ipynb #2685a8f2
+_COPIES = (*_SAME_BUFFER, "Transpose", "TensorListStack")
+
+
+def _copied_from(tensor: Any) -> tuple[Any, bool]:
+    """What a tensor is a copy of, outside the loops, and whether timesteps and batch changed places."""
+    turned = False
+    while tensor.op.type in _COPIES:
+        turned = turned or tensor.op.type == "Transpose"
+        tensor = tensor.op.inputs[0]
+    return tensor, turned
+
+
+def _own_backward(loop: _Loop, loops: dict[str, _Loop]) -> _Loop | None:
+    """The backward loop that reads what a loop of `crypto_lstm.recurrent` keeps; None for Keras' loops."""
+    for other in loops.values():
+        if any(op.type == "TensorListPopBack" for op in other.body.get_operations()):
+            continue
+        if any(tensor.op.name == loop.op.name and tensor.dtype == "variant" for tensor in other.op.inputs):
+            return other
+    return None
+
+
+def _list_bytes(loop: _Loop, number: int, batch_size: int) -> int:
+    """Bytes of a list that a loop fills."""
+    import tensorflow as tf
+
+    written, reserved = loop.body.outputs[number].op, loop.op.inputs[number].op
+    while written.type in _SAME_BUFFER:
+        written = written.inputs[0].op
+    while reserved.type == "TensorListSetItem":  # elements that are there before the loop
+        reserved = reserved.inputs[0].op
+    element = written.inputs[2]
+    return int(tf.get_static_value(reserved.inputs[1])) * _bytes(element, batch_size, element.shape.rank - 2)
+
+
+def _shared(forward: _Loop, backward: _Loop, batch_size: int) -> dict[Any, int]:
+    """Bytes that are kept between a loop and its own backward loop, by the reference of the tensor."""
+    given = {origin.ref() for origin, turned in (_copied_from(forward.op.inputs[number]) for number in forward.variables) if not turned}
+    kept = {}
+    for number in backward.variables:
+        origin, _ = _copied_from(backward.op.inputs[number])
+        if origin.op.name == forward.op.name:
+            kept[origin.ref()] = _list_bytes(forward, origin.value_index, batch_size)
+        elif origin.ref() in given and origin.op.type not in ("Const", "ReadVariableOp"):
+            kept[origin.ref()] = _bytes(origin, batch_size, origin.shape.rank - 2)
+    return kept
+
+
+def _turned(loop: _Loop) -> list[Any]:
+    """The sequences that a loop of `crypto_lstm.recurrent` reads, copied so that the timesteps come first."""
+    return [loop.op.inputs[number] for number in sorted(loop.variables) if loop.op.inputs[number].op.type == "Transpose"]
 
 # %% ../nbs/27_trace.ipynb #29c91e41
 @dataclass(frozen=True)
@@ -250,7 +312,9 @@ class LoopTrace:
     output_bytes: int  # what it returns: timesteps x batch x units, or batch x units of the last timestep
     weight_bytes: int  # its trainable weights
     masked_states: bool  # whether it has recurrent dropout
-    gradient_bytes: int  # gradients of its weights that one round of the backward loop makes
+    gradient_bytes: int  # gradients of its weights that one round of the backward loop makes, and of a lean loop all that it makes ahead of its turn
+    lean: bool = False  # whether it is a loop of `crypto_lstm.recurrent`
+    copies_bytes: int = 0  # then: sequences that its backward loop reads with the timesteps first, and the list of the input's gradient
 
 
 def _recurrent_layers(model: keras.Model) -> list[Any]:
@@ -259,10 +323,19 @@ def _recurrent_layers(model: keras.Model) -> list[Any]:
     return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.built]
 
 
+def _made_from(loop: _Loop) -> list[Any]:
+    """What a loop is given, and what those of it that know no batch, as weights do, are made from."""
+    given = list(loop.op.inputs)
+    for tensor in given:  # grows
+        if tensor.dtype.is_floating and tensor.shape.is_fully_defined():
+            given += tensor.op.inputs
+    return given
+
+
 def _layer_of(loop: _Loop, graph: Any, recurrent: Sequence[Any]) -> Any:
     """The recurrent layer whose weights the loop reads."""
     outside = {inside.ref(): given for given, inside in graph.captures}
-    read = {id(outside[tensor.ref()]) for tensor in loop.op.inputs if tensor.ref() in outside}
+    read = {id(outside[tensor.ref()]) for tensor in _made_from(loop) if tensor.ref() in outside}
     for layer in recurrent:
         if any(id(v.value.handle) in read for v in layer.variables):
             return layer
@@ -270,8 +343,32 @@ def _layer_of(loop: _Loop, graph: Any, recurrent: Sequence[Any]) -> Any:
     raise _unsupported("every loop to be of a recurrent Keras layer", f"the loop '{loop.op.name}'", remedy)
 
 
+def _lean_trace(loop: _Loop, backward: _Loop, layer: Any, batch_size: int) -> LoopTrace:
+    (sequence,) = _turned(loop)
+    inputs, units = _bytes(sequence, batch_size, 1), layer.units
+    masks = next(t for t in loop.op.inputs if t.shape.rank == 3 and t.shape[-1] == sequence.shape[-1] + 1 + units)
+    needs_input_gradient = any(backward.op.inputs[number].op.type == "TensorListReserve" for number in backward.variables)
+    return LoopTrace(
+        layer=layer.name,
+        steps=sequence.shape[0],
+        kept_bytes=sum(_shared(loop, backward, batch_size).values()),
+        shape_only_bytes=0,
+        input_list_bytes=inputs,
+        input_list_is_kept=False,
+        needs_input_gradient=needs_input_gradient,
+        output_bytes=FLOAT * batch_size * units * (sequence.shape[0] if layer.return_sequences else 1),
+        weight_bytes=sum(map(_variable_bytes, layer.trainable_variables)),
+        masked_states=layer.cell.recurrent_dropout > 0,
+        gradient_bytes=lean_round_bytes(batch_size, sequence.shape[-1], units, masks.shape[0]),
+        lean=True,
+        copies_bytes=sum(_bytes(copy, batch_size, 1) for copy in _turned(backward)) + inputs * needs_input_gradient,
+    )
+
+
 def _loop_trace(loop: _Loop, values: dict[str, _Loop], loops: dict[str, _Loop], layer: Any, batch_size: int) -> LoopTrace:
-    sequences = _sequences(loop)
+    own_backward, sequences = _own_backward(loop, loops), _sequences(loop)
+    if own_backward is not None:
+        return _lean_trace(loop, own_backward, layer, batch_size)
     if not sequences or any(op.type in _LOOPS for op in loop.body.get_operations()):
         got = f"the loop of layer '{layer.name}', which reads no sequence or has loops in it"
         raise _unsupported("a loop over the timesteps of a sequence", got, "measure this model instead")
@@ -285,7 +382,7 @@ def _loop_trace(loop: _Loop, values: dict[str, _Loop], loops: dict[str, _Loop], 
         steps=steps,
         kept_bytes=steps * sum(kept.values()),
         shape_only_bytes=steps * sum(size for origin, size in kept.items() if origin not in for_values),
-        input_list_bytes=steps * sum(_bytes(sequence, batch_size, timesteps_first=True) for sequence in sequences),
+        input_list_bytes=sum(_bytes(sequence, batch_size, 1) for sequence in sequences),
         input_list_is_kept=any(origin.deref().op.type == "TensorListGetItem" for origin in kept),
         needs_input_gradient=_needs_input_gradient(loop, loops),
         output_bytes=_output_bytes(loop, batch_size),
@@ -353,17 +450,15 @@ def trace_memory(
     plain = [layer for layer in model._flatten_layers() if type(layer).__name__ in ("Dense", "Dropout")]
     item = int(model.compute_dtype == "float32") * 2 + 2
     held = [_held(loop, number == len(loops) - 1) for number, loop in enumerate(loops)]
-    held += [LayerMemory(layer.name, item * 2 * batch_size * layer.output.shape[-1] / MB, 0.0, 0.0) for layer in plain]
+    held += [LayerMemory(layer.name, item * 2 * batch_size * layer.output.shape[-1] / MB) for layer in plain]
     inputs = [tensor.shape[1:] for tensor in model.inputs]
     return assemble(
         batch_size,
         sum(math.prod(v.shape) for v in model.trainable_variables),
         tuple(held),
         slots=_slots(model),
-        timesteps=max(loop.steps for loop in loops),
         windows_mb=sum(4 * batch_size * math.prod(shape) for shape in inputs) / MB,
-        loops=len(loops),
-        masked_loops=sum(loop.masked_states for loop in loops),
+        loops=[LoopKind(loop.lean, loop.masked_states) for loop in loops],
         resident_mb=BUILT_MB if resident_mb is None else resident_mb,
         notes=["layers other than recurrent ones, Dense and Dropout"],
     )
@@ -371,11 +466,12 @@ def trace_memory(
 
 def _held(loop: LoopTrace, last: bool) -> LayerMemory:
     """What a loop holds, as `crypto_lstm.memory` counts it."""
-    beside = float(loop.input_list_bytes if loop.needs_input_gradient else 0)
+    if loop.lean:
+        return lean_layer(loop.layer, loop.kept_bytes, loop.copies_bytes, loop.gradient_bytes, loop.steps)
+    beside = loop.input_list_bytes if loop.needs_input_gradient else 0
     if not last:
-        beside += min(AHEAD_STEPS, loop.steps) * loop.output_bytes / loop.steps
-    spare = 0.0 if loop.masked_states else SPARE * (loop.kept_bytes + beside)
-    return LayerMemory(loop.layer, loop.kept_bytes / MB, (beside + spare) / MB, loop.gradient_bytes / MB)
+        beside += min(AHEAD_STEPS, loop.steps) * loop.output_bytes // loop.steps
+    return stock_layer(loop.layer, loop.kept_bytes, beside, loop.gradient_bytes, loop.steps, loop.masked_states)
 
 
 def _slots(model: keras.Model) -> int:

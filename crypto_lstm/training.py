@@ -32,7 +32,7 @@ from .files import replacing, sha256_file, write_json
 from .folder import FILES, check_output_folder, discard_state, finished_run, holding, run_identity, versions
 from .gpu import GpuStatus, setup_gpu_memory
 from .graph import export_onnx
-from .memory import BUILT_MB, MemoryEstimate, estimate_memory
+from .memory import BUILT_MB, MemoryEstimate, Variant, estimate_memory
 from .monitor import plot_memory_history
 from .persistence import load_model, save_model
 from .prediction import load_run, predict_candles, probabilities, read_pinned
@@ -228,7 +228,7 @@ def _affordable(config: Config, on_memory: str, gpu: GpuStatus, resident_mb: flo
         return affordable(config, on_memory, resident_mb=resident_mb, windows=windows)
     described = gpu.free_mb is not None and cudnn_loss(config) is not None
     if described or config.batch_size == "auto":
-        return affordable(config, on_memory, budget_mb=gpu.free_mb, resident_mb=1.0, windows=windows)
+        return affordable(config, on_memory, budget_mb=gpu.free_mb, resident_mb=1.0, windows=windows, variant=Variant(stock=True))
     return config
 
 
@@ -246,7 +246,7 @@ class _Job:
     def run(self, callbacks: list[keras.callbacks.Callback], every: int | None, verbose: int) -> TrainingRun:
         """Fit and judge."""
         config, saved = self.data.config, self.saved
-        model, estimate = build_model(config), estimate_memory(config, resident_mb=process_memory_mb())
+        model, estimate = build_model(config), estimate_memory(config, resident_mb=process_memory_mb(), variant=Variant(stock=bool(self.gpu)))
         facts = {"identity": self.identity, "config": config.as_dict()}
         keeper = StateKeeper(self.folder, facts, callbacks, len(self.data.train), every, saved)
         if saved:
@@ -311,7 +311,7 @@ def _read_back(candles: pd.DataFrame, folder: Path, gpu: GpuStatus, identity: di
     history, memory_history = (
         parse_json(read_pinned(folder, loaded.metadata, name), folder / FILES[name], max_bytes=64 << 20) for name in ("history", "memory")
     )
-    estimate = estimate_memory(loaded.config, resident_mb=process_memory_mb())
+    estimate = estimate_memory(loaded.config, resident_mb=process_memory_mb(), variant=Variant(stock=bool(gpu)))
     return _Job(data, folder, gpu, identity, tensorboard).judged(model, history, memory_history, estimate, None, "finished")
 
 

@@ -23,7 +23,7 @@ from crypto_lstm.probe import ProbeError, measure_memory, probe_memory
 COMMAND = str(Path(sys.executable).with_name("crypto-lstm"))
 LIMIT_MB = 2048
 LARGE = [
-    "timeframe=1h", "sequence_length=240", "future_window=24", "lstm_units=32,32,32,32", "dense_units=16", "balance=none", "epochs=1",
+    "timeframe=1h", "sequence_length=240", "future_window=24", "lstm_units=64,64,64,64", "dense_units=16", "balance=none", "epochs=1",
     "test_split=0.1",
 ]  # fmt: skip
 TINY = Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,), batch_size=16)
