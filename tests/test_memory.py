@@ -20,7 +20,8 @@ from crypto_lstm.trace import trace_memory, traced_loops
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 GRID = json.loads((BENCHMARKS / "memory_grid.json").read_text(encoding="utf-8"))
 RESULTS = json.loads((BENCHMARKS / "memory_results.json").read_text(encoding="utf-8"))
-UNMEASURED = {f"g{number:02}" for number in (1, 2, 3, 4, 5, 6, 7, 9, 10, 13, 14, 15, 16, 17, 25, 26, 27, 28, 29, 30)}  # in the package's own layers
+# in the package's own layers so far
+UNMEASURED = {f"g{number:02}" for number in (1, 2, 3, 4, 5, 6, 9, 10, 15, 16, 28)}
 PAIRS = [(0.3, 0.3), (0.3, 0.0), (0.0, 0.3), (0.0, 0.0)]
 
 
