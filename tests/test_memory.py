@@ -20,7 +20,7 @@ from crypto_lstm.trace import trace_memory, traced_loops
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 GRID = json.loads((BENCHMARKS / "memory_grid.json").read_text(encoding="utf-8"))
 RESULTS = json.loads((BENCHMARKS / "memory_results.json").read_text(encoding="utf-8"))
-UNMEASURED = set("g01 g02 g03 g04 g05 g06 g09 g10 g15 g16 g28".split())  # in the package's own layers so far
+UNMEASURED = {"g01", "g02", "g03", "g04", "g05", "g06", "g09", "g10", "g15", "g16", "g28"}  # in the package's own layers so far
 PAIRS = [(0.3, 0.3), (0.3, 0.0), (0.0, 0.3), (0.0, 0.0)]
 
 
