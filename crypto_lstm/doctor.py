@@ -19,7 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .architecture import cudnn_loss
 from .config import Config
 from .display import html_table, text_table
 
@@ -136,6 +135,8 @@ def check_device(
         remedy = "unset CUDA_VISIBLE_DEVICES" if hidden else _pip('"crypto_lstm[gpu]"') if driver else ""
         return Check("device", WARNING if driver else OK, f"CPU: {status.reason}", remedy)
     found = f"GPU: {', '.join(status.devices)}"
+    from crypto_lstm.architecture import cudnn_loss  # needs numpy, whose absence is explained as well
+
     if loss := cudnn_loss(config):
         what, remedy = loss.split(": ")
         return Check("device", WARNING, f"{found}; {what}", f"--set {remedy}")

@@ -250,15 +250,13 @@ def stock_layer(
 def stock_model(
     model: keras.Model,  # built
 ) -> keras.Model:  # the same one where it holds no `LSTM` of this module
-    """The network in Keras' own layers, with its weights, compiled alike, and with the state of its optimizer."""
+    """The network in Keras' own layers, with a copy of its weights, compiled alike, to be saved: it shares the model's optimizer, whose state is saved with it."""
     if not any(isinstance(layer, LSTM) for layer in model.layers):
         return model
     twin = keras.models.clone_model(model, clone_function=stock_layer)
     twin.set_weights(model.get_weights())
     if model.compiled and model.optimizer is not None:
-        twin.compile_from_config(model.get_compile_config())
-        twin.optimizer.build(twin.trainable_variables)
-        if model.optimizer.built:
-            for theirs, ours in zip(twin.optimizer.variables, model.optimizer.variables, strict=True):
-                theirs.assign(ours)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        twin.compile(**{**model._compile_config.config, "optimizer": model.optimizer})
     return twin
