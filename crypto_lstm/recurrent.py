@@ -160,12 +160,11 @@ def obstacle(
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 # %% ../nbs/36_recurrent.ipynb #c36c4817
-@keras.saving.register_keras_serializable("crypto_lstm")
 class LSTM(keras.layers.LSTM):
     """Keras' LSTM layer: (batch, timesteps, inputs) -> (batch, timesteps, units), or (batch, units) of the last timestep.
 
     `kind` says what recurrent dropout drops: `per_sample` as Keras does, or `per_batch` rows of the recurrent kernel.
-    All other settings, the weights and their names are those of `keras.layers.LSTM`; `stock_layer` makes one of it.
+    All other settings, the weights and their names are those of `keras.layers.LSTM`, and so is what is saved: `get_config` names no kind.
     Raises `ConfigError` for another kind.
     """
 
@@ -184,9 +183,6 @@ class LSTM(keras.layers.LSTM):
     def recurrent_dropout(self) -> float:
         """Share of the state that is dropped, by either kind."""
         return self._row_rate or self.cell.recurrent_dropout
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "kind": self.kind}
 
     def inner_loop(self, sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
         """Called by Keras with the initial state; last answer, all answers, and the states."""
@@ -230,6 +226,12 @@ class LSTM(keras.layers.LSTM):
             object.__setattr__(self, "_row_rate", rate)
 
 
+with contextlib.suppress(ImportError, AttributeError):  # else `model.save` would name a class that other readers don't have
+    from keras.src import api_export
+
+    api_export.REGISTERED_OBJS_TO_NAMES[LSTM] = "keras.layers.LSTM"
+
+
 def _each_gate(masks: Any) -> list[Any]:
     """Keras' four masks in the order of `gate_weights`, or none for each of them."""
     i, f, c, o = masks if isinstance(masks, list) else [None] * 4
@@ -240,11 +242,8 @@ def stock_layer(
     layer: keras.layers.Layer,
 ) -> keras.layers.Layer:  # without weights
     """A new layer of the same settings; for an `LSTM` of this module Keras' own, whose recurrent dropout is per sample."""
-    config = layer.get_config()
-    if not isinstance(layer, LSTM):
-        return type(layer).from_config(config)
-    del config["kind"]
-    return keras.layers.LSTM.from_config(config)
+    make = keras.layers.LSTM if isinstance(layer, LSTM) else type(layer)
+    return make.from_config(layer.get_config())
 
 
 def stock_model(

@@ -663,19 +663,20 @@ def test_predict_refuses_a_run_whose_parts_do_not_fit(name, run_folder, tmp_path
     assert main(["predict", "--model", str(copy), "--candles", str(run_folder.parent / "candles.feather")]) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
-    assert main(["verify", str(copy)]) == (0 if name == "another bundle's network" else 1)
+    assert main(["verify", str(copy)]) == 1
 
 
-def test_a_run_without_onnx_is_answered_by_its_bundle(run_folder, tmp_path, capsys):
+def test_a_bundle_alone_is_answered_by_keras_and_a_run_lacks_no_file(run_folder, tmp_path, capsys):
     copy = shutil.copytree(run_folder, tmp_path / "run")
-    metadata = json.loads((copy / "metadata.json").read_text())
-    del metadata["sha256"]["onnx"]
-    (copy / "metadata.json").write_text(json.dumps(metadata))
     for path in (copy / "model.onnx", manifest_path(copy / "model.onnx")):
         path.unlink()
-    assert run_predictor(copy) is None and run_predictor(tmp_path / "nowhere") is None
-    assert main(["predict", "--model", str(copy), "--candles", str(run_folder.parent / "candles.feather"), "--json"]) == 0
-    assert main(["verify", str(copy)]) == 0
+    candles = str(run_folder.parent / "candles.feather")
+    assert run_predictor(copy / "bundle") is None and run_predictor(tmp_path / "nowhere") is None
+    assert main(["predict", "--model", str(copy / "bundle"), "--candles", candles, "--json"]) == 0
+    capsys.readouterr()
+    assert main(["predict", "--model", str(copy), "--candles", candles]) == 1
+    assert "model.onnx" in capsys.readouterr().err
+    assert main(["verify", str(copy)]) == 1
 
 
 def test_importing_and_deciding_load_no_heavy_package(trained):
