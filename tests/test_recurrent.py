@@ -147,7 +147,8 @@ import numpy as np
 path, windows = sys.argv[1], np.load(sys.argv[2])
 if sys.argv[3] == "saved_model":
     import tensorflow as tf
-    answers = tf.saved_model.load(path).serve(windows).numpy()
+    loaded = tf.saved_model.load(path)  # holds the variables
+    answers = loaded.serve(windows).numpy()
     kinds = []
 else:
     import keras
