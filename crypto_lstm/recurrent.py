@@ -252,7 +252,7 @@ def stock_model(
     """The network in Keras' own layers, with a copy of its weights, compiled alike, to be saved: it shares the model's optimizer, whose state is saved with it."""
     if not any(isinstance(layer, LSTM) for layer in model.layers):
         return model
-    layers = keras.Model(model.inputs, model.outputs, name=model.name)  # not compiled: a clone would look for the class of a user's optimizer
+    layers = keras.Model(model.input, model.output, name=model.name)  # not compiled: a clone would look for the class of a user's optimizer
     twin = keras.models.clone_model(layers, clone_function=stock_layer)
     twin.set_weights(model.get_weights())
     if model.compiled and model.optimizer is not None:
