@@ -63,6 +63,7 @@ class Decision:
 
 
 def require_probabilities(answers: np.ndarray) -> None:
+    """Raise `AnswerError` unless each row of (rows, 3) is finite, not negative, and sums to 1."""
     good = np.isfinite(answers).all(axis=1) & (answers >= 0).all(axis=1) & (np.abs(answers.sum(axis=1) - 1) < 1e-3)
     if not good.all():
         raise AnswerError(f"{np.sum(~good)} of {len(answers)} answers are no probabilities, the first is {answers[np.argmin(good)]}: load the bundle again, or train a new one")
