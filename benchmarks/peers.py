@@ -306,10 +306,10 @@ class Data(Training):
         np.savez(self.folder / "windows.npz", windows=data.train.gather(data.train.rows[some]), targets=targets)
 
     def invented(self, candles: int) -> Path:
-        """A file of candles, written once by a process of its own, so that this one never holds more than it reads."""
+        """A file of candles, of whom none lies in the future; written once by a process of its own, so that this one holds no more than it reads."""
         path = self.folder / f"invented-{candles}.feather"
         if not path.exists():
-            code = "import sys; from crypto_lstm.candles import synthetic_candles as s; s(int(sys.argv[1]), seed=0).to_feather(sys.argv[2])"
+            code = "import sys; from crypto_lstm.candles import synthetic_candles as s; s(int(sys.argv[1]), seed=0, start='2000-01-01').to_feather(sys.argv[2])"
             subprocess.run([sys.executable, "-c", code, str(candles), str(path)], check=True)
         return path
 
