@@ -5,6 +5,7 @@
 # %% ../nbs/02_gpu.ipynb #9714195b
 from __future__ import annotations
 
+import contextlib
 import ctypes.util
 import os
 import sys
@@ -18,7 +19,7 @@ import numpy as np
 from .display import html_table, text_table
 
 # %% auto #0
-__all__ = ['GpuStatus', 'setup_gpu_memory', 'gpu_memory_mb', 'reset_gpu_peak']
+__all__ = ['GpuStatus', 'setup_cpu_threads', 'setup_gpu_memory', 'gpu_memory_mb', 'reset_gpu_peak']
 
 # %% ../nbs/02_gpu.ipynb #aaa87d57
 @dataclass(frozen=True)
@@ -151,11 +152,27 @@ def _set_policy(wanted: bool, capability: tuple[int, int] | None, gpu_works: boo
             note = f"; float32 is kept: mixed precision needs a GPU of compute capability 7.0 or above, and {has}"
     return keras.config.dtype_policy().name, note
 
+# %% ../nbs/02_gpu.ipynb #d2676e7e
+def setup_cpu_threads() -> int:  # threads of one operation that are in force; 0: TensorFlow's choice
+    """Give each operation one thread on a machine of two to four cores, where TensorFlow has not started and nobody has chosen.
+
+    Results do not depend on it. To choose yourself, call `tf.config.threading.set_intra_op_parallelism_threads` before, or set TF_NUM_INTRAOP_THREADS.
+    """
+    import tensorflow as tf
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chosen = tf.config.threading.get_intra_op_parallelism_threads() or "TF_NUM_INTRAOP_THREADS" in os.environ
+    if not chosen and 2 <= cores <= 4:
+        with contextlib.suppress(RuntimeError):  # it has started
+            tf.config.threading.set_intra_op_parallelism_threads(1)
+    return tf.config.threading.get_intra_op_parallelism_threads()
+
 # %% ../nbs/02_gpu.ipynb #71f19e7f
 def _on_cpu(reason: str, mixed_precision: bool) -> GpuStatus:
     """Hide all GPUs from TensorFlow, as far as it still lets us."""
     import tensorflow as tf
 
+    setup_cpu_threads()
     try:
         tf.config.set_visible_devices([], "GPU")
     except RuntimeError:
@@ -185,7 +202,8 @@ def setup_gpu_memory(
 ) -> GpuStatus:  # true where a GPU works
     """Find GPUs, set memory growth, prove one with a checked matrix product; otherwise hide them and give the reason.
 
-    Can be called again, and after TensorFlow has started. Never raises for want of a GPU: read `reason`.
+    Can be called again, and after TensorFlow has started. Never raises for want of a GPU: read `reason`. Where the CPU computes, its threads are set
+    up by `setup_cpu_threads`.
     Sets Keras' global dtype policy to mixed_float16 only where `mixed_precision` is asked for and the GPU has compute
     capability 7.0 or above; takes mixed_float16 back otherwise. Starts TensorFlow where a GPU is found.
     """

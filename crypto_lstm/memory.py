@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['FLOAT', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'AHEAD_STEPS', 'LEAN_AHEAD_STEPS', 'LEAN_BASE_MB', 'LEAN_ALLOCATOR',
+__all__ = ['FLOAT', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'AHEAD_STEPS', 'LEAN_PARTS', 'LEAN_BASE_MB', 'LEAN_ALLOCATOR',
            'LEAN_MB', 'BUILT_MB', 'UPPER_FACTOR', 'UPPER_MB', 'DONE_STEPS', 'INPUT_COPIES', 'SPARE', 'BASE_MB',
            'ALLOCATOR', 'GRAPH_MB', 'LAYER_MB', 'MASKS_MB', 'lean_activation_bytes', 'lstm_activation_bytes',
            'UnsupportedMemoryError', 'Variant', 'require_positive', 'LayerMemory', 'lean_round_bytes', 'lean_layer',
@@ -111,7 +111,7 @@ def require_positive(name: str, value: Any, whole: bool = False) -> None:
 
 # %% ../nbs/04_memory.ipynb #66d095e2
 AHEAD_STEPS = 32  # rounds that a loop of Keras runs ahead at most (`parallel_iterations`)
-LEAN_AHEAD_STEPS = 10  # the same of a loop of crypto_lstm.recurrent
+LEAN_PARTS = 2  # loops of crypto_lstm.recurrent that a layer runs side by side (`PARTS` there)
 # fitted with TensorFlow 2.21 and Keras 3.15.1, two cores, Linux, by benchmarks/memory.py --fit
 LEAN_BASE_MB = 0.6  # small tensors of any step
 LEAN_ALLOCATOR = 1.02  # memory of the process for each byte of tensors
@@ -138,20 +138,19 @@ class LayerMemory(NamedTuple):
 
 
 def lean_round_bytes(batch_size: int, inputs: int, units: int, masks: int) -> int:
-    """Bytes that one round of the backward loop makes ahead of its turn: gradients of the weights, masked rows, a state and three factors."""
+    """Bytes that one round of the backward loops holds: gradients of the weights and their sums, one of each half of the batch, masked rows and their gradients, what goes into the gates."""
     row = inputs + 1 + units
-    return FLOAT * (4 * row * units + batch_size * (masks * row + 4 * units))
+    return FLOAT * (LEAN_PARTS * 2 * 4 * row * units + batch_size * (2 * masks * row + 12 * units))
 
 
 def lean_layer(
     name: str,
     kept: int,  # `lean_activation_bytes`
     copies: int,  # bytes of sequences with the timesteps first, and of the list of the input's gradient
-    ahead: int,  # `lean_round_bytes`
-    timesteps: int,
+    one_round: int,  # `lean_round_bytes`
 ) -> LayerMemory:
     """What a layer of `crypto_lstm.recurrent` holds."""
-    return LayerMemory(name, kept / MB, 0.0, (copies + min(LEAN_AHEAD_STEPS, timesteps) * ahead) / MB)
+    return LayerMemory(name, kept / MB, 0.0, (copies + one_round) / MB)
 
 
 def stock_layer(
@@ -187,7 +186,7 @@ def _layer_memory(layer: LayerSpec, first: bool, config: Config, variant: Varian
         copies = FLOAT * steps * batch * (inputs * (1 if first else 2) + (2 * width if layer.return_sequences else 0))
         masks = 4 if masked else 1
         kept = lean_activation_bytes(batch, steps, inputs, width, masks=masks)
-        return lean_layer(layer.name, kept, copies, lean_round_bytes(batch, inputs, width, masks), steps)
+        return lean_layer(layer.name, kept, copies, lean_round_bytes(batch, inputs, width, masks))
     dropout = config.dropout_rate > 0
     kept = lstm_activation_bytes(
         batch,

@@ -23,7 +23,7 @@ from .display import html_table, text_table
 from .folder import FILES
 from .network import ModelFileError, quiet
 from .sealed import MANIFEST, DamagedError, FilePath, load, parse_json
-from .windows import Scaler, WindowDataset, prediction_windows
+from .windows import Scaler, WindowDataset, prediction_windows, tf_dataset
 
 # %% auto #0
 __all__ = ['probabilities', 'predict_candles', 'LoadedRun', 'load_run', 'read_pinned', 'RunReport', 'verify_run']
@@ -35,7 +35,7 @@ def probabilities(
 ) -> np.ndarray:  # (windows, 3) float64, rows sum to 1
     """The network's answers. Raises `AnswerError` when one is not finite, is negative, or a row does not sum to 1."""
     with quiet():
-        answers = model.predict(windows, verbose=0).astype(np.float64)
+        answers = model.predict(tf_dataset(windows), verbose=0).astype(np.float64)
     require_probabilities(answers)
     return answers
 

@@ -14,9 +14,12 @@ import keras
 from .config import RECURRENT_DROPOUT, ConfigError
 
 # %% auto #0
-__all__ = ['gate_weights', 'lstm_sequence', 'obstacle', 'LSTM', 'stock_layer', 'stock_model']
+__all__ = ['PARTS', 'gate_weights', 'lstm_sequence', 'obstacle', 'LSTM', 'stock_layer', 'stock_model']
 
 # %% ../nbs/36_recurrent.ipynb #073345e2
+PARTS = 2  # of a batch, trained side by side
+
+
 def gate_weights(
     kernel: Any,  # (inputs, 4 units): input, forget, cell, output, as Keras orders them
     recurrent_kernel: Any,  # (units, 4 units)
@@ -44,10 +47,10 @@ def _list(steps: int, like: Any, shape: tuple[int | None, ...]) -> Any:
 
 
 def _rows(x: Any, h: Any, masks: Any) -> Any:
-    """What the gates of one timestep read: (4 or 1, batch, inputs + 1 + units)."""
+    """What the gates of one timestep read: as the masks, (4 or 1, batch, inputs + 1 + units) or (batch, inputs + 1 + units)."""
     import tensorflow as tf
 
-    return tf.concat([x, tf.ones_like(h[:, :1]), h], 1)[None] * masks
+    return tf.concat([x, tf.ones_like(h[:, :1]), h], 1) * masks
 
 
 def _time_first(sequences: Any) -> Any:
@@ -66,12 +69,13 @@ def _forward(x: Any, weights: Any, masks: Any, h: Any, c: Any) -> tuple[Any, Any
 
     def step(t: Any, h: Any, c: Any, gates: Any, cells: Any, states: Any) -> tuple[Any, ...]:
         gate = tf.sigmoid(tf.matmul(_rows(inputs[t], h, masks), weights))
-        c = gate[1] * c + gate[0] * (gate[3] + gate[3] - 1.0)
-        h = gate[2] * tf.tanh(c)
+        i, f, o, g = tf.unstack(gate)
+        c = f * c + i * (g + g - 1.0)
+        h = o * tf.tanh(c)
         return t + 1, h, c, gates.write(t, gate), cells.write(t + 1, c), states.write(t, h)
 
     start = (0, h, c, _list(steps, x, (4, None, units)), cells, _list(steps, x, (None, units)))
-    _, h, c, *kept = tf.while_loop(lambda t, *_: t < steps, step, start, maximum_iterations=steps)
+    _, h, c, *kept = tf.while_loop(lambda t, *_: t < steps, step, start, maximum_iterations=steps, parallel_iterations=1)
     return h, c, _Kept(*kept)
 
 # %% ../nbs/36_recurrent.ipynb #218d026e
@@ -82,25 +86,35 @@ def _backward(x: Any, weights: Any, masks: Any, h0: Any, kept: _Kept, answers: A
     """
     import tensorflow as tf
 
-    steps, width = x.shape[1], x.shape[2]
-    inputs = _time_first(tf.identity(x))
-    states, d_states = (None, None) if answers is None else (_time_first(tf.identity(answers)), _time_first(d_answers))
+    steps, width, units = x.shape[1], x.shape[2], weights.shape[2]
+    inputs = _time_first(x)
+    states, d_states = (None, None) if answers is None else (_time_first(answers), _time_first(d_answers))
+    per_gate = masks.shape[0] == 4
+    if not per_gate:  # all gates read the same row: their gradients side by side, one product adds them up
+        weights = tf.reshape(tf.transpose(weights, (1, 0, 2)), (-1, 4 * units))
+        masks = tf.squeeze(masks, 0)
 
     def step(t: Any, d_h: Any, d_c: Any, d_weights: Any, d_inputs: Any) -> tuple[Any, ...]:
-        gate, before = kept.gates.read(t), tf.maximum(t - 1, 0)
+        gate, cell, before = kept.gates.read(t), kept.cells.read(t), tf.maximum(t - 1, 0)
+        i, f, o, g = gates = tf.unstack(gate)
         h = tf.where(t > 0, kept.states.read(before) if states is None else states[before], h0)
         d_h = d_h if d_states is None else d_h + d_states[t]
         shown = tf.tanh(kept.cells.read(t + 1))
-        d_c = d_c + tf.raw_ops.TanhGrad(y=shown, dy=d_h * gate[2])
-        new = gate[3] + gate[3] - 1.0
-        d_gate = tf.stack([d_c * new, d_c * kept.cells.read(t), d_h * shown, d_c * (gate[0] + gate[0])])
-        d_sum = tf.raw_ops.SigmoidGrad(y=gate, dy=d_gate)
+        d_c = d_c + tf.raw_ops.TanhGrad(y=shown, dy=d_h * o)
+        d_gates = [d_c * (g + g - 1.0), d_c * cell, d_h * shown, d_c * (i + i)]
+        if per_gate:
+            d_sum = tf.raw_ops.SigmoidGrad(y=gate, dy=tf.stack(d_gates))
+        else:
+            d_sum = tf.concat([tf.raw_ops.SigmoidGrad(y=y, dy=dy) for y, dy in zip(gates, d_gates, strict=True)], 1)
         d_weights = d_weights + tf.matmul(_rows(inputs[t], h, masks), d_sum, transpose_a=True)
-        d_rows = tf.reduce_sum(tf.matmul(d_sum, weights, transpose_b=True) * masks, 0)
-        return t - 1, d_rows[:, width + 1 :], d_c * gate[1], d_weights, d_inputs.write(t, d_rows[:, :width])
+        d_rows = tf.matmul(d_sum, weights, transpose_b=True) * masks
+        d_row = tf.add_n(tf.unstack(d_rows)) if per_gate else d_rows
+        return t - 1, d_row[:, width + 1 :], d_c * f, d_weights, d_inputs.write(t, d_row[:, :width])
 
     start = (steps - 1, d_h, d_c, tf.zeros_like(weights), _list(steps, x, (None, width)))
-    _, d_h, d_c, d_weights, d_inputs = tf.while_loop(lambda t, *_: t >= 0, step, start, maximum_iterations=steps)
+    _, d_h, d_c, d_weights, d_inputs = tf.while_loop(lambda t, *_: t >= 0, step, start, maximum_iterations=steps, parallel_iterations=1)
+    if not per_gate:
+        d_weights = tf.transpose(tf.reshape(d_weights, (-1, 4, units)), (1, 0, 2))
     return _time_first(d_inputs.stack()), d_weights, d_h, d_c
 
 # %% ../nbs/36_recurrent.ipynb #56e13348
@@ -120,19 +134,37 @@ def lstm_sequence(
 
     @tf.custom_gradient
     def run(x: Any, weights: Any, masks: Any, h: Any, c: Any) -> tuple[Any, Callable[..., Any]]:
-        last, cell, kept = _forward(x, weights, masks, h, c)
-        answers = _time_first(kept.states.stack()) if return_sequences else None
+        own = list(zip(_cut(masks, 1), _cut(h), _cut(c), strict=True))
+        parts = [_forward(x, weights, *given) for x, given in zip(_cut(x), own, strict=True)]
+        answers = tf.concat([_time_first(kept.states.stack()) for *_, kept in parts], 0) if return_sequences else None
+        last, cell = (tf.concat([part[number] for part in parts], 0) for number in (0, 1))
 
         def gradient(*given: Any) -> tuple[Any, ...]:
             with tf.control_dependencies(list(given)):
                 d_answers, d_h, d_c = given if return_sequences else (None, *given)
-                d_x, d_weights, d_h, d_c = _backward(x, weights, masks, h, kept, answers, d_answers, d_h, d_c)
-                return d_x, d_weights, tf.zeros_like(masks), d_h, d_c
+                known = zip(_cut(tf.identity(x)), own, parts, _cut(answers), strict=True)
+                ends = zip(_cut(d_answers), _cut(d_h), _cut(d_c), strict=True)
+                found = [
+                    _backward(x, weights, masks, h, kept, answers, *end)
+                    for (x, (masks, h, _), (*_, kept), answers), end in zip(known, ends, strict=True)
+                ]
+                d_x, d_weights, d_h, d_c = zip(*found, strict=True)
+                return tf.concat(d_x, 0), tf.add_n(d_weights), tf.zeros_like(masks), tf.concat(d_h, 0), tf.concat(d_c, 0)
 
         return ((answers, last, cell) if return_sequences else (last, cell)), gradient
 
     out = run(x, weights, masks, h, c)
     return out if return_sequences else (out[0], *out)
+
+
+def _cut(tensor: Any, axis: int = 0) -> list[Any]:
+    """The parts of a batch; None has parts of None."""
+    import tensorflow as tf
+
+    if tensor is None:
+        return [None] * PARTS
+    batch = tf.shape(tensor)[axis]
+    return tf.split(tensor, [batch * (part + 1) // PARTS - batch * part // PARTS for part in range(PARTS)], axis=axis, num=PARTS)
 
 # %% ../nbs/36_recurrent.ipynb #9eee45b3
 def obstacle(

@@ -26,7 +26,7 @@ from .config import Config, ConfigError
 from .files import sha256_file
 from .folder import STATE, require_same
 from .sealed import DamagedError, parse_json
-from .windows import WindowDataset
+from .windows import WindowDataset, tf_dataset
 
 _log = logging.getLogger(__name__)
 
@@ -355,11 +355,12 @@ def fit_on(
     train.epoch = first - 1
     model.stop_training = bool(saved and saved.over)
     with callbacks.training():
+        judged = tf_dataset(validation)
         for windows, begin, end in rounds:
             if begin < end and not model.stop_training:
                 callbacks.offset = len(train) - len(windows)
                 place: dict[str, Any] = {"initial_epoch": begin, "epochs": end, "shuffle": False}  # Keras would shuffle batches by Python's global random state
-                model.fit(windows, validation_data=validation, callbacks=callbacks, verbose=verbose, **place)
+                model.fit(tf_dataset(windows), validation_data=judged, callbacks=callbacks, verbose=verbose, **place)
     return keeper.history
 
 

@@ -15,6 +15,7 @@ from crypto_lstm.memory import (
     AHEAD_STEPS,
     BUILT_MB,
     FLOAT,
+    LEAN_PARTS,
     OPTIMIZER_SLOTS,
     LayerMemory,
     LoopKind,
@@ -300,7 +301,7 @@ def _turned(loop: _Loop) -> list[Any]:
 # %% ../nbs/27_trace.ipynb #29c91e41
 @dataclass(frozen=True)
 class LoopTrace:
-    """What the loop of one recurrent layer keeps from the forward to the backward pass; all in bytes of one train step."""
+    """What the loop of one recurrent layer, or the loops that it runs side by side, keep from the forward to the backward pass; all in bytes of one train step."""
 
     layer: str  # name of the recurrent layer; within a Bidirectional that of its two layers
     steps: int  # timesteps
@@ -312,7 +313,7 @@ class LoopTrace:
     output_bytes: int  # what it returns: timesteps x batch x units, or batch x units of the last timestep
     weight_bytes: int  # its trainable weights
     masked_states: bool  # whether it has recurrent dropout
-    gradient_bytes: int  # gradients of its weights that one round of the backward loop makes, and of a lean loop all that it makes ahead of its turn
+    gradient_bytes: int  # gradients of its weights that one round of the backward loop makes, and of a lean loop all that such a round holds
     lean: bool = False  # whether it is a loop of `crypto_lstm.recurrent`
     copies_bytes: int = 0  # then: sequences that its backward loop reads with the timesteps first, and the list of the input's gradient
 
@@ -343,32 +344,48 @@ def _layer_of(loop: _Loop, graph: Any, recurrent: Sequence[Any]) -> Any:
     raise _unsupported("every loop to be of a recurrent Keras layer", f"the loop '{loop.op.name}'", remedy)
 
 
-def _lean_trace(loop: _Loop, backward: _Loop, layer: Any, batch_size: int) -> LoopTrace:
-    (sequence,) = _turned(loop)
-    inputs, units = _bytes(sequence, batch_size, 1), layer.units
-    masks = next(t for t in loop.op.inputs if t.shape.rank == 3 and t.shape[-1] == sequence.shape[-1] + 1 + units)
-    needs_input_gradient = any(backward.op.inputs[number].op.type == "TensorListReserve" for number in backward.variables)
+def _answers(loop: _Loop, copy: Any) -> Any | None:
+    """The answers that a loop gave together with those beside it, where this copy was cut out of them."""
+    cut, _ = _copied_from(copy)
+    if cut.op.type != "SplitV":
+        return None
+    whole, _ = _copied_from(cut.op.inputs[0])
+    mine = whole.op.type == "ConcatV2" and any(_copied_from(part)[0].op.name == loop.op.name for part in whole.op.inputs)
+    return whole if mine else None
+
+
+def _lean_trace(parts: Sequence[tuple[_Loop, _Loop]], layer: Any, batch_size: int) -> LoopTrace:
+    """One trace of the loops, each with its backward loop, that a layer of `crypto_lstm.recurrent` runs side by side."""
+    sizes = [batch_size * (n + 1) // len(parts) - batch_size * n // len(parts) for n in range(len(parts))]
+    sequences = [_turned(loop)[0] for loop, _ in parts]
+    inputs, units, steps = sum(map(_bytes, sequences, sizes, [1] * len(parts))), layer.units, sequences[0].shape[0]
+    width = sequences[0].shape[-1]
+    masks = next(t for t in parts[0][0].op.inputs if t.shape.rank == 3 and t.shape[-1] == width + 1 + units)
+    needs_input_gradient = any(back.op.inputs[number].op.type == "TensorListReserve" for _, back in parts for number in back.variables)
+    kept, copies = {}, 0
+    for (loop, backward), size in zip(parts, sizes, strict=True):
+        kept |= _shared(loop, backward, size)  # the weights are the same
+        kept |= {whole.ref(): _bytes(whole, batch_size) for copy in _turned(backward) if (whole := _answers(loop, copy)) is not None}
+        copies += sum(_bytes(copy, size, 1) for copy in _turned(backward))
     return LoopTrace(
         layer=layer.name,
-        steps=sequence.shape[0],
-        kept_bytes=sum(_shared(loop, backward, batch_size).values()),
+        steps=steps,
+        kept_bytes=sum(kept.values()),
         shape_only_bytes=0,
         input_list_bytes=inputs,
         input_list_is_kept=False,
         needs_input_gradient=needs_input_gradient,
-        output_bytes=FLOAT * batch_size * units * (sequence.shape[0] if layer.return_sequences else 1),
+        output_bytes=FLOAT * batch_size * units * (steps if layer.return_sequences else 1),
         weight_bytes=sum(map(_variable_bytes, layer.trainable_variables)),
         masked_states=layer.cell.recurrent_dropout > 0,
-        gradient_bytes=lean_round_bytes(batch_size, sequence.shape[-1], units, masks.shape[0]),
+        gradient_bytes=lean_round_bytes(batch_size, width, units, masks.shape[0]),
         lean=True,
-        copies_bytes=sum(_bytes(copy, batch_size, 1) for copy in _turned(backward)) + inputs * needs_input_gradient,
+        copies_bytes=copies + inputs * needs_input_gradient,
     )
 
 
 def _loop_trace(loop: _Loop, values: dict[str, _Loop], loops: dict[str, _Loop], layer: Any, batch_size: int) -> LoopTrace:
-    own_backward, sequences = _own_backward(loop, loops), _sequences(loop)
-    if own_backward is not None:
-        return _lean_trace(loop, own_backward, layer, batch_size)
+    sequences = _sequences(loop)
     if not sequences or any(op.type in _LOOPS for op in loop.body.get_operations()):
         got = f"the loop of layer '{layer.name}', which reads no sequence or has loops in it"
         raise _unsupported("a loop over the timesteps of a sequence", got, "measure this model instead")
@@ -399,7 +416,7 @@ def _variable_bytes(variable: Any) -> int:
 def traced_loops(
     model: keras.Model,  # built and compiled; it stays as it is
     batch_size: int,  # windows in a step
-) -> tuple[LoopTrace, ...]:  # one for each loop, in the order in which they run forward
+) -> tuple[LoopTrace, ...]:  # one for each call of a recurrent layer, in the order in which they run forward
     """What the loops of a model's recurrent layers keep for the backward pass, read from a trace; no step is run.
 
     The step is traced as `fit` does it, with an unknown batch size. A layer that is called twice has two loops. All sizes are what the
@@ -420,7 +437,17 @@ def traced_loops(
     forward = [loops[op.name] for op in graph.get_operations() if op.name in loops and not _is_backward(loops[op.name])]
     layers = [_layer_of(loop, graph, recurrent) for loop in forward]
     _check_loops(graph, recurrent, layers)
-    return tuple(_loop_trace(loop, values, loops, layer, int(batch_size)) for loop, layer in zip(forward, layers, strict=True))
+    traces, lean = [], []
+    for loop, layer in zip(forward, layers, strict=True):
+        own_backward = _own_backward(loop, loops)
+        if own_backward is None:
+            traces.append(_loop_trace(loop, values, loops, layer, int(batch_size)))
+            continue
+        lean.append((loop, own_backward))
+        if len(lean) == LEAN_PARTS:
+            traces.append(_lean_trace(lean, layer, int(batch_size)))
+            lean = []
+    return tuple(traces)
 
 
 def _check_loops(graph: Any, recurrent: Sequence[Any], found: Sequence[Any]) -> None:
@@ -467,7 +494,7 @@ def trace_memory(
 def _held(loop: LoopTrace, last: bool) -> LayerMemory:
     """What a loop holds, as `crypto_lstm.memory` counts it."""
     if loop.lean:
-        return lean_layer(loop.layer, loop.kept_bytes, loop.copies_bytes, loop.gradient_bytes, loop.steps)
+        return lean_layer(loop.layer, loop.kept_bytes, loop.copies_bytes, loop.gradient_bytes)
     beside = loop.input_list_bytes if loop.needs_input_gradient else 0
     if not last:
         beside += min(AHEAD_STEPS, loop.steps) * loop.output_bytes // loop.steps

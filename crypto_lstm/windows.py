@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +26,7 @@ from .labels import make_labels
 
 # %% auto #0
 __all__ = ['DataError', 'window_ends', 'split_rows', 'Scaler', 'balance_rows', 'class_weights', 'epoch_order', 'WindowDataset',
-           'TrainingData', 'prepare', 'prediction_windows']
+           'tf_dataset', 'TrainingData', 'prepare', 'prediction_windows']
 
 # %% ../nbs/10_windows.ipynb #a29ed83d
 class DataError(CryptoLSTMError, ValueError):
@@ -261,6 +261,26 @@ class WindowDataset(keras.utils.PyDataset):
         """Windows of each class; all zero without labels."""
         counts = np.bincount(self.labels if self.labels is not None else [], minlength=len(CLASSES))
         return dict(zip(CLASSES, counts.tolist(), strict=True))
+
+# %% ../nbs/10_windows.ipynb #58cfc077
+def tf_dataset(
+    windows: keras.utils.PyDataset,  # batches of fixed shapes, the last may be smaller; at least one
+) -> Any:  # tf.data.Dataset
+    """The same batches for `fit`, `evaluate` and `predict`, in a pipeline that does not tune itself: an epoch ends when its last step does.
+
+    `on_epoch_begin` of the dataset is called whenever a round over it begins; Keras' own shuffling of batches has no effect.
+    """
+    import tensorflow as tf
+
+    def batches() -> Iterator[tuple[np.ndarray, ...]]:
+        windows.on_epoch_begin()
+        yield from (windows[index] for index in range(len(windows)))
+
+    signature = tuple(tf.TensorSpec((None, *part.shape[1:]), part.dtype) for part in windows[0])
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    stream = tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(1)
+    return stream.apply(tf.data.experimental.assert_cardinality(len(windows))).with_options(options)
 
 # %% ../nbs/10_windows.ipynb #3b0096f1
 @dataclass(frozen=True)
