@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import psutil
 import report
-from report import BATCH, HERE, KERAS, LIMIT, PLAIN, RESULTS, SAMPLE, TORCH, flops
+from report import ALONE, BATCH, HERE, KERAS, LIMIT, PLAIN, RESULTS, SAMPLE, SINGLE, TORCH, flops
 from workers import Worker, in_turn, seconds
 
 TORCH_PYTHON = HERE.parent / ".venv-torch" / "bin" / "python"
@@ -90,6 +90,7 @@ def answers(bench: Bench) -> dict[str, Series]:
         many = {
             "ours": lambda: count / w["predictor"].ask("many", count=count),
             "Keras predict": lambda: count / w["keras"].ask("many", count=count, batch=batch),
+            ALONE: lambda: count / w["keras"].ask("many", count=count, batch=batch, alone=True),
             "PyTorch": lambda: count / w["torch"].ask("many", count=count, batch=batch),
             **limits(w["keras"], flops()),
         }
@@ -123,7 +124,8 @@ def training(bench: Bench) -> dict[str, Any]:
     """Windows a second of training steps; and that with all dropout off the kinds have the same losses."""
     batch, steps = 256, 6
     with ExitStack() as stack:
-        ours, stock, limit = (stack.enter_context(bench.worker(kind)) for kind in ("training", "training", "keras"))
+        ours, stock, limit = (stack.enter_context(bench.worker(kind)) for kind in ("ours", "training", "keras"))
+        single = stack.enter_context(bench.worker("training", TF_NUM_INTRAOP_THREADS="1"))
         torch = stack.enter_context(bench.worker("torch"))
         worst = same_losses(ours, stock, torch)
         works = {
@@ -133,6 +135,7 @@ def training(bench: Bench) -> dict[str, Any]:
             },
             KERAS: lambda: batch * steps / stock.ask("train", kind="stock", batch=batch, steps=steps),
             PLAIN: lambda: batch * steps / stock.ask("train", kind="plain", batch=batch, steps=steps),
+            SINGLE: lambda: batch * steps / single.ask("train", kind="stock", batch=batch, steps=steps),
             TORCH: lambda: batch * steps / torch.ask("train", batch=batch, steps=steps),
             **limits(limit, 3 * flops()),
         }
@@ -159,7 +162,7 @@ def step_memory(bench: Bench) -> dict[str, Series]:
 
     def read(quantity: str, kind: str) -> float:
         bfc = {"TF_CPU_ALLOCATOR_USE_BFC": str(int(quantity == "tensors_mb"))}
-        return bench.once("training", "step_memory", bfc, kind=kind, steps=10)[quantity]
+        return bench.once("ours" if kind in OURS.values() else "training", "step_memory", bfc, kind=kind, steps=10)[quantity]
 
     def turns(quantity: str, rounds: int) -> Series:
         return in_turn({name: lambda kind=kind: read(quantity, kind) for name, kind in kinds.items()}, rounds, warm=0)
@@ -241,7 +244,7 @@ def steps_growth(bench: Bench) -> dict[str, Any]:
     """Training over batch size and over timesteps."""
     tables: dict[str, Any] = {}
     sizes = {"batch": bench.sizes(16, 64, 256, 1024), "timesteps": bench.sizes(30, 60, 120, 240)}
-    with bench.worker("training") as ours, bench.worker("training") as stock:
+    with bench.worker("ours") as ours, bench.worker("training") as stock:
         for axis, points in sizes.items():
             found = {}
             for size in points:

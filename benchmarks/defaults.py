@@ -1,6 +1,6 @@
 """What the settings of training give: each variant trains the default network in a process of its own, and takes its turn with the others.
 
-    python benchmarks/defaults.py                all variants, about 8 minutes; writes benchmarks/defaults_results.json
+    python benchmarks/defaults.py                all variants, about 10 minutes; writes benchmarks/defaults_results.json
     python benchmarks/defaults.py --rounds 3     fewer rounds; --only NAME ... fewer variants
     python benchmarks/defaults.py --report       prints what is stored
 
@@ -39,22 +39,24 @@ class Setup:
 
     compile: dict[str, Any] = field(default_factory=dict)  # more arguments of `compile`
     policy: str = "float32"  # Keras' dtype policy
-    threads: tuple[int, int] = (0, 0)  # intra-op, inter-op; 0: TensorFlow's choice
-    workers: int = 1  # of the dataset
+    threads: tuple[int, int] | None = None  # intra-op, inter-op; 0: TensorFlow's choice; None: as `train` sets them
     steps: int = STEPS  # of a round
-    data: str = "gathered"  # gathered, repeated (one batch again and again) or graph (gathered by TensorFlow)
+    data: str = "gathered"  # gathered, tuned (as Keras feeds it), repeated (one batch again and again) or graph (gathered by TensorFlow)
+    stock: bool = False  # Keras' own layers
 
 
 VARIANTS: dict[str, tuple[str, Setup]] = {
-    BASE: ("gathered by NumPy, one step a call, no XLA, all threads, float32", Setup()),
+    BASE: ("gathered by NumPy, one step a call, one thread an operation, no XLA, float32", Setup()),
+    "Keras' own layers": ("keras.layers.LSTM, one thread an operation", Setup(stock=True)),
+    "the same, all threads": ("keras.layers.LSTM, TensorFlow's choice of threads", Setup(stock=True, threads=(0, 0))),
+    "all threads": ("an operation is spread over all cores: TensorFlow's choice", Setup(threads=(0, 0))),
+    "1 operation at a time": ("on all threads", Setup(threads=(0, 1))),
+    "fed by Keras": ("the dataset itself given to fit: a pipeline that tunes itself", Setup(data="tuned")),
     "one batch repeated": ("nothing is gathered: the limit of what feeding can give", Setup(data="repeated")),
     "gathered in the graph": ("tf.gather on a resident matrix, tf.data", Setup(data="graph")),
-    "2 workers": ("threads that prepare batches ahead", Setup(workers=2)),
     "4 steps a call": ("steps_per_execution=4", Setup(compile={"steps_per_execution": 4})),
     "8 steps a call": ("steps_per_execution=8, here all steps of a round", Setup(compile={"steps_per_execution": 8})),
     "XLA": ("jit_compile=True", Setup(compile={"jit_compile": True}, steps=1)),
-    "1 thread in an operation": ("intra-op 1, inter-op as it is", Setup(threads=(1, 0))),
-    "1 operation at a time": ("intra-op as it is, inter-op 1", Setup(threads=(0, 1))),
     "bfloat16": ("mixed_bfloat16: weights float32, arithmetic bfloat16", Setup(policy="mixed_bfloat16")),
 }
 
@@ -69,17 +71,24 @@ def trainer(name: str) -> Callable[[], tuple[float, float]]:
     from crypto_lstm.architecture import build_model
     from crypto_lstm.candles import synthetic_candles
     from crypto_lstm.config import Config
+    from crypto_lstm.gpu import setup_cpu_threads
+    from crypto_lstm.recurrent import stock_model
     from crypto_lstm.windows import prepare
 
-    for threads, kind in zip(setup.threads, ("intra", "inter"), strict=True):
+    if setup.threads is None:
+        setup_cpu_threads()
+    for threads, kind in zip(setup.threads or (0, 0), ("intra", "inter"), strict=True):
         if threads:
             getattr(tf.config.threading, f"set_{kind}_op_parallelism_threads")(threads)
     keras.config.set_dtype_policy(setup.policy)
     config = Config(batch_size=BATCH)
     data, model = prepare(synthetic_candles(CANDLES, seed=0), config), build_model(config)
+    if setup.stock:
+        model = stock_model(model)
+        model.compile(keras.optimizers.Adam(config.learning_rate), loss=model.loss, metrics=["accuracy", "categorical_accuracy"])
     if setup.compile:
         model.compile(model.optimizer, loss=model.loss, metrics=["accuracy", "categorical_accuracy"], **setup.compile)
-    batches = {"gathered": gathered, "repeated": repeated, "graph": in_graph}[setup.data](data.train, setup)
+    batches = {"gathered": gathered, "tuned": some, "repeated": repeated, "graph": in_graph}[setup.data](data.train, setup)
 
     def seconds() -> tuple[float, float]:
         start, busy = time.perf_counter(), time.process_time()
@@ -93,6 +102,13 @@ def trainer(name: str) -> Callable[[], tuple[float, float]]:
 
 
 def gathered(train: Any, setup: Setup) -> Any:
+    """The same, as `train` feeds it."""
+    from crypto_lstm.windows import tf_dataset
+
+    return tf_dataset(some(train, setup))
+
+
+def some(train: Any, setup: Setup) -> Any:
     """Some steps of each epoch of the training windows, as `prepare` gives them."""
     import keras
 
@@ -106,23 +122,23 @@ def gathered(train: Any, setup: Setup) -> Any:
         def on_epoch_begin(self) -> None:
             train.on_epoch_begin()
 
-    return Some(workers=setup.workers)
+    return Some()
 
 
 def repeated(train: Any, setup: Setup) -> Any:
     """One batch, made once."""
-    import keras
+    import tensorflow as tf
 
-    batch = train[0]
+    return untuned(tf.data.Dataset.from_tensors(train[0]).repeat(setup.steps))
 
-    class Same(keras.utils.PyDataset):
-        def __len__(self) -> int:
-            return setup.steps
 
-        def __getitem__(self, index: int) -> Any:
-            return batch
+def untuned(batches: Any) -> Any:
+    """A pipeline that no thread tunes."""
+    import tensorflow as tf
 
-    return Same(workers=setup.workers)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.with_options(options)
 
 
 def in_graph(train: Any, setup: Setup) -> Any:
@@ -137,7 +153,7 @@ def in_graph(train: Any, setup: Setup) -> Any:
         return tf.gather(matrix, steps), tf.one_hot(tf.gather(classes, positions), 3)
 
     order = tf.data.Dataset.range(len(train.rows)).shuffle(len(train.rows), seed=0).repeat()
-    return order.batch(BATCH, drop_remainder=True).map(batch, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+    return untuned(order.batch(BATCH, drop_remainder=True).map(batch, num_parallel_calls=2).prefetch(2))
 
 
 def work(name: str) -> None:

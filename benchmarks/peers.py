@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,15 +192,36 @@ class Training(Stored):
         return WindowDataset(matrix, rows, labels, shuffle_seed=0, **shape)
 
     def train(self, kind: str, batch: int, steps: int, timesteps: int = 120) -> float:
-        """Seconds of one `fit` over `steps` batches: ours gathers them from the matrix, the peers have all windows as one array."""
+        """Seconds of the steps of one `fit`: ours gathers its batches from the matrix, the peers have all windows as one array."""
+        from crypto_lstm.windows import tf_dataset
+
         key = (kind, batch, steps, timesteps)
         if key not in self.models:
             config = self.config.replace(batch_size=batch, sequence_length=timesteps)
             data = self.dataset(config, batch * steps)
-            feed = {"x": data} if kind in KINDS else dict(zip("xy", whole(data), strict=True), batch_size=batch)
+            feed = {"x": tf_dataset(data)} if kind in KINDS else dict(zip("xy", whole(data), strict=True), batch_size=batch)
             self.models[key] = self.model(kind, config), {**feed, "shuffle": False, "verbose": 0}
         model, feed = self.models[key]
-        return seconds(lambda: model.fit(**feed))
+        return self.inside(model.fit, **feed)
+
+    def inside(self, run: Callable[..., object], **feed: Any) -> float:
+        """Seconds from the first batch's begin to the last one's end: what Keras does before and after, and waits for, is left out."""
+
+        class Clock(self.keras.callbacks.Callback):
+            first = last = 0.0
+
+            def begin(self, batch: int, logs: object = None) -> None:
+                self.first = self.first or time.perf_counter()
+
+            def end(self, batch: int, logs: object = None) -> None:
+                self.last = time.perf_counter()
+
+            on_train_batch_begin = on_predict_batch_begin = begin
+            on_train_batch_end = on_predict_batch_end = end
+
+        clock = Clock()
+        run(**feed, callbacks=[clock])
+        return clock.last - clock.first
 
     def forget(self) -> None:
         """Let go of all networks."""
@@ -225,6 +246,16 @@ class Training(Stored):
         model.fit(data, shuffle=False, verbose=0)
         tensors = tf.config.experimental.get_memory_info("CPU:0")["peak"] / 2**20 if counted else None
         return {"tensors_mb": tensors, "growth_mb": peak_memory_mb() - resident}
+
+
+class Ours(Training):
+    """The same where the threads are set up as `train` does it."""
+
+    def __init__(self, folder: str) -> None:
+        from crypto_lstm.gpu import setup_cpu_threads
+
+        setup_cpu_threads()
+        super().__init__(folder)
 
 
 def whole(data: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -261,9 +292,10 @@ class Keras(Training):
         }
         return median_seconds(ways[how], repeat)
 
-    def many(self, count: int, batch: int) -> float:
-        x = self.view(count)
-        return seconds(lambda: self.answering.predict(x, batch_size=batch, verbose=0))
+    def many(self, count: int, batch: int, alone: bool = False) -> float:
+        """Seconds of a call of `predict`, or of its batches alone."""
+        feed = {"x": self.view(count), "batch_size": batch, "verbose": 0}
+        return self.inside(self.answering.predict, **feed) if alone else seconds(lambda: self.answering.predict(**feed))
 
     def product(self, how: str) -> float:
         """Seconds of one float32 product of 2048 x 2048, on all cores."""
@@ -276,7 +308,7 @@ class Keras(Training):
 # ---------------------------------------------------------------- data
 
 
-class Data(Training):
+class Data(Ours):
     """Candles to batches: memory and time. Each work in a process of its own, as resident memory is of a process."""
 
     def __init__(self, folder: str) -> None:
@@ -306,10 +338,11 @@ class Data(Training):
         np.savez(self.folder / "windows.npz", windows=data.train.gather(data.train.rows[some]), targets=targets)
 
     def invented(self, candles: int) -> Path:
-        """A file of candles, of whom none lies in the future; written once by a process of its own, so that this one holds no more than it reads."""
+        """A file of candles, none of the future; written once by a process of its own, so that this one holds no more than it reads."""
         path = self.folder / f"invented-{candles}.feather"
         if not path.exists():
-            code = "import sys; from crypto_lstm.candles import synthetic_candles as s; s(int(sys.argv[1]), seed=0, start='2000-01-01').to_feather(sys.argv[2])"
+            code = "import sys; from crypto_lstm.candles import synthetic_candles as s; "
+            code += "s(int(sys.argv[1]), seed=0, start='2000-01-01').to_feather(sys.argv[2])"
             subprocess.run([sys.executable, "-c", code, str(candles), str(path)], check=True)
         return path
 
@@ -345,13 +378,15 @@ class Data(Training):
         The second is all that feeding can take of a step, with Keras' own loop on top: nothing hides it there.
         """
         from crypto_lstm.candles import read_candles
+        from crypto_lstm.windows import tf_dataset
 
         data = self.prepare_candles(read_candles(self.invented(candles)), Config())
         trained = {"step": self.model(data.config.recurrent_dropout, data.config), "feeding": self._idle(data.config)}
         many = {"step": steps, "feeding": 40 * steps}
 
         def one(name: str) -> float:
-            return seconds(lambda: trained[name].fit(data.train, steps_per_epoch=many[name], shuffle=False, verbose=0)) / many[name]
+            feed = {"x": tf_dataset(data.train), "steps_per_epoch": many[name], "shuffle": False, "verbose": 0}
+            return self.inside(trained[name].fit, **feed) / many[name]
 
         return in_turn({name: lambda name=name: one(name) for name in trained}, rounds)
 
@@ -398,6 +433,7 @@ WORKERS: dict[str, tuple[type, str]] = {
     "numpy": (Loop, "versions probabilities decision"),
     "keras": (Keras, "versions probabilities decision many product"),
     "training": (Training, "losses train forget step_memory"),
+    "ours": (Ours, "losses train forget step_memory"),
     "data": (Data, "prepare resident copied feeding epoch candles"),
 }
 

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import math
 import platform
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -165,9 +167,23 @@ def _float32() -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def _network(config: Config, weights: Mapping[str, np.ndarray]) -> keras.Model:
+def _empty(config: Config) -> keras.Model:
     with _float32():
-        model = build_model(config, compile_model=False)
+        return build_model(config, compile_model=False)
+
+
+@functools.lru_cache(maxsize=1)
+def _judge(settings: str) -> keras.Model:
+    """A network of these settings (JSON) on which a bundle is tried while it is written: to build one and to trace its first answer takes a second."""
+    return _empty(Config.from_dict(json.loads(settings)))
+
+
+_JUDGING = threading.Lock()
+
+
+def _network(config: Config, weights: Mapping[str, np.ndarray], model: keras.Model | None = None) -> keras.Model:
+    """A new network, or this one, with these weights."""
+    model = model or _empty(config)
     for layer in model.layers:
         for variable in layer.weights:
             variable.assign(weights[f"{layer.name}.{variable.name}"])
@@ -203,7 +219,9 @@ def save_bundle(
     weight_shapes(config)
     rows = data.test.rows[np.linspace(0, len(data.test.rows) - 1, GOLDEN).round().astype(int)]
     windows, weights = data.test.gather(rows), _weights(model)
-    answers = _answers(_network(config, weights), windows)
+    judge = _judge(json.dumps(config.as_dict(), sort_keys=True))
+    with _JUDGING:
+        answers = _answers(_network(config, weights, judge), windows)
     _compare(answers, _answers(model, windows), 20 * TOLERANCE if config.mixed_precision else TOLERANCE, Path(path))
     facts = {**bound_facts(config, data.scaler), "data": _data_facts(data), "versions": _versions(), "notes": _plain(notes)}
     facts["expires"] = None if expires is None else _aware(expires).isoformat()
@@ -216,7 +234,8 @@ def save_bundle(
     with committing(path, facts=facts, needs_bytes=sum(map(len, files.values()))) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        _loaded(folder, facts, files)
+        with _JUDGING:
+            _loaded(folder, facts, files, judge)
     try:
         return verify_folder(path)
     except OSError as error:  # it is in place, and was read back before it went there
@@ -347,8 +366,10 @@ class Bundle:
             raise AnswerError(f"the newest candle ({candles['date'].iloc[-1]}) {fault}, at {moment}: {remedy}")
 
 # %% ../nbs/25_bundle.ipynb #7fee022c
-def _loaded(path: Path, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[keras.Model, Scaler, Config, float, np.ndarray]:
-    """Everything in a bundle's files, checked. Raises `BundleError`."""
+def _loaded(
+    path: Path, facts: Mapping[str, Any], files: Mapping[str, bytes], model: keras.Model | None = None
+) -> tuple[keras.Model, Scaler, Config, float, np.ndarray]:
+    """Everything in a bundle's files, checked; in a new network, or in this one. Raises `BundleError`."""
     if tuple(sorted(files)) != FILES:
         raise BundleError(path, f"expected the files {', '.join(FILES)}, got {_few(files)}")
     settings, values = (parse_json(files[name], path / name) for name in ("config.json", "scaler.json"))
@@ -361,7 +382,7 @@ def _loaded(path: Path, facts: Mapping[str, Any], files: Mapping[str, bytes]) ->
     _check_facts(facts, config, scaler, path)
     window = (GOLDEN, config.sequence_length, len(config.features))
     golden = unpack(files["golden.npz"], {"windows": window, "probabilities": (GOLDEN, len(CLASSES))}, path / "golden.npz")
-    model = _network(config, unpack(files["weights.npz"], shapes, path / "weights.npz"))
+    model = _network(config, unpack(files["weights.npz"], shapes, path / "weights.npz"), model)
     deviation = _compare(_answers(model, golden["windows"]), golden["probabilities"], TOLERANCE, path)
     return model, scaler, config, deviation, golden["windows"]
 

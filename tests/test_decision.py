@@ -497,6 +497,7 @@ def test_parts_that_do_not_fit_are_refused(name, trained, tmp_path):
 
 def test_a_consistent_forgery_needs_the_pin(trained, tmp_path):
     """What the docstring says: a file that its author sealed anew is taken, unless its hash was kept elsewhere."""
+
     def notes(facts, arrays):
         facts["notes"] = {"by": "somebody else"}
 
