@@ -143,7 +143,7 @@ def report_noise(results: dict[str, Any], prefix: str = "") -> None:
         print(f"  {quantity:16} span: mean {statistics.mean(spans):.1f} %, worst {max(spans):.1f} %;  deviation: mean {mean:.1f} %")
 
 
-FITTED = {"LEAN_BASE_MB": (0, 6)}
+FITTED = {"LEAN_COPIES": (0, 3), "LEAN_BASE_MB": (0, 6)}
 FITTED_PROCESS = {"LEAN_ALLOCATOR": (1, 1.5), "LEAN_MB": (0, 100)}
 
 

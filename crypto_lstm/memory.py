@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['FLOAT', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'AHEAD_STEPS', 'LEAN_PARTS', 'LEAN_BASE_MB', 'LEAN_ALLOCATOR',
-           'LEAN_MB', 'BUILT_MB', 'UPPER_FACTOR', 'UPPER_MB', 'DONE_STEPS', 'INPUT_COPIES', 'SPARE', 'BASE_MB',
-           'ALLOCATOR', 'GRAPH_MB', 'LAYER_MB', 'MASKS_MB', 'lean_activation_bytes', 'lstm_activation_bytes',
+__all__ = ['FLOAT', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'AHEAD_STEPS', 'LEAN_PARTS', 'LEAN_COPIES', 'LEAN_BASE_MB',
+           'LEAN_ALLOCATOR', 'LEAN_MB', 'BUILT_MB', 'UPPER_FACTOR', 'UPPER_MB', 'DONE_STEPS', 'INPUT_COPIES', 'SPARE',
+           'BASE_MB', 'ALLOCATOR', 'GRAPH_MB', 'LAYER_MB', 'MASKS_MB', 'lean_activation_bytes', 'lstm_activation_bytes',
            'UnsupportedMemoryError', 'Variant', 'require_positive', 'LayerMemory', 'lean_round_bytes', 'lean_layer',
            'stock_layer', 'PeakMoment', 'MemoryEstimate', 'estimate_memory', 'LoopKind', 'assemble',
            'EmptyHistoryError', 'plot_memory_estimates']
@@ -113,9 +113,10 @@ def require_positive(name: str, value: Any, whole: bool = False) -> None:
 AHEAD_STEPS = 32  # rounds that a loop of Keras runs ahead at most (`parallel_iterations`)
 LEAN_PARTS = 2  # loops of crypto_lstm.recurrent that a layer runs side by side (`PARTS` there)
 # fitted with TensorFlow 2.21 and Keras 3.15.1, two cores, Linux, by benchmarks/memory.py --fit
-LEAN_BASE_MB = 0.6  # small tensors of any step
-LEAN_ALLOCATOR = 1.02  # memory of the process for each byte of tensors
-LEAN_MB = 23.0  # of the process: each LSTM layer in the graph
+LEAN_COPIES = 1.1  # copies of a layer's input that lie about because one half of the batch is ahead of the other
+LEAN_BASE_MB = 0.25  # small tensors of any step
+LEAN_ALLOCATOR = 1.13  # memory of the process for each byte of tensors
+LEAN_MB = 29.4  # of the process: each LSTM layer in the graph
 BUILT_MB = 718.0  # process with the model just built
 UPPER_FACTOR, UPPER_MB = 1.3, 25.0  # `upper_mb` allows for this much growth
 # the same for Keras' loops, fitted on the same configurations when `build_model` made Keras' layers
@@ -147,10 +148,11 @@ def lean_layer(
     name: str,
     kept: int,  # `lean_activation_bytes`
     copies: int,  # bytes of sequences with the timesteps first, and of the list of the input's gradient
+    inputs: int,  # bytes of the sequence that it reads
     one_round: int,  # `lean_round_bytes`
 ) -> LayerMemory:
     """What a layer of `crypto_lstm.recurrent` holds."""
-    return LayerMemory(name, kept / MB, 0.0, (copies + one_round) / MB)
+    return LayerMemory(name, kept / MB, 0.0, (copies + LEAN_COPIES * inputs + one_round) / MB)
 
 
 def stock_layer(
@@ -186,7 +188,7 @@ def _layer_memory(layer: LayerSpec, first: bool, config: Config, variant: Varian
         copies = FLOAT * steps * batch * (inputs * (1 if first else 2) + (2 * width if layer.return_sequences else 0))
         masks = 4 if masked else 1
         kept = lean_activation_bytes(batch, steps, inputs, width, masks=masks)
-        return lean_layer(layer.name, kept, copies, lean_round_bytes(batch, inputs, width, masks))
+        return lean_layer(layer.name, kept, copies, FLOAT * steps * batch * inputs, lean_round_bytes(batch, inputs, width, masks))
     dropout = config.dropout_rate > 0
     kept = lstm_activation_bytes(
         batch,

@@ -494,7 +494,7 @@ def trace_memory(
 def _held(loop: LoopTrace, last: bool) -> LayerMemory:
     """What a loop holds, as `crypto_lstm.memory` counts it."""
     if loop.lean:
-        return lean_layer(loop.layer, loop.kept_bytes, loop.copies_bytes, loop.gradient_bytes)
+        return lean_layer(loop.layer, loop.kept_bytes, loop.copies_bytes, loop.input_list_bytes, loop.gradient_bytes)
     beside = loop.input_list_bytes if loop.needs_input_gradient else 0
     if not last:
         beside += min(AHEAD_STEPS, loop.steps) * loop.output_bytes // loop.steps
