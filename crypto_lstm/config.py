@@ -174,7 +174,7 @@ class Config:
     lstm_units: tuple[int, ...] = _widths((128, 64, 32), "widths of the LSTM layers", at_least=1)
     dense_units: tuple[int, ...] = _widths((32, 16), "widths of the dense layers after them", at_least=0)
     dropout_rate: float = _number(0.3, "[0, 1)", "dropout of the inputs of each LSTM layer and after each dense layer")
-    recurrent_dropout: str = _choice("per_sample", RECURRENT_DROPOUT, "what dropout of the LSTM state drops: for each window its own, or rows of weights")
+    recurrent_dropout: str = _choice("per_batch", RECURRENT_DROPOUT, "what dropout of the LSTM state drops: for each window its own, or rows of weights")
     recurrent_dropout_rate: float | None = _rate_or_none("dropout of the LSTM state; none: as dropout_rate")
     mixed_precision: bool = _setting(False, _check_flag, "float16 arithmetic on a GPU that is fast at it")
     learning_rate: float = _number(0.001, "(0, 10]", "Adam's step size at the start")
