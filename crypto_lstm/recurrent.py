@@ -220,7 +220,8 @@ class LSTM(keras.layers.LSTM):
         """Called by Keras with the initial state; last answer, all answers, and the states."""
         if obstacle(self, sequences, mask, training) is None:
             return self._lean(sequences, *initial_state)
-        with self._dropped_rows() if training and self._row_rate else contextlib.nullcontext():
+        ways = {True: self._dropped_rows, False: self._gate_by_gate}
+        with ways[bool(training)]() if self._row_rate else contextlib.nullcontext():
             return super().inner_loop(sequences, initial_state, mask, training)
 
     def _lean(self, x: Any, h: Any, c: Any) -> tuple[Any, Any, list[Any]]:
@@ -243,6 +244,16 @@ class LSTM(keras.layers.LSTM):
         """The recurrent kernel without the rows that this step drops, the others larger by as much."""
         ones = keras.ops.ones((self.units, 1), self.cell.recurrent_kernel.dtype)
         return self.cell.recurrent_kernel * keras.random.dropout(ones, self._row_rate, seed=self.cell.seed_generator)
+
+    @contextlib.contextmanager
+    def _gate_by_gate(self) -> Iterator[None]:
+        """Let the cell compute as that of Keras' layer with recurrent dropout: what is read back from a file answers alike to the last bit."""
+        before = self.cell.implementation
+        object.__setattr__(self.cell, "implementation", 1)
+        try:
+            yield
+        finally:
+            object.__setattr__(self.cell, "implementation", before)
 
     @contextlib.contextmanager
     def _dropped_rows(self) -> Iterator[None]:

@@ -212,3 +212,10 @@ def test_a_training_on_a_gpu_says_what_loses_cudnn(settings, told, tmp_path, mon
     lines = [record.message for record in caplog.records if "cuDNN" in record.message]
     expected = ["recurrent dropout of 0.3 per sample loses the cuDNN kernel: recurrent_dropout=per_batch keeps it"]
     assert lines == (expected if told else [])
+
+
+@pytest.mark.parametrize("kind", ["per_sample", "per_batch"])
+def test_a_network_and_what_is_saved_of_it_answer_alike_to_the_last_bit(kind):
+    model = build_model(Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,), recurrent_dropout=kind))
+    windows = np.random.default_rng(3).normal(size=(225, 12, 8)).astype("float32")
+    assert model.predict(windows, verbose=0).tobytes() == stock_model(model).predict(windows, verbose=0).tobytes()
