@@ -2,7 +2,7 @@
 # make test    set everything up and run every check
 # make lab     JupyterLab on the notebooks
 # make notebooks    clean and export the notebooks, make README.md from nbs/index.ipynb
-# make bench   speed and memory, measured on this machine beside peers, PyTorch too: about 25 minutes, writes benchmarks/RESULTS.md
+# make bench   speed and memory, measured on this machine beside peers, PyTorch too: about 15 minutes, writes benchmarks/RESULTS.md
 # make bench-growth   how each grows: windows, batch, timesteps, candles; its tables join benchmarks/RESULTS.md
 # make bench-gpu   stock Keras against ours on a GPU; without one it says so
 # make bench-trust   kills, failing disks, changed bytes, attacks, NaN, beside plain Keras: about an hour

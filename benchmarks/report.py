@@ -137,7 +137,24 @@ GOALS = (
     ),
 )
 
-WHY: dict[str, str] = {}  # key of a goal that was missed -> why, for the run in results.json
+_BEYOND = (
+    "Between its waits `predict` is that fast on this machine: 2.5 times as much is more than the matrix limit, where no time is left "
+    "for activations."
+)
+_MASKS = (
+    "Each gate multiplies its own masked rows, forward and back, and adds up four gradients; with `per_batch`, the default, one row serves "
+    "all gates."
+)
+WHY: dict[str, str] = {  # key of a goal that was missed -> why, for the run in results.json
+    "many": f"A call of `predict` may wait at its end; then the ratio is that of the better rounds. In most it did not. {_BEYOND}",
+    "many_alone": _BEYOND,
+    "many_limit": (
+        "The rest goes into sigmoid and tanh, which the limit leaves out; onnxruntime's LSTM is one operation, there is nothing around it "
+        "to save."
+    ),
+    "training": _MASKS,
+    "training_torch": _MASKS,
+}
 
 
 # ---------------------------------------------------------------- text
