@@ -294,6 +294,16 @@ def _shared(forward: _Loop, backward: _Loop, batch_size: int) -> dict[Any, int]:
     return kept
 
 
+def _answers(loop: _Loop, copy: Any) -> Any | None:
+    """The answers that a loop gave together with those beside it, where this copy was cut out of them."""
+    cut, _ = _copied_from(copy)
+    if cut.op.type != "SplitV":
+        return None
+    whole, _ = _copied_from(cut.op.inputs[0])
+    mine = whole.op.type == "ConcatV2" and any(_copied_from(part)[0].op.name == loop.op.name for part in whole.op.inputs)
+    return whole if mine else None
+
+
 def _turned(loop: _Loop) -> list[Any]:
     """The sequences that a loop of `crypto_lstm.recurrent` reads, copied so that the timesteps come first."""
     return [loop.op.inputs[number] for number in sorted(loop.variables) if loop.op.inputs[number].op.type == "Transpose"]
@@ -342,16 +352,6 @@ def _layer_of(loop: _Loop, graph: Any, recurrent: Sequence[Any]) -> Any:
             return layer
     remedy = "make it of keras.layers.RNN and a cell"
     raise _unsupported("every loop to be of a recurrent Keras layer", f"the loop '{loop.op.name}'", remedy)
-
-
-def _answers(loop: _Loop, copy: Any) -> Any | None:
-    """The answers that a loop gave together with those beside it, where this copy was cut out of them."""
-    cut, _ = _copied_from(copy)
-    if cut.op.type != "SplitV":
-        return None
-    whole, _ = _copied_from(cut.op.inputs[0])
-    mine = whole.op.type == "ConcatV2" and any(_copied_from(part)[0].op.name == loop.op.name for part in whole.op.inputs)
-    return whole if mine else None
 
 
 def _lean_trace(parts: Sequence[tuple[_Loop, _Loop]], layer: Any, batch_size: int) -> LoopTrace:
