@@ -32,7 +32,7 @@ _all_ = ["export_onnx", "GraphError"]  # callers find them here as well
 
 # %% auto #0
 __all__ = ['NO_TRADE', 'GOLDEN_TOLERANCE', 'RUN_FILES', 'AnswerError', 'Decision', 'require_probabilities', 'decided',
-           'require_fresh', 'Predictor', 'run_predictor', 'export_onnx', 'GraphError']
+           'decisions', 'require_fresh', 'Predictor', 'run_predictor', 'export_onnx', 'GraphError']
 
 # %% ../nbs/12_decision.ipynb #4884dec8
 NO_TRADE = "NO_TRADE"
@@ -78,6 +78,14 @@ def decided(
     if shares[best] == shares[second]:
         return Decision(NO_TRADE, shares, f"{best} and {second} are equally likely")
     return Decision(best, shares, f"{best} has the highest probability, {shares[best]:.3f}")
+
+
+def decisions(
+    answers: np.ndarray,  # (windows, 3) probabilities
+) -> np.ndarray:  # (windows,) names
+    """The same for many: of each row the class with the highest probability, or NO_TRADE where two of them share it."""
+    shared = np.count_nonzero(answers == answers.max(axis=1, keepdims=True), axis=1) > 1
+    return np.array([*CLASSES, NO_TRADE])[np.where(shared, len(CLASSES), answers.argmax(axis=1))]
 
 # %% ../nbs/12_decision.ipynb #4e60da64
 def require_fresh(
@@ -257,7 +265,7 @@ class Predictor:
         parts = [self.probabilities(view[ends[start : start + _BLOCK]].transpose(0, 2, 1)) for start in range(0, len(rows), _BLOCK)]
         answers = np.concatenate(parts)
         shares = {name.lower(): answers[:, number] for number, name in enumerate(CLASSES)}
-        return {"date": fed.times[rows].view("datetime64[ns]"), **shares, "decision": np.array(CLASSES)[answers.argmax(axis=1)]}
+        return {"date": fed.times[rows].view("datetime64[ns]"), **shares, "decision": decisions(answers)}
 
     def decide(
         self,

@@ -19,6 +19,7 @@ import pandas as pd
 from .commit import read_file
 from .bundle import Bundle, VerifyReport, load_bundle, require_probabilities, verify_bundle
 from .config import CLASSES, Config
+from .decision import decisions
 from .display import html_table, text_table
 from .folder import FILES
 from .network import ModelFileError, quiet
@@ -46,7 +47,7 @@ def predict_candles(
     config: Config,  # with which it was trained
     candles: pd.DataFrame,  # date, open, high, low, close, volume
 ) -> pd.DataFrame:  # date, short, hold, long, decision: one row for each candle with a full window
-    """Probabilities and the most likely class for every candle that has a full window, the newest included.
+    """Probabilities and the most likely class (NO_TRADE where two are equally likely) for every candle that has a full window, the newest included.
 
     They are the network's own: one that was trained on balanced classes gives rare classes more than their share of the market.
     `crypto_lstm.evaluation.restore_prior` puts the shares back; both are in the run's metadata.
@@ -54,7 +55,7 @@ def predict_candles(
     windows, ends = prediction_windows(candles, config, scaler)
     answers = probabilities(model, windows)
     columns = {name.lower(): answers[:, number] for number, name in enumerate(CLASSES)}
-    return pd.DataFrame({"date": ends["date"], **columns, "decision": np.array(CLASSES)[answers.argmax(axis=1)]})
+    return pd.DataFrame({"date": ends["date"], **columns, "decision": decisions(answers)})
 
 # %% ../nbs/39_prediction.ipynb #6cd0bad8
 @dataclass(frozen=True)

@@ -362,7 +362,8 @@ def _lean_trace(parts: Sequence[tuple[_Loop, _Loop]], layer: Any, batch_size: in
     width = sequences[0].shape[-1]
     masks = next(t for t in parts[0][0].op.inputs if t.shape.rank == 3 and t.shape[-1] == width + 1 + units)
     needs_input_gradient = any(back.op.inputs[number].op.type == "TensorListReserve" for _, back in parts for number in back.variables)
-    kept, copies = {}, 0
+    kept: dict[Any, int] = {}
+    copies = 0
     for (loop, backward), size in zip(parts, sizes, strict=True):
         kept |= _shared(loop, backward, size)  # the weights are the same
         kept |= {whole.ref(): _bytes(whole, batch_size) for copy in _turned(backward) if (whole := _answers(loop, copy)) is not None}
