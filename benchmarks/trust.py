@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import random
+import re
 import shutil
 import statistics
 import sys
@@ -422,6 +423,15 @@ def report(parts: dict[str, Any], full: bool) -> list[str]:
     return short
 
 
+def portable(found: Any) -> Any:
+    """What is stored: no tracebacks, and no paths of the machine."""
+    if isinstance(found, str):
+        return re.sub(r"(?:/[\w.-]+)+/(?=[\w.-]+)", "", re.split(r"(?:\\+n)+Traceback|\nTraceback", found)[0])
+    if isinstance(found, dict):
+        return {name: portable(value) for name, value in found.items()}
+    return [portable(value) for value in found] if isinstance(found, list) else found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=PARTS, help="this part; can be given more than once")
@@ -480,7 +490,7 @@ def measure(arguments: argparse.Namespace, seed: int, counts: dict[str, Any], kn
             if results[part]:
                 known[part] = {**about, "results": dict(sorted(results[part].items(), key=lambda item: order.index(item[0])))}
         if not arguments.quick:
-            RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+            RESULTS.write_text(json.dumps(portable(known), indent=1) + "\n", encoding="utf-8")
     return known
 
 
