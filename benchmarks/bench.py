@@ -31,6 +31,8 @@ import report
 from report import ALONE, BATCH, HERE, KERAS, LIMIT, PLAIN, RESULTS, SAMPLE, SINGLE, TORCH, flops
 from workers import Worker, in_turn, seconds
 
+from crypto_lstm.resources import processors
+
 TORCH_PYTHON = HERE.parent / ".venv-torch" / "bin" / "python"
 OURS = {SAMPLE: "per_sample", BATCH: "per_batch"}
 CANDLES = 2_300_000
@@ -219,7 +221,7 @@ def start(bench: Bench) -> dict[str, Series]:
     return {"start": in_turn({name: lambda code=code: run(code) for name, code in START.items()}, bench.rounds(5))}
 
 
-PIECES = (["start.py"], ["decision.py", "--quick"], ["candles.py"], ["feeding.py"], ["memory.py", "--quick"])
+PIECES = (["start.py"], ["decision.py", "--only", "parity"], ["candles.py"], ["feeding.py"], ["memory.py", "--quick"])
 
 
 def pieces(bench: Bench) -> dict[str, dict[str, str]]:
@@ -337,7 +339,6 @@ def machine(bench: Bench) -> dict[str, Any]:
     names = (
         [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions: dict[str, Any] = {}
     for kind in ("predictor", "keras", "numpy", "torch"):
         versions |= bench.once(kind, "versions")
@@ -345,7 +346,7 @@ def machine(bench: Bench) -> dict[str, Any]:
         raise SystemExit("crypto_lstm.decision loads TensorFlow: a decision must do without")
     return {
         "processor": names[0] if names else platform.processor(),
-        "cores": cores,
+        "cores": processors(),
         "memory, GiB": round(psutil.virtual_memory().total / 2**30),
         "system": platform.platform(),
         "Python": platform.python_version(),

@@ -113,7 +113,7 @@ GOALS = (
     ),
     Goal(
         "resident",
-        "2.3 million candles ready to train, over the runtime",
+        "2.3 million candles ready to train, their table let go, over the runtime",
         ("resident", "ours"),
         300,
         unit="MiB",

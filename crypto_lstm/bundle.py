@@ -28,7 +28,7 @@ from .architecture import build_model, layer_plan
 from .candles import require_candles
 from .commit import committing
 from .config import CLASSES, Config, ConfigError, CryptoLSTMError
-from .decision import NO_TRADE, AnswerError, Decision, decided, require_probabilities
+from .decision import NO_TRADE, AnswerError, Decision, decided, require_fresh, require_probabilities
 from .display import html_table, text_table
 from .graph import MAX_PARAMETERS, MAX_WINDOW
 from .network import quiet
@@ -172,12 +172,7 @@ def _empty(config: Config) -> keras.Model:
         return build_model(config, compile_model=False)
 
 
-@functools.lru_cache(maxsize=1)
-def _judge(settings: str) -> keras.Model:
-    """A network of these settings (JSON) on which a bundle is tried while it is written: to build one and to trace its first answer takes a second."""
-    return _empty(Config.from_dict(json.loads(settings)))
-
-
+_judge = functools.lru_cache(maxsize=1)(_empty)  # on it a bundle is tried while it is written: to build one and to trace its first answer takes a second
 _JUDGING = threading.Lock()
 
 
@@ -219,7 +214,7 @@ def save_bundle(
     weight_shapes(config)
     rows = data.test.rows[np.linspace(0, len(data.test.rows) - 1, GOLDEN).round().astype(int)]
     windows, weights = data.test.gather(rows), _weights(model)
-    judge = _judge(json.dumps(config.as_dict(), sort_keys=True))
+    judge = _judge(config)
     with _JUDGING:
         answers = _answers(_network(config, weights, judge), windows)
     _compare(answers, _answers(model, windows), 20 * TOLERANCE if config.mixed_precision else TOLERANCE, Path(path))
@@ -350,20 +345,11 @@ class Bundle:
     def _require_fresh(self, candles: pd.DataFrame, now: Any, max_age_candles: float) -> None:
         require_candles(candles, self.config.timeframe)
         try:
-            moment = pd.Timestamp(datetime.now(UTC) if now is None else now).as_unit("ns")
+            moment = None if now is None else pd.Timestamp(now).as_unit("ns")
         except (ValueError, TypeError) as error:
             raise AnswerError(f"expected a date for now, got {now!r}: give a datetime in UTC, or leave it out") from error
-        if moment is pd.NaT or moment.tzinfo is None:
-            raise AnswerError(f"expected a date with a time zone for now, got {now!r}: give a datetime in UTC, or leave it out")
-        expires = self.metadata.get("expires")
-        if expires is not None and moment > pd.Timestamp(expires):
-            raise AnswerError(f"the model expired at {expires}: train a new one")
-        span = pd.Timedelta(minutes=self.config.timeframe_minutes)
-        age = (moment - candles["date"].iloc[-1] - span) / span  # in candles, since its close
-        if not 0 <= age <= max_age_candles:
-            old = f"is too old, {age:.1f} candles since its close and {max_age_candles:g} are allowed"
-            fault, remedy = ("is not closed yet", "leave it out") if age < 0 else (old, "fetch newer candles")
-            raise AnswerError(f"the newest candle ({candles['date'].iloc[-1]}) {fault}, at {moment}: {remedy}")
+        newest = candles["date"].iloc[-1].as_unit("ns").value
+        require_fresh(newest, self.config, moment, max_age_candles, self.metadata.get("expires"))
 
 # %% ../nbs/25_bundle.ipynb #7fee022c
 def _loaded(

@@ -247,6 +247,7 @@ class Predictor:
             return _run(self._session, windows) if len(windows) else np.empty((0, len(CLASSES)))
         from concurrent.futures import ThreadPoolExecutor
 
+        # as `resources.processors`, which would load psutil
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with ThreadPoolExecutor(processors) as pool:
             return np.concatenate(list(pool.map(lambda start: _run(self._session, windows[start : start + _CHUNK]), range(0, len(windows), _CHUNK))))

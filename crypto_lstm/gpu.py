@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .display import html_table, text_table
+from .resources import processors
 
 # %% auto #0
 __all__ = ['GpuStatus', 'setup_cpu_threads', 'setup_gpu_memory', 'gpu_memory_mb', 'reset_gpu_peak']
@@ -160,9 +161,8 @@ def setup_cpu_threads() -> int:  # threads of one operation that are in force; 0
     """
     import tensorflow as tf
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen = tf.config.threading.get_intra_op_parallelism_threads() or "TF_NUM_INTRAOP_THREADS" in os.environ
-    if not chosen and 2 <= cores <= 4:
+    if not chosen and 2 <= processors() <= 4:
         with contextlib.suppress(RuntimeError):  # it has started
             tf.config.threading.set_intra_op_parallelism_threads(1)
     return tf.config.threading.get_intra_op_parallelism_threads()

@@ -25,7 +25,7 @@ from .config import Config, CryptoLSTMError
 from .display import html_table, text_table
 from .files import write_json
 from .memory import BUILT_MB, MemoryEstimate, Variant, estimate_memory, require_positive
-from .resources import MB, peak_memory_mb, process_memory_mb, reset_peak_memory
+from .resources import MB, peak_memory_mb, process_memory_mb, processors, reset_peak_memory
 
 if TYPE_CHECKING:
     import keras
@@ -285,9 +285,8 @@ def cache_folder() -> Path:
 
 def _key(job: dict[str, Any]) -> str:
     """Name of a measurement: all that its result depends on, as SHA-256."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     settings = {name: value for name, value in sorted(os.environ.items()) if _ALLOCATOR_SETTINGS.match(name) and name != "TF_CPP_MIN_LOG_LEVEL"}
-    place = [platform.platform(), platform.python_version(), cores, [version(name) for name in _VERSIONED], settings]
+    place = [platform.platform(), platform.python_version(), processors(), [version(name) for name in _VERSIONED], settings]
     return hashlib.sha256(json.dumps([job, place], sort_keys=True).encode()).hexdigest()
 
 

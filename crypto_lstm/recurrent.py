@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -220,8 +220,7 @@ class LSTM(keras.layers.LSTM):
         """Called by Keras with the initial state; last answer, all answers, and the states."""
         if obstacle(self, sequences, mask, training) is None:
             return self._lean(sequences, *initial_state)
-        ways = {True: self._dropped_rows, False: self._gate_by_gate}
-        with ways[bool(training)]() if self._row_rate else contextlib.nullcontext():
+        with _exchanged(self._for_keras(training)):
             return super().inner_loop(sequences, initial_state, mask, training)
 
     def _lean(self, x: Any, h: Any, c: Any) -> tuple[Any, Any, list[Any]]:
@@ -245,28 +244,28 @@ class LSTM(keras.layers.LSTM):
         ones = keras.ops.ones((self.units, 1), self.cell.recurrent_kernel.dtype)
         return self.cell.recurrent_kernel * keras.random.dropout(ones, self._row_rate, seed=self.cell.seed_generator)
 
-    @contextlib.contextmanager
-    def _gate_by_gate(self) -> Iterator[None]:
-        """Let the cell compute as that of Keras' layer with recurrent dropout: what is read back from a file answers alike to the last bit."""
-        before = self.cell.implementation
-        object.__setattr__(self.cell, "implementation", 1)
-        try:
-            yield
-        finally:
-            object.__setattr__(self.cell, "implementation", before)
+    def _for_keras(self, training: bool) -> list[tuple[Any, str, Any]]:
+        """What Keras' own loops, and cuDNN, shall find in place of dropped rows: the thinned kernel in training, and no recurrent dropout.
 
-    @contextlib.contextmanager
-    def _dropped_rows(self) -> Iterator[None]:
-        """Let Keras' own loops, and cuDNN, find the thinned kernel, and no recurrent dropout."""
-        kernel, rate = self.cell.recurrent_kernel, self._row_rate
-        thinned = keras.ops.cast(self._thinned(), self.compute_dtype)
-        object.__setattr__(self.cell, "recurrent_kernel", thinned)
-        object.__setattr__(self, "_row_rate", 0.0)
-        try:
-            yield
-        finally:
-            object.__setattr__(self.cell, "recurrent_kernel", kernel)
-            object.__setattr__(self, "_row_rate", rate)
+        Outside training the cell computes gate by gate, as that of the stock layer, so that what is read back from a file answers alike to the last bit.
+        """
+        if not self._row_rate:
+            return []
+        kernel = (self.cell, "recurrent_kernel", keras.ops.cast(self._thinned(), self.compute_dtype)) if training else (self.cell, "implementation", 1)
+        return [kernel, (self, "_row_rate", 0.0)]
+
+
+@contextlib.contextmanager
+def _exchanged(values: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
+    """These attributes have other values for a while."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in values]
+    for owner, name, value in values:
+        object.__setattr__(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            object.__setattr__(owner, name, value)
 
 
 with contextlib.suppress(ImportError, AttributeError):  # else `model.save` would name a class that other readers don't have

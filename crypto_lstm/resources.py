@@ -5,6 +5,7 @@
 # %% ../nbs/22_resources.ipynb #61e3ce97
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import psutil
 
 # %% auto #0
-__all__ = ['MB', 'process_memory_mb', 'peak_memory_mb', 'reset_peak_memory', 'memory_limit_mb', 'available_memory_mb']
+__all__ = ['MB', 'process_memory_mb', 'peak_memory_mb', 'reset_peak_memory', 'memory_limit_mb', 'available_memory_mb',
+           'processors']
 
 # %% ../nbs/22_resources.ipynb #6879a530
 MB = 2**20  # bytes
@@ -121,3 +123,8 @@ def available_memory_mb(
     Pages of files that the kernel can drop count as available.
     """
     return min([psutil.virtual_memory().available, *(free for _, free in (*_cgroup_levels(root), *_process_limits(root)))]) / MB
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -359,7 +359,7 @@ def fit_on(
         for windows, begin, end in rounds:
             if begin < end and not model.stop_training:
                 callbacks.offset = len(train) - len(windows)
-                place: dict[str, Any] = {"initial_epoch": begin, "epochs": end, "shuffle": False}  # Keras would shuffle batches by Python's global random state
+                place: dict[str, Any] = {"initial_epoch": begin, "epochs": end, "shuffle": False}  # else Keras warns that it does not shuffle them
                 model.fit(tf_dataset(windows), validation_data=judged, callbacks=callbacks, verbose=verbose, **place)
     return keeper.history
 

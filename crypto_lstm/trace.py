@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -354,17 +355,20 @@ def _layer_of(loop: _Loop, graph: Any, recurrent: Sequence[Any]) -> Any:
     raise _unsupported("every loop to be of a recurrent Keras layer", f"the loop '{loop.op.name}'", remedy)
 
 
-def _lean_trace(parts: Sequence[tuple[_Loop, _Loop]], layer: Any, batch_size: int) -> LoopTrace:
-    """One trace of the loops, each with its backward loop, that a layer of `crypto_lstm.recurrent` runs side by side."""
-    sizes = [batch_size * (n + 1) // len(parts) - batch_size * n // len(parts) for n in range(len(parts))]
-    sequences = [_turned(loop)[0] for loop, _ in parts]
-    inputs, units, steps = sum(map(_bytes, sequences, sizes, [1] * len(parts))), layer.units, sequences[0].shape[0]
-    width = sequences[0].shape[-1]
-    masks = next(t for t in parts[0][0].op.inputs if t.shape.rank == 3 and t.shape[-1] == width + 1 + units)
-    needs_input_gradient = any(back.op.inputs[number].op.type == "TensorListReserve" for _, back in parts for number in back.variables)
+def _lean_trace(parts: Sequence[_Loop], loops: dict[str, _Loop], layer: Any, batch_size: int) -> LoopTrace:
+    """One trace of the loops that a layer of `crypto_lstm.recurrent` runs side by side."""
+    bounds = [batch_size * part // len(parts) for part in range(len(parts) + 1)]
+    steps, _, width = _turned(parts[0])[0].shape
+    units = layer.units
+    masks = next(t for t in parts[0].op.inputs if t.shape.rank == 3 and t.shape[-1] == width + 1 + units)
     kept: dict[Any, int] = {}
-    copies = 0
-    for (loop, backward), size in zip(parts, sizes, strict=True):
+    inputs, copies, needs_input_gradient = 0, 0, False
+    for loop, size in zip(parts, (high - low for low, high in pairwise(bounds)), strict=True):
+        backward = _own_backward(loop, loops)
+        if backward is None:
+            raise _unsupported("the loops of a layer side by side", f"'{loop.op.name}' of layer '{layer.name}' beside one of another kind", "measure this model instead")
+        needs_input_gradient |= any(backward.op.inputs[number].op.type == "TensorListReserve" for number in backward.variables)
+        inputs += sum(_bytes(sequence, size, 1) for sequence in _turned(loop))
         kept |= _shared(loop, backward, size)  # the weights are the same
         kept |= {whole.ref(): _bytes(whole, batch_size) for copy in _turned(backward) if (whole := _answers(loop, copy)) is not None}
         copies += sum(_bytes(copy, size, 1) for copy in _turned(backward))
@@ -438,16 +442,12 @@ def traced_loops(
     forward = [loops[op.name] for op in graph.get_operations() if op.name in loops and not _is_backward(loops[op.name])]
     layers = [_layer_of(loop, graph, recurrent) for loop in forward]
     _check_loops(graph, recurrent, layers)
-    traces, lean = [], []
-    for loop, layer in zip(forward, layers, strict=True):
-        own_backward = _own_backward(loop, loops)
-        if own_backward is None:
+    traces, calls = [], iter(zip(forward, layers, strict=True))
+    for loop, layer in calls:
+        if _own_backward(loop, loops) is None:
             traces.append(_loop_trace(loop, values, loops, layer, int(batch_size)))
-            continue
-        lean.append((loop, own_backward))
-        if len(lean) == LEAN_PARTS:
-            traces.append(_lean_trace(lean, layer, int(batch_size)))
-            lean = []
+        else:  # and the loops beside it
+            traces.append(_lean_trace([loop, *(other for other, _ in islice(calls, LEAN_PARTS - 1))], loops, layer, int(batch_size)))
     return tuple(traces)
 
 

@@ -45,8 +45,6 @@ _KIND = "info.flag_bits & 1 or (mode and (not stat.S_ISREG(mode)) and stat.S_IFM
 ALLOWED = {
     "if not report.ok or report.sha256 is None, without report.sha256 is None": "for the type checker: a report without a hash has faults",
     "if needs_bytes and needs_bytes > shutil.disk_usage(parent).free, without needs_bytes": "0 bytes are never more than what is free",
-    "if moment is pd.NaT or moment.tzinfo is None, without moment is pd.NaT": "NaT has no time zone either",
-    "if expires is not None and moment > pd.Timestamp(expires), without expires is not None": "nothing is later than NaT",
     f"if {_LAYOUT}, without plan.get_nfilters()": "HDF5 packs arrays in pieces only, and those are refused",
     f"if {_KIND}, without mode": "a mode of 0 has no kind either",
     "if format != 'saved_model' and target.is_dir()": "the commit refuses a folder as well, with the same class",
