@@ -344,12 +344,8 @@ class Bundle:
 
     def _require_fresh(self, candles: pd.DataFrame, now: Any, max_age_candles: float) -> None:
         require_candles(candles, self.config.timeframe)
-        try:
-            moment = None if now is None else pd.Timestamp(now).as_unit("ns")
-        except (ValueError, TypeError) as error:
-            raise AnswerError(f"expected a date for now, got {now!r}: give a datetime in UTC, or leave it out") from error
         newest = candles["date"].iloc[-1].as_unit("ns").value
-        require_fresh(newest, self.config, moment, max_age_candles, self.metadata.get("expires"))
+        require_fresh(newest, self.config, now, max_age_candles, self.metadata.get("expires"))
 
 # %% ../nbs/25_bundle.ipynb #7fee022c
 def _loaded(
