@@ -176,9 +176,8 @@ _judge = functools.lru_cache(maxsize=1)(_empty)  # on it a bundle is tried while
 _JUDGING = threading.Lock()
 
 
-def _network(config: Config, weights: Mapping[str, np.ndarray], model: keras.Model | None = None) -> keras.Model:
-    """A new network, or this one, with these weights."""
-    model = model or _empty(config)
+def _filled(model: keras.Model, weights: Mapping[str, np.ndarray]) -> keras.Model:
+    """The same one, with these weights."""
     for layer in model.layers:
         for variable in layer.weights:
             variable.assign(weights[f"{layer.name}.{variable.name}"])
@@ -211,26 +210,24 @@ def save_bundle(
     config, model, data = run.config, run.model, run.data
     validate_model(model, config)
     _check_scaler(data.scaler, config, Path(path))
-    weight_shapes(config)
+    shapes = weight_shapes(config)
     rows = data.test.rows[np.linspace(0, len(data.test.rows) - 1, GOLDEN).round().astype(int)]
-    windows, weights = data.test.gather(rows), _weights(model)
-    judge = _judge(config)
+    windows, weights = data.test.gather(rows), pack(_weights(model))
     with _JUDGING:
-        answers = _answers(_network(config, weights, judge), windows)
+        answers = _answers(_filled(_judge(config), unpack(weights, shapes, path)), windows)
     _compare(answers, _answers(model, windows), 20 * TOLERANCE if config.mixed_precision else TOLERANCE, Path(path))
     facts = {**bound_facts(config, data.scaler), "data": _data_facts(data), "versions": _versions(), "notes": _plain(notes)}
     facts["expires"] = None if expires is None else _aware(expires).isoformat()
     files = {
         "config.json": _json(config.as_dict()),
         "scaler.json": _json(data.scaler.as_dict()),
-        "weights.npz": pack(weights),
+        "weights.npz": weights,
         "golden.npz": pack({"windows": windows, "probabilities": answers}),
     }
     with committing(path, facts=facts, needs_bytes=sum(map(len, files.values()))) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        with _JUDGING:
-            _loaded(folder, facts, files, judge)
+        _checked(folder, facts, files)
     try:
         return verify_folder(path)
     except OSError as error:  # it is in place, and was read back before it went there
@@ -348,10 +345,8 @@ class Bundle:
         require_fresh(newest, self.config, now, max_age_candles, self.metadata.get("expires"))
 
 # %% ../nbs/25_bundle.ipynb #7fee022c
-def _loaded(
-    path: Path, facts: Mapping[str, Any], files: Mapping[str, bytes], model: keras.Model | None = None
-) -> tuple[keras.Model, Scaler, Config, float, np.ndarray]:
-    """Everything in a bundle's files, checked; in a new network, or in this one. Raises `BundleError`."""
+def _checked(path: Path, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[Config, Scaler, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Settings, scaler, weights and golden windows with their answers. Raises `BundleError` where one is not as it must be, or does not fit the others."""
     if tuple(sorted(files)) != FILES:
         raise BundleError(path, f"expected the files {', '.join(FILES)}, got {_few(files)}")
     settings, values = (parse_json(files[name], path / name) for name in ("config.json", "scaler.json"))
@@ -364,9 +359,7 @@ def _loaded(
     _check_facts(facts, config, scaler, path)
     window = (GOLDEN, config.sequence_length, len(config.features))
     golden = unpack(files["golden.npz"], {"windows": window, "probabilities": (GOLDEN, len(CLASSES))}, path / "golden.npz")
-    model = _network(config, unpack(files["weights.npz"], shapes, path / "weights.npz"), model)
-    deviation = _compare(_answers(model, golden["windows"]), golden["probabilities"], TOLERANCE, path)
-    return model, scaler, config, deviation, golden["windows"]
+    return config, scaler, unpack(files["weights.npz"], shapes, path / "weights.npz"), golden
 
 
 def load_bundle(
@@ -378,8 +371,10 @@ def load_bundle(
     Without `expected_sha256` accidents are found, but not a forger who writes a consistent bundle of his own.
     """
     found = read_folder(path, expected_sha256=expected_sha256, max_bytes=8 * MAX_PARAMETERS)
-    model, scaler, config, deviation, windows = _loaded(found.path, found.facts, found.files)
-    return Bundle(found.path, model, scaler, config, {**found.facts, "created": found.created}, found.sha256, deviation, windows)
+    config, scaler, weights, golden = _checked(found.path, found.facts, found.files)
+    model = _filled(_empty(config), weights)
+    deviation = _compare(_answers(model, golden["windows"]), golden["probabilities"], TOLERANCE, found.path)
+    return Bundle(found.path, model, scaler, config, {**found.facts, "created": found.created}, found.sha256, deviation, golden["windows"])
 
 
 @dataclass(frozen=True)

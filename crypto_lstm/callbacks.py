@@ -22,7 +22,7 @@ from .display import BLUE, GREEN, GREY, ORANGE
 from .commit import committing_file
 from .memory import EmptyHistoryError
 from .monitor import MemoryMonitorCallback
-from .recurrent import stock_model
+from .recurrent import saved_as
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,7 +152,7 @@ def save_checkpoint(
 ) -> None:
     """Write a model all-or-nothing, in Keras' own layers. Raises `CommitError`; the old file is then unchanged."""
     with committing_file(path, facts=facts) as new:
-        stock_model(model).save(new)
+        saved_as(model).save(new)
 
 # %% ../nbs/03_callbacks.ipynb #c5ddd3b2
 class NonFiniteError(CryptoLSTMError, ArithmeticError):

@@ -100,9 +100,10 @@ def _check_dataset(path: str, thing: Any) -> None:
 
     if not isinstance(thing, h5py.Dataset) or thing.shape is None:
         raise Hdf5Error(f"{path[:200]} is neither a group nor an array")
-    plan, size = thing.id.get_create_plist(), math.prod(thing.shape) * thing.dtype.itemsize
-    if thing.dtype.kind not in "fiu" or thing.dtype.metadata or thing.dtype.itemsize > 8:
-        raise Hdf5Error(f"{path[:200]}: expected plain numbers, got {thing.dtype}")
+    plan, dtype = thing.id.get_create_plist(), thing.dtype
+    size = math.prod(thing.shape) * dtype.itemsize
+    if dtype.kind not in "fiu" or dtype.metadata or dtype.itemsize > 8:
+        raise Hdf5Error(f"{path[:200]}: expected plain numbers, got {dtype}")
     if plan.get_layout() != h5py.h5d.CONTIGUOUS or plan.get_nfilters() or plan.get_external_count() or thing.id.get_storage_size() != size:
         raise Hdf5Error(f"{path[:200]}: expected {size:,} bytes in one piece, not packed, in this file; got {thing.id.get_storage_size():,}, or stored otherwise")
 

@@ -89,6 +89,10 @@ def _compile_settings_kept(model: keras.Model) -> Iterator[None]:
 
 
 def _write_model(model: keras.Model, path: Path, format: str) -> None:
+    from crypto_lstm.recurrent import saved_as, stock_model
+
+    if format != "h5":  # which names the class of a layer without its module
+        model = stock_model(model) if format == "saved_model" else saved_as(model)
     if model.compiled and model.optimizer is not None and not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)  # as `fit` would; else the file lacks state that the reader looks for
     with _compile_settings_kept(model), quiet():
@@ -223,8 +227,6 @@ def save_model(
     unchanged. Raises `ModelFormatError` for an unknown format, `UnsafeModelError` for a network that `load_model` would not build, and
     `ModelMismatchError` for weights that are not finite and for a model that is not `config`'s.
     """
-    from crypto_lstm.recurrent import stock_model
-
     require_keras()
     target = _target(path, format)
     if faults := list(not_finite(model)):
@@ -236,7 +238,7 @@ def save_model(
         _check_place(target, format, overwrite)
         commit = committing if format == "saved_model" else committing_file
         with commit(target, facts=facts, needs_bytes=4 * model.count_params()) as new:
-            _write_model(stock_model(model), new, format)
+            _write_model(model, new, format)
             data = (new / _INNER if format == "saved_model" else new).read_bytes()
             _check_written(model, data, target)
             facts |= {**_describe(model, data, format, config, metadata), "summary": _summary(model)}

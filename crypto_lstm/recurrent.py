@@ -14,7 +14,7 @@ import keras
 from .config import RECURRENT_DROPOUT, ConfigError
 
 # %% auto #0
-__all__ = ['PARTS', 'gate_weights', 'lstm_sequence', 'obstacle', 'LSTM', 'stock_layer', 'stock_model']
+__all__ = ['PARTS', 'gate_weights', 'lstm_sequence', 'obstacle', 'LSTM', 'stock_layer', 'stock_model', 'saved_as']
 
 # %% ../nbs/36_recurrent.ipynb #073345e2
 PARTS = 2  # of a batch, trained side by side
@@ -302,3 +302,11 @@ def stock_model(
             model.optimizer.build(model.trainable_variables)
         twin.compile(**{**model._compile_config.config, "optimizer": model.optimizer})
     return twin
+
+
+def saved_as(
+    model: keras.Model,  # built
+) -> keras.Model:  # the same one, or its `stock_model`
+    """What `model.save` writes in Keras' own layers, of the same weights and optimizer."""
+    written = [keras.saving.serialize_keras_object(layer)["module"] for layer in model.layers if isinstance(layer, LSTM)]
+    return model if set(written) <= {"keras.layers"} else stock_model(model)

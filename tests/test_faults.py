@@ -1810,14 +1810,14 @@ refused(
 def _(ground: Ground) -> None:
     from crypto_lstm import bundle
 
-    path, real = ground.bundle(), bundle._loaded
+    path, real = ground.bundle(), bundle._checked
 
     def late(*words: Any) -> Any:
         for part in PARTS:
             (path / part).write_bytes(b"another")
         return real(*words)
 
-    ground.patch.setattr(bundle, "_loaded", late)
+    ground.patch.setattr(bundle, "_checked", late)
     assert np.array_equal(load_bundle(path).model.get_weights()[0], ground.world.bundle.model.get_weights()[0])
 
 

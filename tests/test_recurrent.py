@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from crypto_lstm.architecture import build_model
+from crypto_lstm.callbacks import save_checkpoint
 from crypto_lstm.candles import synthetic_candles
 from crypto_lstm.config import Config
 from crypto_lstm.gpu import GpuStatus
@@ -189,6 +191,22 @@ def test_keras_own_save_names_keras_own_layer(tmp_path, suffix):
     model.save(tmp_path / f"plain{suffix}")
     loaded = keras.saving.load_model(tmp_path / f"plain{suffix}")
     assert {type(layer) for layer in loaded.layers if hasattr(layer, "cell")} == {keras.layers.LSTM}
+    assert [w.tobytes() for w in loaded.get_weights()] == [w.tobytes() for w in model.get_weights()]
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("write", [save_model, lambda model, path: save_checkpoint(model, path, {})])
+def test_a_file_names_keras_own_layer_whatever_name_keras_would_look_up(tmp_path, monkeypatch, write, named):
+    from keras.src import api_export
+
+    if not named:
+        monkeypatch.delitem(api_export.REGISTERED_OBJS_TO_NAMES, LSTM)
+    model = build_model(Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,)))
+    write(model, tmp_path / "model.keras")
+    with zipfile.ZipFile(tmp_path / "model.keras") as archive:
+        layers = json.loads(archive.read("config.json"))["config"]["layers"]
+    assert {layer["module"] for layer in layers} == {"keras.layers"}
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert [w.tobytes() for w in loaded.get_weights()] == [w.tobytes() for w in model.get_weights()]
 
 
