@@ -81,7 +81,7 @@ def _datasets(file: Any) -> Iterator[tuple[str, Any]]:
         prefix, group = waiting.pop()
         for name in group:
             path = prefix + name
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            if group.id.links.get_info(name.encode(errors="surrogateescape")).type != h5py.h5l.TYPE_HARD:
                 raise Hdf5Error(f"{path[:200]} is a link to another place or file")
             thing = group[name]
             info = h5py.h5o.get_info(thing.id)
