@@ -24,9 +24,9 @@ import pytest
 from attacks import _archive, _members, digest
 from resuming import CONFIG, candles
 
-from crypto_lstm import commit, files, foreign, hdf5
+from crypto_lstm import bundle, commit, files, foreign, hdf5
 from crypto_lstm.architecture import build_model
-from crypto_lstm.bundle import BundleError, load_bundle, save_bundle, unpack, weight_shapes
+from crypto_lstm.bundle import BundleError, load_bundle, pack, save_bundle, unpack, weight_shapes
 from crypto_lstm.callbacks import OutputFolderError
 from crypto_lstm.candles import CandleError, fill_gaps
 from crypto_lstm.commit import CommitError, committing, committing_file, committing_generation, manifest_path, read_file, read_generation
@@ -91,6 +91,16 @@ def test_a_manifest_that_is_none_of_a_file(versions, tmp_path):
 def test_a_bundle_that_answers_otherwise_than_the_model_in_memory(run, tmp_path, monkeypatch):
     monkeypatch.setattr(run.model, "predict_on_batch", lambda windows: np.tile(np.float32([1, 0, 0]), (len(windows), 1)))
     with pytest.raises(BundleError, match="the golden windows: expected the answers of the saved network"):
+        save_bundle(run, tmp_path / "btc")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bundle_that_could_not_be_read_back_is_not_put_in_place(run, tmp_path, monkeypatch):
+    def spoilt(arrays):
+        return pack({name: array * np.float32(np.nan) if name == "windows" else array for name, array in arrays.items()})
+
+    monkeypatch.setattr(bundle, "pack", spoilt)
+    with pytest.raises(BundleError, match="windows: expected finite numbers, got"):
         save_bundle(run, tmp_path / "btc")
     assert not list(tmp_path.iterdir())
 
