@@ -200,24 +200,27 @@ def _run_result(run: TrainingRun) -> Result:
 # %% ../nbs/20_cli.ipynb #74ce6dfb
 def _predict(arguments: argparse.Namespace) -> Result:
     output = _new_file(arguments.output, "decisions", ".csv", ".parquet") if arguments.output is not None else None
-    config, judge = _judge(arguments)
+    config, expires, judge = _judge(arguments)
     answers = judge(_read(arguments, config.timeframe))
     if output:
         _write_table(answers, output)
     counts = {name: int(count) for name, count in answers["decision"].value_counts().items()}
     last = answers.iloc[-1]
     closed = bool(last["date"] + timedelta(minutes=config.timeframe_minutes) <= datetime.now(UTC))
+    expired = expires is not None and datetime.now(UTC) > datetime.fromisoformat(expires)
     newest = {**last.to_dict(), "date": last["date"].isoformat(), "closed": closed}
     tail = [[row.date.isoformat(), *(f"{value:.3f}" for value in (row.short, row.hold, row.long)), row.decision] for row in answers.tail(5).itertuples()]
     text = text_table(["date", "SHORT", "HOLD", "LONG", "decision"], tail)
     where = f"\n\n{len(answers):,} rows in {output}" if output else f"\n\n{len(answers):,} rows; --output FILE.csv or .parquet writes them all"
     if not closed:
         where += "\nThe newest candle is still open: its answer can change until it closes."
-    return {"rows": len(answers), "decisions": counts, "last": newest, "output": str(output) if output else None}, text + where
+    if expired:
+        where += f"\nThe model expired at {expires}: this is what it would say, and a bot gets NO_TRADE. Train a new one."
+    return {"rows": len(answers), "decisions": counts, "last": newest, "expired": expired, "output": str(output) if output else None}, text + where
 
 
-def _judge(arguments: argparse.Namespace) -> tuple[Config, Callable[[pd.DataFrame], pd.DataFrame]]:
-    """What judges candles, with its configuration: an ONNX file, or that of a run, without TensorFlow; a bundle alone with it."""
+def _judge(arguments: argparse.Namespace) -> tuple[Config, str | None, Callable[[pd.DataFrame], pd.DataFrame]]:
+    """What judges candles, with its configuration and its last day: an ONNX file, or that of a run, without TensorFlow; a bundle alone with it."""
     from crypto_lstm.decision import Predictor, run_predictor
 
     path = Path(arguments.model)
@@ -227,7 +230,7 @@ def _judge(arguments: argparse.Namespace) -> tuple[Config, Callable[[pd.DataFram
         from crypto_lstm.prediction import load_run
 
         run = load_run(path, arguments.sha256)
-        return run.config, run.predict
+        return run.config, run.bundle.metadata.get("expires"), run.predict
 
     def judge(candles: pd.DataFrame) -> pd.DataFrame:
         import pandas as pd
@@ -235,7 +238,7 @@ def _judge(arguments: argparse.Namespace) -> tuple[Config, Callable[[pd.DataFram
         answers = pd.DataFrame(predictor.predict(candles))
         return answers.assign(date=answers["date"].dt.tz_localize("UTC"))
 
-    return predictor.config, judge
+    return predictor.config, predictor.metadata["expires"], judge
 
 
 def _export(arguments: argparse.Namespace) -> Result:

@@ -85,14 +85,22 @@ def _write_file(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def _may_go(target: Path) -> bool:
-    """Whether it is a folder that is empty, or has a manifest of this package, be it damaged: other programs have a `manifest.json` too."""
+def _stranger(target: Path) -> str | None:
+    """What is there that no save of this package wrote; None for an empty folder, and for a saved one, be it damaged."""
     manifest = target / MANIFEST
     if not manifest.is_file():
-        return target.is_dir() and not any(target.iterdir())
+        return None if target.is_dir() and not any(target.iterdir()) else "something is there that is no saved folder"
     with open(manifest, "rb") as file:
         data = file.read(4 << 20)
-    return b'"seal"' in data or b'"crypto_lstm"' in data
+    if b'"seal"' not in data and b'"crypto_lstm"' not in data:  # other programs have a `manifest.json` too
+        return "something is there that is no saved folder"
+    try:
+        listed = read_manifest(manifest)[0].get("files", {})
+    except DamagedError:  # nobody knows what it held
+        return None
+    present = (path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_symlink() or not path.is_dir())
+    others = sorted(set(present) - {MANIFEST, *listed})
+    return f"{', '.join(others[:3])}{f' and {len(others) - 3} more' if len(others) > 3 else ''}: no save wrote that" if others else None
 
 
 @contextlib.contextmanager
@@ -109,8 +117,8 @@ def committing(
     """
     target = absolute(folder)
     with saving(target, target.parent, needs_bytes) as work:
-        if os.path.lexists(target) and not _may_go(target):
-            raise CommitError(target, "something is there that is no saved folder, and saving would remove it", "choose a path that does not exist")
+        if os.path.lexists(target) and (found := _stranger(target)):
+            raise CommitError(target, f"{found}, and saving would remove it", "move it away, or choose a path that does not exist")
         new = work / "new"
         new.mkdir()
         yield new

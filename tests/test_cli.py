@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import pytest
 from crypto_lstm.candles import synthetic_candles
 from crypto_lstm.cli import main
 from crypto_lstm.config import Config, ConfigError
+from crypto_lstm.graph import export_onnx
+from crypto_lstm.prediction import load_run
 
 COMMAND = Path(sys.executable).parent / "crypto-lstm"
 SMALL = {"timeframe": "1h", "sequence_length": 12, "future_window": 24, "lstm_units": (8, 4), "dense_units": (4,), "batch_size": 64}
@@ -213,6 +216,17 @@ def test_predict_takes_the_bundle_and_its_pin(run_folder, candle_file, tmp_path,
     assert same["last"] == pytest.approx(whole["last"], abs=1e-5) and same | {"last": 0} == whole | {"last": 0}
     assert main(["predict", "--model", str(run_folder), "--sha256", "0" * 64, *words]) == 1
     assert "you pinned" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_predict_says_that_a_model_has_expired(run_folder, candle_file, tmp_path, capsys):
+    run, day = load_run(run_folder), datetime(2024, 1, 1, tzinfo=UTC)
+    export_onnx(run.model, tmp_path / "old.onnx", config=run.config, scaler=run.scaler, expires=day)
+    for model, expired in ((tmp_path / "old.onnx", True), (run_folder, False)):
+        words = ["predict", "--model", str(model), "--candles", str(candle_file)]
+        assert main(words) == 0
+        assert ("expired at 2024-01-01T00:00:00+00:00" in capsys.readouterr().out) == expired
+        assert main([*words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["expired"] is expired
 
 
 def test_predict_refuses_another_timeframe(run_folder, tmp_path, capsys):

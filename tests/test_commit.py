@@ -271,6 +271,27 @@ def test_targets_that_are_refused(quick):
     assert sorted(quick.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "weights/photo.jpg", "link", ".hidden"])
+def test_what_somebody_put_into_a_saved_folder_is_not_lost(quick, name):
+    def save(number):
+        with committing(quick / "model") as folder:
+            (folder / "weights").mkdir()
+            (folder / "weights" / "1").write_text(str(number))
+
+    save(1)
+    if name == "link":
+        (quick / "model" / name).symlink_to("weights")
+    else:
+        (quick / "model" / name).write_text("mine")
+    before = sorted((path, path.read_bytes()) for path in quick.rglob("*") if path.is_file())
+    with pytest.raises(CommitError, match=f"{name}: no save wrote that, and saving would remove it; move it away"):
+        save(2)
+    assert sorted((path, path.read_bytes()) for path in quick.rglob("*") if path.is_file()) == before
+    (quick / "model" / name).unlink()
+    save(3)
+    assert (quick / "model" / "weights" / "1").read_text() == "3"
+
+
 def test_what_the_block_writes_must_be_savable(quick):
     def save(fill, facts=None):
         with committing(quick / "model", facts=facts) as folder:
