@@ -5,13 +5,14 @@
 # %% ../nbs/01_architecture.ipynb #e3703a4a
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .config import CLASSES, Config
+from .config import CLASSES, Config, ConfigError
 from .display import BLUE, GREEN, GREY, ORANGE, PURPLE, html_table, new_axes, text_table
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['MODEL_NAME', 'Shape', 'lstm_parameters', 'dense_parameters', 'LayerSpec', 'LayerPlan', 'layer_plan',
-           'total_parameters', 'plot_architecture', 'cudnn_loss', 'build_model']
+__all__ = ['MODEL_NAME', 'Shape', 'MAX_LAYERS', 'MAX_PARAMETERS', 'MAX_VALUES', 'lstm_parameters', 'dense_parameters',
+           'LayerSpec', 'LayerPlan', 'layer_plan', 'bounded_plan', 'total_parameters', 'plot_architecture',
+           'cudnn_loss', 'build_model']
 
 # %% ../nbs/01_architecture.ipynb #9ac12f59
 def lstm_parameters(
@@ -129,6 +131,25 @@ def layer_plan(
 
 def _dense_spec(name: str, inputs: Shape, units: int, activation: str) -> LayerSpec:
     return LayerSpec(name, "Dense", inputs, (None, units), dense_parameters(inputs[-1] or 0, units), units, activation)
+
+
+MAX_LAYERS = 64  # the input and each dropout count as well
+MAX_PARAMETERS = 50_000_000
+MAX_VALUES = 4_000_000  # of one layer, for one window
+
+
+def bounded_plan(
+    config: Config,  # widths, window length and features
+) -> LayerPlan:
+    """The layer plan of a network that can be saved and read back: a file may not make its reader build a larger one. Raises `ConfigError` for what is."""
+    if (layers := 2 + len(config.lstm_units) + 2 * len(config.dense_units)) > MAX_LAYERS:
+        raise ConfigError([f"expected at most {MAX_LAYERS} layers, got {layers:,} (each dense layer has a dropout): make lstm_units or dense_units shorter"])
+    plan = layer_plan(config)
+    values = max(math.prod(n or 0 for n in layer.output_shape[1:]) for layer in plan)
+    if plan.parameters > MAX_PARAMETERS or values > MAX_VALUES:
+        limits = f"at most {MAX_PARAMETERS:,} weights and {MAX_VALUES:,} values of a layer for one window"
+        raise ConfigError([f"expected a network of {limits}, got {plan.parameters:,} and {values:,}: make lstm_units, dense_units or sequence_length smaller"])
+    return plan
 
 
 def total_parameters(

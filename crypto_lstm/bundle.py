@@ -24,27 +24,27 @@ import numpy as np
 import pandas as pd
 
 from . import __version__
-from .architecture import build_model, layer_plan
+from .architecture import MAX_PARAMETERS, bounded_plan, build_model, layer_plan
 from .candles import require_candles
 from .commit import committing
 from .config import CLASSES, Config, ConfigError, CryptoLSTMError
 from .decision import NO_TRADE, AnswerError, Decision, decided, require_fresh, require_probabilities
 from .display import html_table, text_table
-from .graph import MAX_PARAMETERS, MAX_WINDOW
 from .network import quiet
 from .sealed import DamagedError, FilePath, FolderReport, parse_json, read_folder, verify_folder
+from .stream import last_steps, spacing_doubt
 from .validation import validate_model
 from .windows import DataError, Scaler, WindowDataset, prediction_windows
 
 if TYPE_CHECKING:
     import keras
 
-_all_ = ["NO_TRADE", "AnswerError", "Decision", "require_probabilities", "MAX_PARAMETERS", "MAX_WINDOW"]  # callers find them here as well
+_all_ = ["NO_TRADE", "AnswerError", "Decision", "require_probabilities"]  # callers find them here as well
 
 # %% auto #0
 __all__ = ['FILES', 'GOLDEN', 'TOLERANCE', 'Shapes', 'BundleError', 'weight_shapes', 'pack', 'unpack', 'bound_facts',
            'save_bundle', 'Bundle', 'load_bundle', 'VerifyReport', 'verify_bundle', 'NO_TRADE', 'AnswerError',
-           'Decision', 'require_probabilities', 'MAX_PARAMETERS', 'MAX_WINDOW']
+           'Decision', 'require_probabilities']
 
 # %% ../nbs/25_bundle.ipynb #6d1740bc
 class BundleError(DamagedError):
@@ -61,13 +61,8 @@ def weight_shapes(
     config: Config,
 ) -> dict[str, tuple[int, ...]]:  # layer.variable -> shape
     """Names and shapes of all weights of the network of `config`, without building it. Raises `ConfigError` for one that is too large."""
-    plan = layer_plan(config)
-    widest = max(layer.output_shape[-1] or 0 for layer in plan) * config.sequence_length
-    if plan.parameters > MAX_PARAMETERS or widest > MAX_WINDOW:
-        limits = f"at most {MAX_PARAMETERS:,} weights and {MAX_WINDOW:,} values of a layer for one window"
-        raise ConfigError([f"expected a network of {limits}, got {plan.parameters:,} and {widest:,}"])
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer in plan:
+    for layer in bounded_plan(config):
         inputs, units = layer.input_shape[-1] or 0, layer.units or 0
         if layer.kind == "LSTM":
             shapes |= {f"{layer.name}.kernel": (inputs, 4 * units), f"{layer.name}.recurrent_kernel": (units, 4 * units), f"{layer.name}.bias": (4 * units,)}
@@ -325,19 +320,22 @@ class Bundle:
 
         try:
             self._require_fresh(candles, now, max_age_candles)
-            dataset, last = self._dataset(candles)
-            if last != candles["date"].iloc[-1]:
+            dataset, dates = self._dataset(candles)
+            if (last := dates.iloc[-1]) != candles["date"].iloc[-1]:
                 raise AnswerError(f"the newest candle ({candles['date'].iloc[-1]}) ends no full window, the last that does is of {last}: fetch the candles that are missing before it")
+            minutes = self.config.timeframe_minutes
+            if doubt := spacing_doubt(*last_steps(dates[-64:].astype("int64").to_numpy(), minutes * 60 * 10**9), minutes):
+                raise AnswerError(doubt)
             answer = self.probabilities(dataset.gather(dataset.rows[-1:]))[0]
         except (CryptoLSTMError, tf.errors.OpError, MemoryError, ArithmeticError) as error:
             return Decision(NO_TRADE, None, str(error) or type(error).__name__)
         return decided(answer)
 
-    def _dataset(self, candles: pd.DataFrame) -> tuple[WindowDataset, pd.Timestamp]:
-        """All full windows, and the date of the last one's last candle."""
+    def _dataset(self, candles: pd.DataFrame) -> tuple[WindowDataset, pd.Series]:
+        """All full windows, and the date of each one's last candle (ns)."""
         require_candles(candles, self.config.timeframe)
         dataset, ends = prediction_windows(candles, self.config, self.scaler)
-        return dataset, ends["date"].iloc[-1]
+        return dataset, ends["date"].dt.as_unit("ns")
 
     def _require_fresh(self, candles: pd.DataFrame, now: Any, max_age_candles: float) -> None:
         require_candles(candles, self.config.timeframe)

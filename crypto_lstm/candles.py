@@ -253,13 +253,21 @@ def _structure_findings(candles: Any) -> Iterator[Finding]:
         empty, utc = dates.isna(), isinstance(dates.dtype, pd.DatetimeTZDtype) and str(dates.dtype.tz) == "UTC"
         yield Finding("time zone", int(not utc), f"column date must be datetime64 in UTC, got {dates.dtype}; read_candles(frame, timezone=...) converts it")
         yield Finding("date missing", int(empty.sum()), f"row {int(empty.to_numpy().argmax()) if len(empty) else 0}, column date is empty; {_such(int(empty.sum()))}: mend or drop them")
+        if dates.dtype.kind == "M" and (beyond := _beyond(dates)).any():
+            first = int(beyond.to_numpy().argmax())
+            yield Finding("date range", int(beyond.sum()), f"row {first}, column date is {dates.iloc[first]}; {_such(int(beyond.sum()))}: dates go from 1678 to 2261, mend or drop them")
 
 
 def _times(candles: pd.DataFrame) -> np.ndarray | None:
     """(rows,) int64 nanoseconds in UTC; a date without a zone is taken as UTC here. None where the column holds no dates."""
     if "date" not in candles or candles["date"].dtype.kind != "M" or candles["date"].isna().any():
         return None
-    return candles["date"].dt.as_unit("ns").astype("int64").to_numpy()
+    return None if _beyond(candles["date"]).any() else candles["date"].dt.as_unit("ns").astype("int64").to_numpy()
+
+
+def _beyond(dates: pd.Series) -> pd.Series:
+    """Which dates nanoseconds in 64 bits can't hold."""
+    return dates.notna() & ~dates.dt.year.between(1678, 2261)
 
 
 def require_candles(
@@ -345,7 +353,7 @@ def _moves(times: np.ndarray) -> int:
 
 # %% ../nbs/07_candles.ipynb #e195dce5
 def fill_gaps(
-    candles: pd.DataFrame,  # sound candles; a frame that has `segment` already is returned as it is
+    candles: pd.DataFrame,  # sound candles; a frame that has `filled` and `segment` already is returned as it is
     max_gap_minutes: int = 60,  # missing minutes that are filled
     timeframe: str = "1m",  # span of one candle
 ) -> pd.DataFrame:  # (rows, 8): the six columns, `filled` (bool), `segment` (int32, from 0)
@@ -353,7 +361,8 @@ def fill_gaps(
 
     Within a segment neighbours are exactly one timeframe apart. The filled candles carry the last close and no volume.
     """
-    if isinstance(candles, pd.DataFrame) and "segment" in candles:
+    if isinstance(candles, pd.DataFrame) and {"filled", "segment"} <= set(candles):
+        _require_whole(candles, _step_of(timeframe))
         return candles
     require_candles(candles, timeframe)
     candles, step = candles[list(COLUMNS)].reset_index(drop=True), _step_of(timeframe)
@@ -370,6 +379,19 @@ def fill_gaps(
     grid["segment"] = np.repeat(np.arange(len(edges) + 1, dtype=np.int32), np.diff(edges, prepend=0, append=len(grid)))
     grid.attrs = {}
     return grid
+
+
+def _require_whole(filled: pd.DataFrame, step: int) -> None:
+    """Raise `CandleError` where rows were taken out of what `fill_gaps` made, or added to it: nobody would see the hole."""
+    remedy = "give the candles as they were read, without the columns filled and segment"
+    kinds = [filled[name].dtype for name in ("date", "filled", "segment")]
+    if [kind.kind for kind in kinds] != ["M", "b", "i"]:
+        raise CandleError(f"columns date, filled and segment must be as fill_gaps makes them, got {', '.join(map(str, kinds))}: {remedy}")
+    torn = (np.diff(filled["date"].dt.as_unit("ns").astype("int64")) != step) & (np.diff(filled["segment"]) == 0)
+    if torn.any():
+        row = int(torn.argmax()) + 1
+        fault = f"row {row}, column date is {filled['date'].iloc[row]}: candles of a segment are {_span(step)} apart, and the one before is not"
+        raise CandleError(f"{fault}. The frame was filled and has been cut since, or filled for another timeframe: {remedy}")
 
 
 def _with_flat(candles: pd.DataFrame, times: np.ndarray, before: np.ndarray, missing: np.ndarray, step: int) -> pd.DataFrame:

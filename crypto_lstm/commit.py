@@ -38,7 +38,8 @@ from crypto_lstm.sealed import (
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['committing', 'committing_generation', 'read_generation', 'manifest_path', 'committing_file', 'read_file']
+__all__ = ['committing', 'generations', 'committing_generation', 'read_generation', 'manifest_path', 'committing_file',
+           'read_file']
 
 # %% ../nbs/24_commit.ipynb #9229e3d1
 def _now() -> str:
@@ -86,18 +87,14 @@ def _write_file(path: Path, data: bytes) -> None:
 
 
 def _stranger(target: Path) -> str | None:
-    """What is there that no save of this package wrote; None for an empty folder, and for a saved one, be it damaged."""
+    """What is there that no save of this package wrote; None for an empty folder, and for a saved one that holds no more than was saved."""
     manifest = target / MANIFEST
     if not manifest.is_file():
         return None if target.is_dir() and not any(target.iterdir()) else "something is there that is no saved folder"
-    with open(manifest, "rb") as file:
-        data = file.read(4 << 20)
-    if b'"seal"' not in data and b'"crypto_lstm"' not in data:  # other programs have a `manifest.json` too
-        return "something is there that is no saved folder"
     try:
         listed = read_manifest(manifest)[0].get("files", {})
-    except DamagedError:  # nobody knows what it held
-        return None
+    except DamagedError as error:  # other programs have a `manifest.json` too
+        return f"something is there that is no saved folder, or a damaged one ({error.fault})"
     present = (path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_symlink() or not path.is_dir())
     others = sorted(set(present) - {MANIFEST, *listed})
     return f"{', '.join(others[:3])}{f' and {len(others) - 3} more' if len(others) > 3 else ''}: no save wrote that" if others else None
@@ -137,6 +134,14 @@ def _numbers(store: Path) -> list[int]:
 
 def _generation(store: Path, number: int) -> Path:
     return store / f"gen-{number:06d}"
+
+
+def generations(
+    store: FilePath,  # a folder that `committing_generation` wrote
+) -> list[Path]:  # their folders, newest first; damaged ones too
+    """What has the name and the manifest of a generation."""
+    folders = [_generation(Path(store), number) for number in _numbers(Path(store))]
+    return [folder for folder in folders if (folder / MANIFEST).is_file()]
 
 
 @contextlib.contextmanager
@@ -252,6 +257,10 @@ def committing_file(
         record = {**_describe(new), "created": _now(), "facts": dict(facts or {})}
         present = _present(target)
         _write_file(both := work / "both", seal({"versions": [record, *present]}))
+        try:
+            read_manifest(both)
+        except DamagedError as error:
+            raise CommitError(target, f"its manifest could not be read again: {error.fault}", "keep less in it, in plain values") from error
         _write_file(one := work / "one", seal({"versions": [record]}))
         steps = [(both, manifest_path(target)), (new, target)]
         if not present and target.exists():

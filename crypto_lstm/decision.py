@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -97,6 +98,7 @@ def require_fresh(
 ) -> None:
     """Raise `AnswerError` where a candle is still open or too old, or the model has expired."""
     moment = _moment(now)
+    _require_age(max_age_candles)
     if expires is not None and moment > datetime.fromisoformat(expires):
         raise AnswerError(f"the model expired at {expires}: train a new one")
     span = timedelta(minutes=config.timeframe_minutes)
@@ -105,6 +107,11 @@ def require_fresh(
         old = f"is too old, {age:.1f} candles since its close and {max_age_candles:g} are allowed"
         fault, remedy = ("is not closed yet", "leave it out") if age < 0 else (old, "fetch newer candles")
         raise AnswerError(f"the newest candle ({date_text(time)}) {fault}, at {moment}: {remedy}")
+
+
+def _require_age(max_age_candles: Any) -> None:
+    if isinstance(max_age_candles, bool) or not isinstance(max_age_candles, Real) or not float(max_age_candles) >= 0:
+        raise AnswerError(f"expected max_age_candles as a number of candles, zero or more, got {max_age_candles!r}: 1 allows the time until the next one closes")
 
 
 def _moment(now: Any) -> datetime:
@@ -138,7 +145,7 @@ def _read_model(path: FilePath, expected_sha256: str | None) -> tuple[bytes, str
     target = Path(path)
     try:
         if manifest_path(target).exists():
-            found = read_file(target, expected_sha256=expected_sha256.lower() if expected_sha256 else None, max_bytes=_MAX_BYTES)
+            found = read_file(target, expected_sha256=expected_sha256.lower() if expected_sha256 is not None else None, max_bytes=_MAX_BYTES)
             return found.files[target.name], found.sha256, True
         data = load(target, _MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -282,10 +289,11 @@ class Predictor:
 
     def warm_up(
         self,
-        candles: Any,  # a history, as for `predict`, all newer than what `update` has seen
+        candles: Any,  # a history, as for `predict`, all closed, and newer than what `update` has seen
+        now: Any = None,  # a date with a time zone; None takes the clock
     ) -> Self:
-        """Let the stream see many candles at once. Raises `StreamError`, and has then changed nothing."""
-        self._streaming().feed(candles)
+        """Let the stream see many candles at once. Raises `StreamError`, also where the last one is still open, and has then changed nothing."""
+        self._streaming().feed(candles, closed_by=_moment(now))
         return self
 
     def update(
@@ -299,8 +307,9 @@ class Predictor:
         Raises `StreamError` for a candle that can't be the next one (late, changed, off the timeframe, not closed, NaN): the stream is then as it was.
         """
         stream = self._streaming()
+        _require_age(max_age_candles)
         if not stream.push(candle, closed_by=_moment(now)):
-            return Decision(NO_TRADE, None, f"the candle of {date_text(stream.time or 0)} came before, and was answered then")
+            return Decision(NO_TRADE, None, f"the candle of {date_text(stream.time or 0)} came before: a candle is answered once, when it is new")
         try:
             return self._answer(stream, now, max_age_candles)
         except (CryptoLSTMError, MemoryError, ArithmeticError) as error:

@@ -21,7 +21,7 @@ import pandas as pd
 import crypto_lstm
 from .callbacks import CHECKPOINT_NAME, OutputFolderError
 from .candles import require_candles
-from .commit import manifest_path, read_file
+from .commit import generations, manifest_path, read_file
 from .config import Config, CryptoLSTMError
 from .decision import RUN_FILES
 from .gpu import GpuStatus
@@ -82,7 +82,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _holds_run(folder: Path) -> bool:
-    return any((folder / STATE).glob("gen-*")) or _finished(folder) is not None
+    return bool(generations(folder / STATE)) or _finished(folder) is not None
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
@@ -208,4 +208,10 @@ def finished_run(
 
 def discard_state(folder: Path) -> None:
     """Remove what is needed only to go on."""
-    shutil.rmtree(folder / STATE, ignore_errors=True)
+    state = folder / STATE
+    for path in [*generations(state), *state.glob(".writing-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for path in state.glob(".lock-*"):
+            path.unlink()
+        state.rmdir()  # where somebody else's files are in it, it stays

@@ -167,11 +167,12 @@ def to_model(
     path: FilePath,  # where it comes from, for the message
     *,
     compile: bool = False,  # with the optimizer, loss and metrics that the file names, where they are allowed
+    recurrent_dropout: str | None = None,  # as for `build_network`
 ) -> keras.Model:
     """Build the network and put the numbers in. Raises `UnsafeModelError`."""
     try:
         with _policy_of(content.network):
-            model = build_network(content.network)
+            model = build_network(content.network, recurrent_dropout)
         variables = model.weights
         for variable, array in zip(variables, content.weights, strict=True):
             variable.assign(array)

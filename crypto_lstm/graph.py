@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import math
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
-from .architecture import LayerSpec, layer_plan
+from .architecture import LayerSpec, bounded_plan
 from .commit import committing_file
 from .config import CLASSES, Config, ConfigError
 from .sealed import DamagedError, FilePath, parse_json
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 # %% auto #0
-__all__ = ['MAX_LAYERS', 'MAX_PARAMETERS', 'MAX_WINDOW', 'OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'EXPORT_TOLERANCE',
-           'GraphError', 'keras_shapes', 'onnx_shapes', 'from_keras', 'write_graph', 'read_graph', 'open_session',
-           'export_onnx']
+__all__ = ['OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'EXPORT_TOLERANCE', 'GraphError', 'keras_shapes', 'onnx_shapes',
+           'from_keras', 'write_graph', 'read_graph', 'open_session', 'export_onnx']
 
 # %% ../nbs/41_graph.ipynb #8cac0da2
 class GraphError(DamagedError):
@@ -83,22 +83,12 @@ def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"a field before byte {at} is of another kind, or longer than what is left")
 
 # %% ../nbs/41_graph.ipynb #acb56698
-MAX_LAYERS = 100
-MAX_PARAMETERS = 50_000_000
-MAX_WINDOW = 4_000_000  # sequence_length x the widest layer
 _GATES = (0, 3, 1, 2)  # ONNX' order i, o, f, c, as places in Keras' i, f, c, o
 
 
 def _weighted(config: Config) -> list[LayerSpec]:
     """Layers that have weights. Raises `ConfigError` for a network that is too large."""
-    if (count := len(config.lstm_units) + len(config.dense_units)) > MAX_LAYERS:
-        raise ConfigError([f"expected at most {MAX_LAYERS} layers, got {count:,}"])
-    plan = layer_plan(config)
-    widest = max(layer.output_shape[-1] or 0 for layer in plan) * config.sequence_length
-    if plan.parameters > MAX_PARAMETERS or widest > MAX_WINDOW:
-        limits = f"at most {MAX_PARAMETERS:,} weights and {MAX_WINDOW:,} values of a layer for one window"
-        raise ConfigError([f"expected a network of {limits}, got {plan.parameters:,} and {widest:,}"])
-    return [layer for layer in plan if layer.parameters]
+    return [layer for layer in bounded_plan(config) if layer.parameters]
 
 
 def keras_shapes(
@@ -275,7 +265,7 @@ def export_onnx(
     *,
     config: Config | None = None,  # of a Keras model; None reads the widths from it
     scaler: Any = None,  # of a Keras model: the `Scaler` of its training; without it only windows can be judged
-    expires: datetime | None = None,  # of a Keras model: after it there is no trade; a bundle has its own
+    expires: datetime | None = None,  # after it there is no trade; where a bundle has a date too, the earlier one holds
 ) -> str:  # SHA-256 of the file: pins it
     """Write a network for `Predictor`, all-or-nothing, with a manifest beside it. Raises `ConfigError`, `GraphError`, `CommitError`.
 
@@ -287,12 +277,14 @@ def export_onnx(
     if scaler is not None and tuple(scaler.features) != config.features:
         raise ConfigError([f"the scaler is for the features {scaler.features}, the configuration has {config.features}: give both of one model"])
     windows = _trial_windows(config, getattr(source, "golden_windows", None))
-    answers = np.asarray(model(windows, training=False), dtype=np.float32)
+    with _full_precision():
+        answers = np.asarray(model(windows, training=False), dtype=np.float32)
     metadata = getattr(source, "metadata", {})
+    dates = [date for date in (metadata.get("expires"), None if expires is None else _dated(expires)) if date is not None]
     facts = {
         "classes": list(CLASSES),
         "scaler": None if scaler is None else scaler.as_dict(),
-        "expires": metadata.get("expires") if metadata or expires is None else _dated(expires),
+        "expires": min(dates, key=datetime.fromisoformat, default=None),
         "bundle_sha256": getattr(source, "sha256", None),
         "data": metadata.get("data"),
         "notes": metadata.get("notes", {}),
@@ -305,8 +297,21 @@ def export_onnx(
     return hashlib.sha256(data).hexdigest()
 
 
-def _dated(moment: datetime) -> str:
-    if moment.tzinfo is None:
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products in float32, also on a GPU where TensorFlow would round their factors to ten bits (TF32)."""
+    import tensorflow as tf
+
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+def _dated(moment: Any) -> str:
+    if getattr(moment, "tzinfo", None) is None:
         raise ConfigError([f"expires must be a date with a time zone, got {moment!r}: add tzinfo=datetime.UTC"])
     return moment.isoformat()
 

@@ -12,9 +12,11 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .architecture import MAX_LAYERS, MAX_PARAMETERS, MAX_VALUES
 from .config import CryptoLSTMError
 from .sealed import FilePath
 
@@ -22,10 +24,10 @@ if TYPE_CHECKING:
     import keras
 
 # %% auto #0
-__all__ = ['KERAS_NEEDED', 'MAX_LAYERS', 'MAX_PARAMETERS', 'MAX_WIDTH', 'MAX_VALUES', 'ACTIVATIONS', 'INITIALIZERS', 'POLICIES',
-           'Rule', 'RULES', 'OPTIMIZERS', 'SCHEDULES', 'LOSSES', 'METRICS', 'ModelFileError', 'DamagedModelError',
-           'UnsafeModelError', 'KerasVersionError', 'require_keras', 'quiet', 'one_of', 'number', 'whole', 'either',
-           'is_name', 'is_object', 'Part', 'Network', 'check_network', 'build_network', 'compile_network']
+__all__ = ['KERAS_NEEDED', 'MAX_WIDTH', 'ACTIVATIONS', 'INITIALIZERS', 'POLICIES', 'Rule', 'RULES', 'OPTIMIZERS', 'SCHEDULES',
+           'LOSSES', 'METRICS', 'ModelFileError', 'DamagedModelError', 'UnsafeModelError', 'KerasVersionError',
+           'require_keras', 'quiet', 'one_of', 'number', 'whole', 'either', 'is_name', 'is_object', 'Part', 'Network',
+           'check_network', 'build_network', 'compile_network']
 
 # %% ../nbs/32_network.ipynb #aa79fb87
 class ModelFileError(CryptoLSTMError, OSError):
@@ -74,10 +76,7 @@ def quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 # %% ../nbs/32_network.ipynb #8ee58c49
-MAX_LAYERS = 64
-MAX_PARAMETERS = 50_000_000
 MAX_WIDTH = 65_536  # of a layer
-MAX_VALUES = 4_000_000  # of one layer, for one window
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "linear", "softmax", "elu", "selu", "gelu", "silu", "softplus", "softsign", "hard_sigmoid", "leaky_relu")
 INITIALIZERS = (
     *("GlorotUniform", "GlorotNormal", "HeUniform", "HeNormal", "LecunUniform", "LecunNormal"),
@@ -310,13 +309,17 @@ def _objects(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_network(
     network: Network,  # what `check_network` gave
+    recurrent_dropout: str | None = None,  # per_sample, per_batch: the LSTM layers are this package's; None: Keras' own
 ) -> keras.Model:  # not compiled, with fresh weights
     """Build the layers of a plan. Raises what Keras raises for settings that do not go together."""
     import keras
 
+    from crypto_lstm.recurrent import LSTM
+
     first, *others = network.parts
     inputs = keras.Input(tuple(first.settings["batch_shape"][1:]), name=first.name, dtype="float32")
-    kinds = {"LSTM": keras.layers.LSTM, "Dense": keras.layers.Dense, "Dropout": keras.layers.Dropout}
+    lstm = keras.layers.LSTM if recurrent_dropout is None else partial(LSTM, kind=recurrent_dropout)
+    kinds = {"LSTM": lstm, "Dense": keras.layers.Dense, "Dropout": keras.layers.Dropout}
     layers = []
     for part in others:
         layers.append(kinds[part.kind](**{k: v for k, v in _objects(part.settings).items() if k != "trainable"}))

@@ -192,12 +192,16 @@ def _faults_as(path: FilePath, doing: str, remedy: str) -> Iterator[None]:
 
 
 def _check_place(target: Path, format: str, overwrite: bool) -> None:
-    """Refuse to put a model where something else is: a folder of other files would be lost."""
+    """Refuse to put a model, or what lies beside it, where something else is that would be lost."""
     if os.path.lexists(target) and not overwrite:
         raise ModelFileError(target, "already exists", "choose another path or pass overwrite=True")
     if format != "saved_model" and target.is_dir():
         raise ModelFileError(target, "is a folder, and a model file should go there", "choose another path")
     ours = target.is_dir() and (not any(target.iterdir()) or ((target / "saved_model.pb").is_file() and (target / MANIFEST).is_file()))
+    if format != "saved_model":
+        beside = {manifest_path(target): b'"crypto_lstm"', _beside(target, "metadata.json"): b'"crypto_lstm"', _beside(target, "summary.txt"): b"Model: "}
+        if others := [file.name for file, mark in beside.items() if os.path.lexists(file) and (not file.is_file() or mark not in load(file, MAX_BYTES))]:
+            raise ModelFileError(target, f"{', '.join(others)} beside it was not written by this package, and saving would replace it", "move it away, or choose another name")
     if format == "saved_model" and os.path.lexists(target) and not ours:
         raise ModelFileError(target, "exists and is no SavedModel folder of this package; saving would remove it", "choose a path that does not exist")
 
@@ -282,7 +286,7 @@ def _read(source: Path) -> tuple[bytes, dict[str, Any], bool]:
         found = read_file(source, max_bytes=MAX_BYTES)
         facts = _without_summary(found.facts)
         copy = _copy_of_metadata(source)
-        if copy and copy.get("sha256") == facts.get("sha256") and copy != facts:
+        if copy and all(copy.get(name) == facts.get(name) for name in ("sha256", "created")) and copy != facts:  # else it is of an earlier save
             fault = f"says something else of {source.name} than its manifest: it was changed"
             raise DamagedModelError(_beside(source, "metadata.json"), fault, "remove this copy, the manifest has what was saved; or save again")
         return found.files[source.name], facts, True
@@ -357,7 +361,8 @@ def load_model(
 
     The bytes are compared with the manifest, the description with a list of what is allowed, and the network with the configuration. A file of plain
     Keras has no manifest: it loads with a line in the log, and `load_report(model)` says what could not be checked. A model that was saved before
-    `compile` comes back the same. Raises `ModelFileError` (`DamagedModelError`, `UnsafeModelError`) and `ModelMismatchError`.
+    `compile` comes back the same, its LSTM layers with the recurrent dropout of the configuration; where there is none they are Keras' own, which drop per
+    sample. Raises `ModelFileError` (`DamagedModelError`, `UnsafeModelError`) and `ModelMismatchError`.
     """
     require_keras()
     source = _find(path)
@@ -370,8 +375,8 @@ def load_model(
         if not sealed:
             facts, noted = _check_noted(source, came, format)
         content = read_content(data, source, trusted=sealed)
-        model = to_model(content, source, compile=compile)
         wanted = config or _config_of(source, facts)
+        model = to_model(content, source, compile=compile, recurrent_dropout=wanted.recurrent_dropout if wanted else None)
     if wanted is not None:
         try:
             validate_model(model, wanted, facts)

@@ -188,6 +188,8 @@ def obstacle(
         "it goes backwards or is unrolled": layer.go_backwards or layer.unroll,
         "it has other activations, or no bias": not plain,
         "the number of timesteps is not known": sequences.shape[1] is None,
+        "a rate of 1, at which Keras drops nothing": 1 in (layer.cell.dropout, layer.cell.recurrent_dropout),
+        "cuDNN was asked for": layer.use_cudnn is True,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -196,8 +198,8 @@ class LSTM(keras.layers.LSTM):
     """Keras' LSTM layer: (batch, timesteps, inputs) -> (batch, timesteps, units), or (batch, units) of the last timestep.
 
     `kind` says what recurrent dropout drops: `per_sample` as Keras does, or `per_batch` rows of the recurrent kernel.
-    All other settings, the weights and their names are those of `keras.layers.LSTM`, and so is what is saved: `get_config` names no kind.
-    Raises `ConfigError` for another kind.
+    All other settings, the weights and their names are those of `keras.layers.LSTM`, and so is what is saved: `get_config` names no kind, so that a
+    clone drops per sample. Raises `ConfigError` for another kind, and for rows of which none would be left.
     """
 
     _row_rate = 0.0  # share of the recurrent kernel's rows that a step drops
@@ -206,6 +208,8 @@ class LSTM(keras.layers.LSTM):
         if kind not in RECURRENT_DROPOUT:
             raise ConfigError([f"kind must be one of {', '.join(RECURRENT_DROPOUT)}, got {kind!r}"])
         by_rows = kind == "per_batch"
+        if by_rows and not 0 <= recurrent_dropout < 1:
+            raise ConfigError([f"recurrent_dropout per_batch must be at least 0 and below 1, got {recurrent_dropout!r}"])
         super().__init__(units, recurrent_dropout=0.0 if by_rows else recurrent_dropout, **settings)
         self.kind = kind
         if by_rows:
@@ -234,7 +238,7 @@ class LSTM(keras.layers.LSTM):
         import tensorflow as tf
 
         inputs, states = self.cell.get_dropout_mask(x[:, 0]), self.cell.get_recurrent_dropout_mask(h)
-        pairs = list(zip(_each_gate(inputs), _each_gate(states), strict=True)) if isinstance(states, list) else [(inputs, states)]
+        pairs = list(zip(_each_gate(inputs), _each_gate(states), strict=True)) if isinstance(inputs, list) or isinstance(states, list) else [(inputs, states)]
         whole = tf.ones_like
         parts = [[whole(x[:, 0]) if one is None else one, whole(h[:, :1]), whole(h) if other is None else other] for one, other in pairs]
         return tf.stop_gradient(tf.stack([tf.concat(part, 1) for part in parts]))

@@ -18,7 +18,7 @@ from .errors import CryptoLSTMError
 
 # %% auto #0
 __all__ = ['NAMES', 'RollingMean', 'StreamError', 'date_text', 'to_time', 'candle_row', 'require_row', 'candle_arrays',
-           'require_rows', 'Fed', 'FeatureStream']
+           'require_rows', 'last_steps', 'spacing_doubt', 'Fed', 'FeatureStream']
 
 # %% ../nbs/38_stream.ipynb #7fe51504
 class RollingMean:
@@ -73,6 +73,7 @@ class StreamError(CryptoLSTMError, ValueError):
 
 NAMES = ("open", "high", "low", "close", "volume")
 _EPOCH, _FROM_MS, _TO_MS, _MINUTE = datetime(1970, 1, 1, tzinfo=UTC), 10**11, 10**13, 60_000_000_000
+_TOO_FAR = "expected dates from 1678 to 2261, got {}: mend or drop them"
 _MOST = 1e100  # of a price or a volume: sums of it stay finite
 
 
@@ -94,20 +95,33 @@ def to_time(
         if date.tzinfo is None:
             raise StreamError(f"expected a date with a time zone, got {date!r}: add tzinfo=datetime.UTC, or give milliseconds")
         since = date - _EPOCH
-        return (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1000 + getattr(date, "nanosecond", 0)
+        time = (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1000 + getattr(date, "nanosecond", 0)
+        if abs(time) >= 2**63:
+            raise StreamError(_TOO_FAR.format(date))
+        return time
     if isinstance(date, np.datetime64) and not np.isnat(date):
-        return int(date.astype("datetime64[ns]").astype(np.int64))
+        return int(_nanoseconds(date))
     number = _number(date)
     if number is None or not _FROM_MS <= number < _TO_MS or number != int(number):
         raise StreamError(f"expected a date as milliseconds since 1970 or as a datetime in UTC, got {date!r}: ccxt gives milliseconds; multiply seconds by 1000")
     return int(number) * 1_000_000
 
 
+def _nanoseconds(dates: Any) -> Any:
+    """`datetime64` of any unit as int64. Raises `StreamError` where 64 bits do not hold it: NumPy would wrap around in silence."""
+    if (np.abs(dates.astype("datetime64[s]").astype(np.int64)) >= 2**63 // 10**9).any():
+        raise StreamError(_TOO_FAR.format(dates.max()))
+    return dates.astype("datetime64[ns]").astype(np.int64)
+
+
 def _number(value: Any) -> float | None:
-    """A plain number, or None; text and booleans are none."""
-    if isinstance(value, (float, int)) and not isinstance(value, bool):
-        return value
-    return value.item() if isinstance(value, (np.floating, np.integer)) else None
+    """A plain number, infinite where it is too large for one, or None; text and booleans are none."""
+    if isinstance(value, bool) or not isinstance(value, (float, int, np.floating, np.integer)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 # %% ../nbs/38_stream.ipynb #f65d9429
 def candle_row(
@@ -122,7 +136,7 @@ def candle_row(
     row = tuple(_number(value) for value in values)
     if len(row) != 5 or any(value is None for value in row):
         raise StreamError(f"expected open, high, low, close and volume as numbers, got {_short(values)}: convert text to numbers first")
-    return to_time(date), tuple(float(value) for value in row if value is not None)
+    return to_time(date), tuple(value for value in row if value is not None)
 
 
 def _short(value: Any) -> str:
@@ -159,8 +173,10 @@ def candle_arrays(
         if wrong := [f"{name} ({kind})" for name, kind in kinds.items() if kind.kind not in "iuf"]:
             raise StreamError(f"expected numbers, got others in {', '.join(wrong)}: convert them first")
         values, times = np.stack([np.asarray(columns[name], dtype=np.float64) for name in NAMES], axis=1), _times(columns["date"])
+        if values.ndim != 2 or times.shape != (len(values),):
+            raise ValueError(f"dates of the shape {times.shape}, values of {values.shape}")
         names = getattr(candles, "columns", ())
-        kept = ~np.asarray(candles["filled"], dtype=bool) if "filled" in list(names) else slice(None)
+        kept = np.not_equal(np.asarray(candles["filled"]), True) if "filled" in list(names) else slice(None)
         return times[kept], values[kept]
     except (KeyError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, StreamError):
@@ -184,7 +200,7 @@ def _times(dates: Any) -> np.ndarray:
     if plain.dtype.kind == "M":
         if np.isnat(plain).any():
             raise StreamError(f"expected a date in each row, got none in row {int(np.isnat(plain).argmax())}: mend or drop it")
-        return plain.astype("datetime64[ns]").astype(np.int64)
+        return _nanoseconds(plain)
     if plain.dtype.kind in "iuf" and ((plain >= _FROM_MS) & (plain < _TO_MS) & (plain == np.floor(plain))).all():
         return plain.astype(np.int64) * 1_000_000
     return np.array([to_time(date) for date in plain.tolist()], dtype=np.int64)
@@ -210,6 +226,34 @@ def require_rows(
     usual = int(spans[counts.argmax()])
     if usual != step and 2 * counts.max() > len(rises):
         raise StreamError(f"candles of {step // _MINUTE} minutes are expected, most are {usual / _MINUTE:g} minutes apart: give candles of the model's timeframe")
+
+
+def _require_closed(time: int, step: int, moment: datetime, remedy: str) -> None:
+    if time + step > to_time(moment):
+        raise StreamError(f"the candle of {date_text(time)} is not closed yet, at {moment}: {remedy}")
+
+
+def last_steps(
+    times: np.ndarray,  # (rows,) nanoseconds, rising
+    step: int,  # nanoseconds of a candle
+) -> tuple[int, int]:  # how many candles the last rows are apart, and how often in a row
+    """`(1, 0)` for a single candle."""
+    steps = np.diff(times) // step
+    if not len(steps):
+        return 1, 0
+    others = np.flatnonzero(steps[::-1] != steps[-1])
+    return int(steps[-1]), int(others[0]) if len(others) else len(steps)
+
+
+def spacing_doubt(
+    candles: int,  # that the last rows are apart
+    times: int,  # how often in a row
+    minutes: int,  # of the timeframe
+) -> str | None:
+    """A sentence, where the last candles look like those of another timeframe."""
+    if candles < 2 or times < 2 or candles * times < 24:
+        return None
+    return f"the last {times + 1} candles are {candles * minutes} minutes apart each, and candles of {minutes} minutes are expected: give those of the model's timeframe"
 
 # %% ../nbs/38_stream.ipynb #c0ebc6d7
 @dataclass(frozen=True)
@@ -260,11 +304,7 @@ class FeatureStream:
 
     def suspicion(self) -> str | None:
         """A sentence, where the last candles look like those of another timeframe."""
-        candles, times = self._apart
-        if candles < 2 or times < 2 or candles * times < 24:
-            return None
-        minutes = self.config.timeframe_minutes
-        return f"the last {times + 1} candles are {candles * minutes} minutes apart each, and candles of {minutes} minutes are expected: give those of the model's timeframe"
+        return spacing_doubt(*self._apart, self.config.timeframe_minutes)
 
     def push(
         self,
@@ -274,8 +314,8 @@ class FeatureStream:
         """Take the next candle. Raises `StreamError`, and has then changed nothing."""
         time, row = candle_row(candle)
         require_row(time, row, self._step)
-        if closed_by is not None and time + self._step > to_time(closed_by):
-            raise StreamError(f"the candle of {date_text(time)} is not closed yet, at {closed_by}: give it when it is")
+        if closed_by is not None:
+            _require_closed(time, self._step, closed_by, "give it when it is")
         if self._time is None or time - self._time != self._step:
             return bool(len(self._feed(np.array([time]), np.array([row])).times))
         before = dict(zip(NAMES, self._row, strict=True))
@@ -296,12 +336,18 @@ class FeatureStream:
             self._ring[self._at] = self._ring[self._at + self._length] = row
             self._at = (self._at + 1) % self._length
 
-    def feed(self, candles: Any) -> Fed:
+    def feed(
+        self,
+        candles: Any,  # as for `candle_arrays`
+        closed_by: datetime | None = None,  # refuse candles that close later
+    ) -> Fed:
         """Take many candles, all newer than the last; the first may be the last one once more. Raises `StreamError`, and has then changed nothing."""
         times, rows = candle_arrays(candles)
         if not len(times):
             raise StreamError("expected at least one candle, got none: give some rows")
         require_rows(times, rows, self._step)
+        if closed_by is not None:
+            _require_closed(int(times[-1]), self._step, closed_by, "leave it out")
         return self._feed(times, rows)
 
     def _feed(self, times: np.ndarray, rows: np.ndarray) -> Fed:
@@ -370,11 +416,9 @@ class FeatureStream:
 
     def _note_steps(self, times: np.ndarray) -> None:
         known = times if self._time is None else np.concatenate([[self._time], times])
-        if not len(steps := np.diff(known[-64:]) // self._step):
-            return
-        others = np.flatnonzero(steps[::-1] != steps[-1])
-        count = int(others[0]) if len(others) else len(steps) + (self._apart[1] if self._apart[0] == steps[-1] else 0)
-        self._apart = (int(steps[-1]), count)
+        apart, often = last_steps(known[-64:], self._step)
+        before = self._apart[1] if often == len(known[-64:]) - 1 and apart == self._apart[0] else 0
+        self._apart = (apart, often + before)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """All that the stream knows, as arrays; for `load_state_dict`."""

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 import crypto_lstm
-from .architecture import build_model, cudnn_loss
+from .architecture import bounded_plan, build_model, cudnn_loss
 from .budget import OutOfMemoryError, affordable, halved
 from .bundle import load_bundle, save_bundle
 from .callbacks import CHECKPOINT_NAME, MemoryMonitorCallback, NonFiniteError, OutputFolderError, create_callbacks, plot_training_curves
@@ -188,6 +188,7 @@ def train(
     """
     config = config or Config()
     require_steps(save_every_batches)
+    bounded_plan(config)  # else it would be known only when the trained network is saved
     folder = check_output_folder(output_dir, resume)
     with holding(folder):
         check_output_folder(folder, resume)  # another process may have been there until now

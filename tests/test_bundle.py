@@ -24,6 +24,7 @@ import tensorflow as tf
 from crypto_lstm import commit
 from crypto_lstm.architecture import build_model
 from crypto_lstm.bundle import GOLDEN, NO_TRADE, BundleError, load_bundle, pack, save_bundle, unpack, verify_bundle, weight_shapes
+from crypto_lstm.candles import fill_gaps
 from crypto_lstm.commit import CommitError
 from crypto_lstm.config import CLASSES, Config, CryptoLSTMError
 from crypto_lstm.persistence import ModelMismatchError
@@ -315,6 +316,9 @@ def frame(**changes):
     return CANDLES.assign(**changes)
 
 
+FILLED = fill_gaps(CANDLES, 60, "1h")
+APART = CANDLES[(CANDLES.index < 1560) | (CANDLES.index % 2 == 1)].reset_index(drop=True)
+FAR = pd.Timestamp("2500-01-01", tz="UTC").as_unit("s")
 INPUTS = {
     "not closed": (CANDLES, CLOSE - pd.Timedelta("1s"), "is not closed yet"),
     "stale": (CANDLES, CLOSE + pd.Timedelta("61min"), "is too old, 1.0 candles since its close"),
@@ -337,14 +341,20 @@ INPUTS = {
     "low above high": (frame(low=CANDLES["high"] * 2), CLOSE, ""),
     "doubled row": (pd.concat([CANDLES, CANDLES[-1:]], ignore_index=True), CLOSE, ""),
     "another timeframe": (synthetic_candles(1600, timeframe="30m"), CLOSE, ""),
+    "the year 2500": (frame(date=CANDLES["date"].dt.as_unit("s").where(CANDLES.index != 1599, FAR)), CLOSE, "1678 to 2261"),
+    "two hours apart, at the end": (APART, CLOSE, "120 minutes apart"),
+    "two hours apart, and filled": (fill_gaps(APART, 60, "1h"), CLOSE, "120 minutes apart"),
+    "filled, and a hole since": (FILLED.drop(index=range(1585, 1596)).reset_index(drop=True), CLOSE, "has been cut since"),
+    "filled in part": (pd.concat([FILLED[:1590], CANDLES[1590:]], ignore_index=True), CLOSE, "as fill_gaps makes them"),
+    "an age that is none": (CANDLES, CLOSE, "expected max_age_candles", "1"),
     "a hole": (CANDLES.drop(index=range(1580, 1590)).reset_index(drop=True), CLOSE, "ends no full window"),
 }
 
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_no_trade(name, bundle):
-    candles, now, reason = INPUTS[name]
-    decision = bundle.decide(candles, now=now)
+    candles, now, reason, *age = INPUTS[name]
+    decision = bundle.decide(candles, now, *age)
     assert decision.action == NO_TRADE and reason in decision.reason and decision.reason and decision.probabilities is None, str(decision)
 
 
@@ -428,3 +438,10 @@ def test_missing_and_foreign_places(tmp_path):
         load_bundle(tmp_path / "empty")
     assert not verify_bundle(tmp_path / "empty").ok
     assert not list((tmp_path / "empty").iterdir())
+
+
+def test_a_column_of_the_user_s_own_is_left_alone(bundle):
+    expected = bundle.decide(CANDLES, now=CLOSE)
+    for name in ("segment", "signal"):
+        assert bundle.decide(CANDLES.assign(**{name: 0}), now=CLOSE) == expected
+    assert bundle.decide(FILLED, now=CLOSE) == expected

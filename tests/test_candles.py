@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crypto_lstm.candles import CandleError, check_candles, fill_gaps, plot_candles, read_candles, require_candles, synthetic_candles
-from crypto_lstm.config import CryptoLSTMError
+from crypto_lstm.config import Config, CryptoLSTMError
+from crypto_lstm.labels import make_labels
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 COLUMNS = ["date", "open", "high", "low", "close", "volume"]
@@ -506,3 +507,26 @@ def test_plot(n):
     assert len(ax.patches) == (n if n <= 300 else 0)
     ax.figure.canvas.draw()
     plt.close(ax.figure)
+
+
+def test_a_filled_frame_that_was_cut_is_refused():
+    whole = synthetic_candles(300, seed=1, timeframe="1h")
+    filled = fill_gaps(whole.drop(index=range(100, 104)).reset_index(drop=True), 60, "1h")  # two segments
+    assert fill_gaps(filled, 60, "1h") is filled
+    assert fill_gaps(filled[90:110], 60, "1h")["segment"].nunique() == 2  # cut at its ends only
+    with pytest.raises(CandleError, match="row 50, column date is .* candles of a segment are 1h apart.*has been cut since"):
+        fill_gaps(filled.drop(index=[50]), 60, "1h")
+    with pytest.raises(CandleError, match="filled for another timeframe: give the candles as they were read"):
+        fill_gaps(filled, 60, "5m")
+    for name, values in {"filled": 0.0, "segment": "a", "date": 1}.items():
+        with pytest.raises(CandleError, match="must be as fill_gaps makes them"):
+            fill_gaps(filled.assign(**{name: values}), 60, "1h")
+    with pytest.raises(CandleError, match="has been cut since"):
+        make_labels(filled.drop(index=[50]), Config(timeframe="1h", future_window=24))
+
+
+def test_dates_that_nanoseconds_cannot_hold():
+    frame = synthetic_candles(30, seed=1, timeframe="1h")
+    frame["date"] = frame["date"].dt.as_unit("s").where(frame.index != 7, pd.Timestamp("2500-01-01", tz="UTC").as_unit("s"))
+    report = check_candles(frame)
+    assert not report.ok and "row 7, column date is 2500-01-01" in report.errors[0] and "dates go from 1678 to 2261" in report.errors[0]

@@ -662,3 +662,29 @@ def test_readers_beside_a_writer(place, quick):
         os.kill(child, 9)
         os.waitpid(child, 0)
     assert len(seen) > 5
+
+
+@pytest.mark.parametrize("facts", [{"id": 2**70}, {"curve": [0.1234567890123] * 400_000}])
+def test_a_file_whose_manifest_no_reader_would_take_is_not_saved(quick, facts):
+    with committing_file(quick / "model", facts={"number": 1}) as new:
+        new.write_text("1")
+    before = {path.name: path.read_bytes() for path in quick.iterdir()}
+    refused = pytest.raises(CommitError, match="its manifest could not be read again: .*; keep less in it")
+    with refused, committing_file(quick / "model", facts=facts) as new:
+        new.write_text("2")
+    assert {path.name: path.read_bytes() for path in quick.iterdir()} == before
+    assert read_file(quick / "model").files == {"model": b"1"}
+
+
+def test_a_damaged_folder_is_not_replaced(quick):
+    def save(text):
+        with committing(quick / "model") as folder:
+            (folder / "a").write_text(text)
+
+    save("1")
+    (quick / "model" / "notes.txt").write_text("mine")
+    manifest = quick / "model" / MANIFEST
+    manifest.write_bytes(manifest.read_bytes().replace(b'"seal"', b'"sea1"'))
+    with pytest.raises(CommitError, match="no saved folder, or a damaged one .*; move it away, or choose a path that does not exist"):
+        save("2")
+    assert (quick / "model" / "notes.txt").read_text() == "mine" and (quick / "model" / "a").read_text() == "1"

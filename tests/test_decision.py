@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ import onnx
 import onnxruntime
 import pandas as pd
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -523,7 +525,7 @@ def test_a_folder_a_link_and_a_pipe_are_no_files(trained, tmp_path):
 def test_a_network_too_large_is_refused_before_it_is_built():
     with pytest.raises(ConfigError, match="at most 50,000,000 weights"):
         onnx_shapes(Config(lstm_units=(60_000,)))
-    with pytest.raises(ConfigError, match="at most 100 layers"):
+    with pytest.raises(ConfigError, match="at most 64 layers"):
         onnx_shapes(Config(dense_units=(1,) * 200))
 
 
@@ -704,3 +706,58 @@ def test_a_decision_has_one_home():
     for name in ("Decision", "NO_TRADE", "AnswerError", "require_probabilities"):
         assert getattr(bundle, name) is getattr(decision, name)
     assert Decision("HOLD", None, "x").as_dict() == {"action": "HOLD", "probabilities": None, "reason": "x"}
+
+
+def test_a_history_with_an_open_candle_is_refused(predictor):
+    with pytest.raises(StreamError, match="15:00:00.* is not closed yet, at 2024-03-07 15:59:59.*: leave it out"):
+        predictor.warm_up(CANDLES, now=CLOSE - pd.Timedelta("1s"))
+    assert predictor.stream.time is None
+    with pytest.raises(StreamError, match="is not closed yet"):
+        predictor.warm_up(CANDLES.assign(date=CANDLES["date"] + pd.Timedelta(days=36_500)))  # by the clock
+    with pytest.raises(AnswerError, match="for now"):
+        predictor.warm_up(CANDLES, now="soon")
+    assert predictor.warm_up(CANDLES[:-1], now=CLOSE).update(CANDLES.iloc[-1], now=CLOSE) == predictor.decide(CANDLES, now=CLOSE)
+
+
+@pytest.mark.parametrize("age", ["1", None, -1, math.nan, True, [1]])
+def test_an_age_that_is_none_takes_no_candle(age, predictor):
+    predictor.warm_up(CANDLES[:-1])
+    with pytest.raises(AnswerError, match="expected max_age_candles as a number of candles"):
+        predictor.update(CANDLES.iloc[-1], now=CLOSE, max_age_candles=age)
+    assert predictor.update(CANDLES.iloc[-1], now=CLOSE).action in CLASSES
+    assert "max_age_candles" in predictor.decide(CANDLES, now=CLOSE, max_age_candles=age).reason
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_empty_pin_fits_nothing(beside, trained, tmp_path):
+    shutil.copy(trained.path, tmp_path / "m.onnx")
+    if beside:
+        shutil.copy(manifest_path(trained.path), manifest_path(tmp_path / "m.onnx"))
+    assert Predictor.load(tmp_path / "m.onnx", trained.sha256.upper()).verified is beside
+    with pytest.raises(DamagedError, match="expected the sha256 , got"):
+        Predictor.load(tmp_path / "m.onnx", "")
+
+
+def test_the_earlier_of_two_dates_of_expiry_holds(trained, tmp_path):
+    for year, holds in ((2029, "2029-01-01"), (2031, "2030-01-01"), (None, "2030-01-01")):
+        export_onnx(trained.bundle, tmp_path / "m.onnx", expires=year and datetime(year, 1, 1, tzinfo=UTC))
+        assert Predictor.load(tmp_path / "m.onnx").metadata["expires"].startswith(holds)
+    for bad in ("2030-01-01T00:00:00+00:00", datetime(2030, 1, 1), 7):
+        with pytest.raises(ConfigError, match="expires must be a date with a time zone"):
+            export_onnx(trained.bundle, tmp_path / "m.onnx", expires=bad)
+
+
+def test_an_export_is_compared_in_full_precision(trained, tmp_path, monkeypatch):
+    """As where a GPU multiplies in TF32: factors are rounded to ten bits as long as TensorFlow allows it."""
+    allowed, asked = tf.config.experimental.tensor_float_32_execution_enabled, []
+
+    class Coarse:
+        layers, weights = trained.model.layers, trained.model.weights
+
+        def __call__(self, windows, training):
+            asked.append(allowed())
+            return np.asarray(trained.model(windows, training=training)) + (1e-3 if allowed() else 0)
+
+    assert allowed()
+    export_onnx(Coarse(), tmp_path / "m.onnx", config=CONFIG)
+    assert asked == [False] and allowed()

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import keras
@@ -335,3 +336,41 @@ def test_a_checkpoint_loads_and_is_verified(model, tmp_path):
     loaded = load_model(tmp_path / "best.keras", config=CONFIG)
     assert all(np.array_equal(a, b) for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True))
     assert load_report(loaded).verified and load_report(loaded).metadata["epoch"] == 3
+
+
+@pytest.mark.parametrize("name", ["btc_metadata.json", "btc_summary.txt", "btc.keras.manifest.json"])
+def test_what_lies_beside_a_model_and_is_not_ours_stays(name, model, tmp_path):
+    (tmp_path / name).write_text("mine: trades of 2024")
+    with pytest.raises(ModelFileError, match=f"{name} beside it was not written by this package, .*; move it away"):
+        save_model(model, tmp_path / "btc", config=CONFIG)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine: trades of 2024")]
+    (tmp_path / name).unlink()
+    for _ in range(2):
+        save_model(model, tmp_path / "btc", config=CONFIG)
+    assert load_model(tmp_path / "btc.keras", CONFIG)
+
+
+def test_copies_of_an_earlier_save_of_the_same_bytes_do_no_harm(model, tmp_path, monkeypatch):
+    path = save_model(model, tmp_path / "btc", "h5", config=CONFIG).model
+    old = (tmp_path / "btc_metadata.json").read_bytes()
+    facts = json.loads(old)
+    monkeypatch.setattr(persistence, "_write_notes", lambda *_: None)  # as where the process ends before them
+    time.sleep(1.1)  # the time of a save has seconds
+    assert save_model(model, tmp_path / "btc", "h5", config=CONFIG, metadata={"run": 2}).sha256 == facts["sha256"]
+    assert (tmp_path / "btc_metadata.json").read_bytes() == old
+    load_model(path, CONFIG)
+    assert read_metadata(path)["metadata"] == {"run": 2}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("kind", ["per_sample", "per_batch"])
+def test_a_loaded_model_trains_on_with_the_dropout_of_its_configuration(format, kind, tmp_path):
+    config = CONFIG.replace(recurrent_dropout=kind)
+    first = build_model(config)
+    saved = save_model(first, tmp_path / "model", format, config=config)
+    for loaded in (load_model(saved), load_model(saved, config)):
+        assert [layer.kind for layer in loaded.layers if hasattr(layer, "cell")] == [kind] * 2
+        same = loaded(np.repeat(WINDOWS[:1], 6, axis=0), training=True).numpy()
+        assert all(layer.recurrent_dropout == 0.3 for layer in loaded.layers if hasattr(layer, "cell")) and np.isfinite(same).all()
+    bare = load_model(save_model(first, tmp_path / "bare", format))  # nothing says what it was
+    assert {type(layer) for layer in bare.layers if hasattr(layer, "cell")} == {keras.layers.LSTM}

@@ -14,7 +14,7 @@ import tensorflow as tf
 from crypto_lstm.architecture import build_model
 from crypto_lstm.callbacks import save_checkpoint
 from crypto_lstm.candles import synthetic_candles
-from crypto_lstm.config import Config
+from crypto_lstm.config import Config, ConfigError
 from crypto_lstm.gpu import GpuStatus
 from crypto_lstm.persistence import load_model, save_model
 from crypto_lstm.recurrent import LSTM, obstacle, stock_model
@@ -237,3 +237,25 @@ def test_a_network_and_what_is_saved_of_it_answer_alike_to_the_last_bit(kind):
     model = build_model(Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,), recurrent_dropout=kind))
     windows = np.random.default_rng(3).normal(size=(225, 12, 8)).astype("float32")
     assert model.predict(windows, verbose=0).tobytes() == stock_model(model).predict(windows, verbose=0).tobytes()
+
+
+def test_masks_of_inputs_gate_by_gate():
+    windows = np.random.default_rng(1).normal(size=(6, 9, 5)).astype("float32")
+    settings = {"implementation": 1, "dropout": 0.3, "use_cudnn": False, "seed": 5}
+    layer, stock = LSTM(4, **settings), keras.layers.LSTM(4, **settings)
+    layer.build(windows.shape), stock.build(windows.shape)
+    stock.set_weights(layer.get_weights())
+    np.testing.assert_allclose(layer(windows, training=True), stock(windows, training=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"dropout": 1.0}, {"recurrent_dropout": 1.0}, {"use_cudnn": True}])
+def test_settings_that_are_left_to_keras(settings):
+    layer, windows = LSTM(4, **settings), np.ones((2, 3, 5), "float32")
+    layer.build(windows.shape)
+    assert obstacle(layer, windows, None, True)
+
+
+@pytest.mark.parametrize("rate", [1.0, 1.5, -0.5, float("nan")])
+def test_rows_of_which_none_would_be_left(rate):
+    with pytest.raises(ConfigError, match="recurrent_dropout per_batch must be at least 0 and below 1, got"):
+        LSTM(4, kind="per_batch", recurrent_dropout=rate)

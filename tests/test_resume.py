@@ -14,10 +14,10 @@ import pytest
 from resuming import CONFIG, SAVE_EVERY, candles, digest
 
 from crypto_lstm.architecture import build_model
-from crypto_lstm.callbacks import NonFiniteError, create_callbacks
+from crypto_lstm.callbacks import NonFiniteError, OutputFolderError, create_callbacks
 from crypto_lstm.cli import main
 from crypto_lstm.config import ConfigError
-from crypto_lstm.folder import ResumeMismatchError, holding
+from crypto_lstm.folder import ResumeMismatchError, discard_state, holding
 from crypto_lstm.lock import LockedError
 from crypto_lstm.network import ModelFileError
 from crypto_lstm.prediction import load_run, verify_run
@@ -347,3 +347,38 @@ def test_the_command_is_killed_and_goes_on(whole, candle_file, tmp_path, capsys)
     assert main(words) == 0  # and a third time: finished
     out, err = capsys.readouterr()
     assert "holds the finished run: nothing is trained" in err and json.loads(out)["resumed_at"] == "finished"
+
+
+def test_a_state_of_another_program_is_no_run(tmp_path):
+    (tmp_path / "state" / "gen-1").mkdir(parents=True)
+    (tmp_path / "state" / "gen-1" / "population.json").write_text("three weeks")
+    (tmp_path / "state" / "gen-000002").mkdir()
+    (tmp_path / "config.toml").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(OutputFolderError, match="is not empty: nothing is overwritten"):
+        train(candles(), CONFIG, tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_file_of_the_user_s_in_the_state_stays(tmp_path, crashed):
+    folder = Path(shutil.copytree(crashed, tmp_path / "run"))
+    (folder / "state" / "notes.txt").write_text("mine")
+    discard_state(folder)
+    assert contents(folder / "state") == {"notes.txt": b"mine"}
+    (folder / "state" / "notes.txt").unlink()
+    discard_state(folder)
+    assert not (folder / "state").exists()
+
+
+LARGE = {
+    "layers": {"dense_units": (4,) * 32},
+    "weights": {"lstm_units": (4096, 4)},
+    "window": {"sequence_length": 5000, "lstm_units": (1000, 4)},
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_network_that_could_not_be_saved_is_refused_before_anything_is_written(name, tmp_path):
+    with pytest.raises(ConfigError, match="expected at most 64 layers|expected a network of at most"):
+        train(candles(), CONFIG.replace(**LARGE[name]), tmp_path / "run")
+    assert not list(tmp_path.iterdir())

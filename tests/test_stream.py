@@ -234,6 +234,9 @@ BAD = {
     "nothing": (None, "expected a candle"),
     "a number": (7, "expected a candle"),
     "too large": (NEXT | {"high": 1e200}, "high must be a finite number"),
+    "too large for a float": (NEXT | {"high": 10**400}, "high must be a finite number"),
+    "the year 9999": (NEXT | {"date": datetime(9999, 1, 1, tzinfo=UTC)}, "dates from 1678 to 2261"),
+    "the year 9999, of NumPy": (NEXT | {"date": np.datetime64("9999-01-01")}, "dates from 1678 to 2261"),
     "a change that float32 can't hold": (NEXT | {"high": 1e60}, "high_change must fit into float32"),
 }
 
@@ -358,3 +361,34 @@ def test_numpy_is_all_it_needs():
 def test_a_configuration_is_still_checked():
     with pytest.raises(ConfigError):
         FeatureStream(CONFIG.replace(sequence_length=0))
+
+
+COLUMNS = {name: GOOD[name].to_numpy() for name in ("open", "high", "low", "close", "volume")}
+DATES = GOOD["date"].dt.tz_localize(None).to_numpy()
+RAGGED = {
+    "a date too few": COLUMNS | {"date": DATES[:-1]},
+    "one date": COLUMNS | {"date": DATES[:1]},
+    "one row, many dates": {name: values[:1] for name, values in COLUMNS.items()} | {"date": DATES},
+    "a date alone": COLUMNS | {"date": DATES[0]},
+    "columns of columns": {name: values[:, None] for name, values in COLUMNS.items()} | {"date": DATES},
+    "numbers alone": dict.fromkeys(COLUMNS, 1.0) | {"date": DATES[:1]},
+    "one column shorter": COLUMNS | {"date": DATES, "volume": COLUMNS["volume"][1:]},
+    "the year 2500": COLUMNS | {"date": DATES.astype("datetime64[s]") + np.timedelta64(365 * 476, "D")},
+}
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_columns_that_do_not_belong_together(name):
+    stream = FeatureStream(CONFIG)
+    with pytest.raises(StreamError, match="expected candles with date|dates from 1678 to 2261|column date must be"):
+        stream.feed(RAGGED[name])
+    assert stream.time is None
+
+
+def test_what_is_not_known_to_be_filled_was_traded():
+    whole = FeatureStream(CONFIG)
+    whole.feed(GOOD)
+    joined = pd.concat([GOOD[:300].assign(filled=False), GOOD[300:]], ignore_index=True)  # NaN from row 300 on
+    stream = FeatureStream(CONFIG)
+    stream.feed(joined)
+    assert all(np.array_equal(array, stream.state_dict()[name]) for name, array in whole.state_dict().items())
