@@ -214,7 +214,9 @@ def read_generation(
                 if found.generation != number:
                     raise DamagedError(found.path, f"expected generation {number}, got {found.generation}: the folder was renamed")
                 return replace(found, skipped=tuple(skipped))
-            except (DamagedError, FileNotFoundError) as error:
+            except (DamagedError, OSError) as error:
+                if not isinstance(error, (DamagedError, FileNotFoundError)) and error.errno != errno.EIO:  # a sector that can't be read is damage
+                    raise
                 skipped.append(str(error))
         if not numbers:
             return None

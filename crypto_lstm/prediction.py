@@ -16,13 +16,14 @@ import keras
 import numpy as np
 import pandas as pd
 
-from .commit import read_file
+from .commit import manifest_path, read_file
 from .bundle import Bundle, VerifyReport, load_bundle, require_probabilities, verify_bundle
 from .config import CLASSES, Config
 from .decision import decisions
 from .display import html_table, text_table
 from .folder import FILES
 from .network import ModelFileError, quiet
+from .persistence import read_metadata
 from .sealed import MANIFEST, DamagedError, FilePath, load, parse_json
 from .windows import Scaler, WindowDataset, prediction_windows, tf_dataset
 
@@ -176,10 +177,12 @@ def verify_run(
         try:
             if name in _PINNED:
                 read_pinned(folder, metadata, name)
-            elif os.path.lexists(file):  # it has a manifest of its own, and may be removed
+            if name == "model":  # with its manifest, and the copy beside it
+                read_metadata(file)
+            elif os.path.lexists(file if name == "checkpoint" else manifest_path(file)):  # the checkpoint may be removed
                 read_file(file, max_bytes=_MAX_FILE)
             faults[file.name] = None
-        except DamagedError as error:
+        except (DamagedError, ModelFileError) as error:
             faults[file.name] = error.fault
     bundle = verify_bundle(folder / FILES["bundle"], metadata["sha256"]["bundle"])
     if bundle.ok and expected_sha256 is not None and expected_sha256.lower() != metadata["sha256"]["bundle"]:

@@ -194,7 +194,9 @@ def test_verify_tells_a_good_run_from_a_spoilt_one(run_folder, tmp_path, capsys)
         assert "good" in capsys.readouterr().out
         assert main(["verify", str(path), "--sha256", "0" * 64]) == 1
     beside = ("scaler.json", "config.toml", "model.keras", "model.onnx", "history.json", "memory_history.json")
-    for name in (*beside, "best_model_checkpoint.keras", "bundle/scaler.json", "bundle/weights.npz", "bundle/manifest.json"):
+    manifests = [f"{name}.manifest.json" for name in ("model.keras", "model.onnx", "best_model_checkpoint.keras")]
+    others = ("model_metadata.json", "best_model_checkpoint.keras", "bundle/scaler.json", "bundle/weights.npz", "bundle/manifest.json")
+    for name in (*beside, *manifests, *others):
         data = (copy / name).read_bytes()
         (copy / name).write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
         before = sorted((p.name, p.stat().st_mtime_ns) for p in copy.rglob("*"))

@@ -664,6 +664,26 @@ def test_readers_beside_a_writer(place, quick):
     assert len(seen) > 5
 
 
+def test_a_generation_on_a_bad_sector_is_passed_over(quick, monkeypatch):
+    for number in (1, 2):
+        with committing_generation(quick / "state") as folder:
+            (folder / "a").write_text(str(number))
+    real = commit.read_folder
+
+    def bad(folder, **words):
+        if folder.name == "gen-000002":
+            raise OSError(code, os.strerror(code))
+        return real(folder, **words)
+
+    monkeypatch.setattr(commit, "read_folder", bad)
+    code = errno.EIO
+    found = read_generation(quick / "state")
+    assert (found.generation, found.files["a"]) == (1, b"1") and "Input/output error" in found.skipped[0]
+    code = errno.EMFILE  # no damage: to go on with an older state would hide it
+    with pytest.raises(OSError, match="Too many open files"):
+        read_generation(quick / "state")
+
+
 @pytest.mark.parametrize("facts", [{"id": 2**70}, {"curve": [0.1234567890123] * 400_000}])
 def test_a_file_whose_manifest_no_reader_would_take_is_not_saved(quick, facts):
     with committing_file(quick / "model", facts={"number": 1}) as new:
