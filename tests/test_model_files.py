@@ -345,6 +345,10 @@ def test_what_lies_beside_a_model_and_is_not_ours_stays(name, model, tmp_path):
         save_model(model, tmp_path / "btc", config=CONFIG)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine: trades of 2024")]
     (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(ModelFileError, match=name):
+        save_model(model, tmp_path / "btc", config=CONFIG)
+    (tmp_path / name).rmdir()
     for _ in range(2):
         save_model(model, tmp_path / "btc", config=CONFIG)
     assert load_model(tmp_path / "btc.keras", CONFIG)
