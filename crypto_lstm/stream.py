@@ -174,7 +174,7 @@ def candle_arrays(
             raise StreamError(f"expected numbers, got others in {', '.join(wrong)}: convert them first")
         values, times = np.stack([np.asarray(columns[name], dtype=np.float64) for name in NAMES], axis=1), _times(columns["date"])
         if values.ndim != 2 or times.shape != (len(values),):
-            raise ValueError(f"dates of the shape {times.shape}, values of {values.shape}")
+            raise StreamError(f"expected a date for each row of values, got dates of the shape {times.shape} and values of {values.shape}: give columns of one length")
         names = getattr(candles, "columns", ())
         kept = np.not_equal(np.asarray(candles["filled"]), True) if "filled" in list(names) else slice(None)
         return times[kept], values[kept]
