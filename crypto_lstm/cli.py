@@ -133,7 +133,7 @@ Result = tuple[dict[str, Any], str]
 
 
 def _config(arguments: argparse.Namespace, base: Config | None = None) -> Config:
-    config = Config.load(arguments.config) if getattr(arguments, "config", None) else base
+    config = Config.load(arguments.config) if getattr(arguments, "config", None) is not None else base
     return Config.from_text(arguments.set, config)
 
 

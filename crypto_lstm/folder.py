@@ -49,6 +49,7 @@ FILES = {
     "confusion_matrix": "confusion_matrix.png",
 }
 _MAX_METADATA = 64 << 20  # bytes
+_WRITING, _LOCK = _PASSING = (f".writing-{'[0-9a-f]' * 8}-*", f".lock-{'[0-9a-f]' * 8}")  # what a save has while it is under way
 STATE = "state"  # folder of the generations, in that of the run; gone when the run is finished
 
 
@@ -77,7 +78,7 @@ def check_output_folder(
 
 
 def _is_empty(folder: Path) -> bool:
-    found = [path for path in folder.iterdir() if not path.name.startswith((".lock-", ".writing-"))]
+    found = [path for path in folder.iterdir() if not any(path.match(pattern) for pattern in _PASSING)]
     return all(path.name == STATE and path.is_dir() and _is_empty(path) for path in found)
 
 
@@ -109,7 +110,7 @@ def holding(
             raise LockedError(folder, error.pid, error.host, error.since) from error
         except OSError as error:
             raise OutputFolderError(f"expected a folder to write results to, got {str(folder)!r}: {error.strerror}; choose another one") from error
-        for path in folder.glob(".writing-*"):  # a killed process left them: nobody else is writing here
+        for path in folder.glob(_WRITING):  # a killed process left them: nobody else is writing here
             shutil.rmtree(path, ignore_errors=True)
         yield
 
@@ -209,9 +210,9 @@ def finished_run(
 def discard_state(folder: Path) -> None:
     """Remove what is needed only to go on."""
     state = folder / STATE
-    for path in [*generations(state), *state.glob(".writing-*")]:
+    for path in [*generations(state), *state.glob(_WRITING)]:
         shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
-        for path in state.glob(".lock-*"):
+        for path in state.glob(_LOCK):
             path.unlink()
         state.rmdir()  # where somebody else's files are in it, it stays

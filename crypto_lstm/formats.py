@@ -359,12 +359,12 @@ def _from_text(texts: pd.Series, table: RawTable, timezone: str | None) -> np.nd
 
 
 def _localize(times: pd.Series, table: RawTable, timezone: str | None) -> pd.Series:
-    zone = timezone or ("UTC" if table.utc else None)
+    zone = timezone if timezone is not None else "UTC" if table.utc else None
     if zone is None:
         raise table.error(f"dates without a time zone, the first is {times.iloc[0]}; if they are UTC say timezone='UTC', else name the zone")
     try:
         return times.dt.tz_localize(zone)
-    except (ValueError, KeyError, TypeError, OSError) as error:  # an hour that clocks skip or repeat; an unknown zone
+    except (ValueError, LookupError, TypeError, OSError) as error:  # an hour that clocks skip or repeat; an unknown zone
         raise table.error(f"dates do not fit timezone={zone!r}: {error}") from error
 
 

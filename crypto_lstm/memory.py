@@ -106,7 +106,11 @@ class Variant:
 def require_positive(name: str, value: Any, whole: bool = False) -> None:
     """Raise `ConfigError` unless the value is a number above 0, finite, and whole where that is wanted."""
     kind = numbers.Integral if whole else numbers.Real
-    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < float(value) < math.inf:
+    try:
+        good = not isinstance(value, bool) and isinstance(value, kind) and 0 < float(value) < math.inf
+    except OverflowError:
+        good = False
+    if not good:
         raise ConfigError([f"{name} must be a {'whole number of at least 1' if whole else 'number above 0'}, got {value!r}"])
 
 # %% ../nbs/04_memory.ipynb #66d095e2

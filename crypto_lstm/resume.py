@@ -166,6 +166,11 @@ def _packed(callbacks: Sequence[keras.callbacks.Callback]) -> tuple[list[dict[st
             is_arrays = isinstance(value, list) and bool(value) and all(isinstance(part, np.ndarray) for part in value)
             plain[name] = {"arrays": len(value)} if is_arrays else value
             arrays |= _numbered(f"callback/{number}/{name}", value) if is_arrays else {}
+        try:
+            json.dumps(plain, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            wanted = f"{type(callback).__name__}.state_dict must give finite numbers, texts, lists of them, or lists of arrays"
+            raise ConfigError([f"{wanted}: it can't be saved ({error})"]) from error
         values.append({"class": type(callback).__name__, "state": plain})
     return values, arrays
 
@@ -205,7 +210,7 @@ class StateKeeper(keras.callbacks.History):
         super().__init__()
         self.folder, self.callbacks, self.batches, self.every = folder, list(callbacks), batches, every
         self._facts, self._saved, self._epoch = dict(facts), saved, 0
-        self._cut = self._stopping = False
+        self.cut = self._stopping = False
         self.last_saved = f"The last finite state, at {saved}, is kept in {str(folder / STATE)!r}" if saved else "No finite state was saved"
         if saved:
             self.history = {name: array.tolist() for name, array in _below(saved.arrays, "history/").items()}
@@ -225,7 +230,7 @@ class StateKeeper(keras.callbacks.History):
         if done == self.batches:
             self._stopping, self.model.stop_training = self.model.stop_training, False
         elif self.model.stop_training:
-            self._cut = True
+            self.cut = True
             self.save(self._epoch, done)
         elif self.every and done % self.every == 0:
             self.save(self._epoch, done)
@@ -233,7 +238,7 @@ class StateKeeper(keras.callbacks.History):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Save a whole epoch."""
         super().on_epoch_end(epoch, logs)
-        if not self._cut:
+        if not self.cut:
             self.save(epoch + 1, 0, over=self.model.stop_training)
         self.model.stop_training = self.model.stop_training or self._stopping
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 import crypto_lstm
 from .architecture import bounded_plan, build_model, cudnn_loss
-from .budget import OutOfMemoryError, affordable, halved
+from .budget import MemoryBudgetError, OutOfMemoryError, affordable, halved
 from .bundle import load_bundle, save_bundle
 from .callbacks import CHECKPOINT_NAME, MemoryMonitorCallback, NonFiniteError, OutputFolderError, create_callbacks, plot_training_curves
 from .commit import committing_file
@@ -63,7 +63,7 @@ class TrainingRun:
     validation: Evaluation
     test: Evaluation
     gpu: GpuStatus
-    interrupted: str | None  # the signal that ended it early
+    interrupted: str | None  # the signal that ended it early, or "a callback" that stopped it inside an epoch
     output_dir: Path
     paths: dict[str, Path]  # name as in `FILES`
     identity: dict[str, Any]  # what must be the same for it to go on, see `run_identity`
@@ -179,7 +179,8 @@ def train(
 
     Bad candles, settings or folders raise a `CryptoLSTMError` before anything is written; a forecast above the memory there is raises
     `MemoryBudgetError` before anything is allocated. An unfinished run of other settings, candles or versions raises `ResumeMismatchError`, another
-    process at work there `LockedError`. Ctrl-C ends training after the current step, with all files; the same call goes on at the next step.
+    process at work there `LockedError`. Ctrl-C ends training after the current step, with all files; the same call goes on at the next step, with the
+    batches that it began with. A callback of yours is remembered where it has `state_dict` and `load_state_dict`; others begin anew, which is logged.
 
     `deterministic` promises that a resumed run equals an uninterrupted one bit for bit, on the same machine with the same versions. It seeds Python,
     NumPy and TensorFlow, and lets TensorFlow use deterministic operations only, for this process and for good. On a CPU the cost was 3 % of the
@@ -201,7 +202,9 @@ def train(
         if finished_run(folder, identity):
             return _read_back(candles, folder, gpu, identity, tensorboard)
         saved = resumable_state(folder, identity)
-        data = _sized(candles, saved.config if saved else config, on_memory, gpu)
+        if saved:
+            _say_what_begins_anew(callbacks)
+        data = _sized(candles, saved.config if saved else config, on_memory, gpu, bool(saved))
         job = _Job(data, folder, gpu, identity, tensorboard, saved)
         stopper = StopOnSignal()
         with stopper.listening():
@@ -212,8 +215,25 @@ def train(
     return run
 
 
-def _sized(candles: pd.DataFrame, config: Config, on_memory: str, gpu: GpuStatus) -> TrainingData:
-    """The data, in batches that fit the memory there is."""
+def _say_what_begins_anew(callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    for callback in callbacks:
+        if not hasattr(callback, "state_dict") and not isinstance(callback, (keras.callbacks.LambdaCallback, keras.callbacks.TensorBoard)):
+            _log.warning("%s begins anew: it has no state_dict, so what it knew of the epochs before is lost", type(callback).__name__)
+
+
+def _sized(candles: pd.DataFrame, config: Config, on_memory: str, gpu: GpuStatus, begun: bool) -> TrainingData:
+    """The data, in batches that fit the memory there is. A training that has begun keeps its batches: steps of others are not its steps."""
+    if begun and on_memory == "accumulate":
+        on_memory = "refuse"
+    try:
+        return _in_batches(candles, config, on_memory, gpu)
+    except MemoryBudgetError:
+        if begun:
+            _log.warning("the training goes on with the batches that it began with: free memory, or pass on_memory='force' (--force)")
+        raise
+
+
+def _in_batches(candles: pd.DataFrame, config: Config, on_memory: str, gpu: GpuStatus) -> TrainingData:
     if config.batch_size != "auto":
         loaded = process_memory_mb() + PREPARED_COPIES * 4 * len(candles) * len(config.features) / MB
         config = _affordable(config, on_memory, gpu, max(loaded, BUILT_MB))
@@ -256,8 +276,9 @@ class _Job:
         history = self._fit(model, keeper, estimate, verbose)
         monitor = next((c for c in callbacks if isinstance(c, MemoryMonitorCallback)), None)
         stopper = next(c for c in callbacks if isinstance(c, StopOnSignal))
+        interrupted = stopper.signal_name or ("a callback" if keeper.cut else None)
         memory_history = list(monitor.memory_history) if monitor else []
-        return self.judged(model, history, memory_history, estimate, stopper, str(saved) if saved else None)
+        return self.judged(model, history, memory_history, estimate, interrupted, str(saved) if saved else None)
 
     def _fit(self, model: keras.Model, keeper: StateKeeper, estimate: MemoryEstimate, verbose: int) -> dict[str, list[float]]:
         """Running out of memory, and numbers, is told with what to do next, and with what is kept."""
@@ -281,7 +302,7 @@ class _Job:
         history: dict[str, list[float]],
         memory_history: list[dict[str, Any]],
         estimate: MemoryEstimate,
-        stopper: StopOnSignal | None,
+        interrupted: str | None,
         resumed_at: str | None,
     ) -> TrainingRun:
         """The run, with what it is worth on validation and test."""
@@ -295,7 +316,7 @@ class _Job:
             validation=evaluate_part("validation", model, self.data),
             test=evaluate_part("test", model, self.data),
             gpu=self.gpu,
-            interrupted=stopper.signal_name if stopper else None,
+            interrupted=interrupted,
             output_dir=self.folder,
             paths={name: self.folder / file for name, file in FILES.items() if self.tensorboard or name != "logs"},
             identity=self.identity,

@@ -321,3 +321,19 @@ sys.exit(main(["doctor", "--json"]))
     faults = {check["name"]: check["remedy"] for check in diagnosis["checks"] if check["state"] == "fault"}
     assert done.returncode == 1 and not diagnosis["healthy"] and "Traceback" not in done.stderr
     assert "--force-reinstall" in faults[{"sklearn": "scikit-learn"}.get(module, module)]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["estimate", "--config", ""], "config"),
+        (["estimate", "--budget", "9" * 400], "must be a number above 0"),
+        (["predict", "--timezone", ""], "timezone=''"),
+    ],
+)
+def test_words_that_are_empty_or_endless_are_not_passed_over(words, said, run_folder, candle_file, tmp_path, capsys):
+    if words[0] == "predict":
+        hourly().assign(date=hourly()["date"].dt.tz_localize(None)).to_csv(tmp_path / "candles.csv", index=False)
+        words = [*words, "--model", str(run_folder), "--candles", str(tmp_path / "candles.csv")]
+    assert main(words) == 1
+    assert said in (message := capsys.readouterr().err) and "Traceback" not in message

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from resuming import CONFIG, SAVE_EVERY, candles, digest
 
+from crypto_lstm import training
 from crypto_lstm.architecture import build_model
+from crypto_lstm.budget import MemoryBudgetError
 from crypto_lstm.callbacks import NonFiniteError, OutputFolderError, create_callbacks
 from crypto_lstm.cli import main
 from crypto_lstm.config import ConfigError
 from crypto_lstm.folder import ResumeMismatchError, discard_state, holding
 from crypto_lstm.lock import LockedError
+from crypto_lstm.memory import estimate_memory
 from crypto_lstm.network import ModelFileError
 from crypto_lstm.prediction import load_run, verify_run
 from crypto_lstm.resume import StateKeeper, fit_on, make_deterministic, read_state, restore
@@ -382,3 +385,63 @@ def test_a_network_that_could_not_be_saved_is_refused_before_anything_is_written
     with pytest.raises(ConfigError, match="expected at most 64 layers|expected a network of at most"):
         train(candles(), CONFIG.replace(**LARGE[name]), tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("on_memory", ["accumulate", "refuse"])
+def test_a_training_goes_on_with_the_batches_that_it_began_with(on_memory, crashed, tmp_path, monkeypatch, caplog):
+    """Steps of other batches are not its steps: with less memory than on the first day it is refused, not cut into smaller ones."""
+    folder = Path(shutil.copytree(crashed, tmp_path / "run"))
+    before = contents(folder)
+
+    def short(config, on_memory, **_):
+        if on_memory == "accumulate":
+            return config.replace(batch_size=config.batch_windows // 2, gradient_accumulation_steps=2)
+        raise MemoryBudgetError(estimate_memory(config), 100.0, None)
+
+    monkeypatch.setattr(training, "affordable", short)
+    with pytest.raises(MemoryBudgetError):
+        train(HOURLY, CONFIG, folder, on_memory=on_memory, **OPTIONS)
+    assert "goes on with the batches that it began with: free memory, or pass on_memory='force' (--force)" in caplog.text
+    assert contents(folder) == before
+
+
+def test_a_callback_that_stops_inside_an_epoch_leaves_a_run_to_go_on_with(whole, tmp_path):
+    def stop(model):
+        model.stop_training = True
+
+    cut = train(HOURLY, CONFIG, tmp_path / "run", callbacks=[At(1, 3, stop)], **OPTIONS)
+    assert cut.interrupted == "a callback" and "stopped by a callback: the same call goes on" in str(cut)
+    rest = train(HOURLY, CONFIG, tmp_path / "run", **OPTIONS)
+    assert rest.resumed_at.startswith("epoch 2, step 5 of") and rest.interrupted is None
+    assert digest(rest.model, rest.history) == digest(whole.model, whole.history)
+
+
+class Forgetful(keras.callbacks.Callback):
+    def __init__(self, state=None):
+        super().__init__()
+        if state is not None:
+            self.state_dict = lambda: state
+
+
+@pytest.mark.parametrize("state", [{"best": float("inf")}, {"best": np.float32(1)}, {"best": np.zeros(2)}])
+def test_a_state_of_a_callback_that_cannot_be_kept(state, tmp_path):
+    with pytest.raises(ConfigError, match="Forgetful.state_dict must give finite numbers, texts, lists of them, or lists of arrays"):
+        train(HOURLY, CONFIG, tmp_path / "run", callbacks=[Forgetful(state)], **OPTIONS)
+
+
+def test_a_callback_that_begins_anew_is_named(crashed, tmp_path, caplog):
+    folder = Path(shutil.copytree(crashed, tmp_path / "run"))
+    others = [Forgetful(), Forgetful({"a": 1}), keras.callbacks.LambdaCallback()]
+    with pytest.raises(Crash):
+        train(HOURLY, CONFIG, folder, callbacks=[*others, At(1, 3, crash)], **OPTIONS)
+    assert [message for message in caplog.messages if "begins anew" in message] == [
+        f"{name} begins anew: it has no state_dict, so what it knew of the epochs before is lost" for name in ("Forgetful", "At")
+    ]
+
+
+def test_a_hidden_folder_of_the_user_s_is_no_leftover(tmp_path):
+    (tmp_path / ".writing-novel").mkdir()
+    (tmp_path / ".writing-novel" / "chapter").write_text("mine")
+    with pytest.raises(OutputFolderError, match="is not empty"):
+        train(HOURLY, CONFIG, tmp_path)
+    assert contents(tmp_path) == {".writing-novel/chapter": b"mine"}
