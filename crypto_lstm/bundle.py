@@ -319,8 +319,8 @@ class Bundle:
         import tensorflow as tf
 
         try:
-            self._require_fresh(candles, now, max_age_candles)
-            dataset, dates = self._dataset(candles)
+            dataset, dates = self._dataset(candles)  # which checks them
+            require_fresh(candles["date"].iloc[-1].as_unit("ns").value, self.config, now, max_age_candles, self.metadata.get("expires"))
             if (last := dates.iloc[-1]) != candles["date"].iloc[-1]:
                 raise AnswerError(f"the newest candle ({candles['date'].iloc[-1]}) ends no full window, the last that does is of {last}: fetch the candles that are missing before it")
             minutes = self.config.timeframe_minutes
@@ -336,11 +336,6 @@ class Bundle:
         require_candles(candles, self.config.timeframe)
         dataset, ends = prediction_windows(candles, self.config, self.scaler)
         return dataset, ends["date"].dt.as_unit("ns")
-
-    def _require_fresh(self, candles: pd.DataFrame, now: Any, max_age_candles: float) -> None:
-        require_candles(candles, self.config.timeframe)
-        newest = candles["date"].iloc[-1].as_unit("ns").value
-        require_fresh(newest, self.config, now, max_age_candles, self.metadata.get("expires"))
 
 # %% ../nbs/25_bundle.ipynb #7fee022c
 def _checked(path: Path, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[Config, Scaler, dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -80,6 +80,7 @@ class _Careful:
         self._restored = False
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Judge the epoch; one with losses or weights that are not finite counts for nothing. Raises `MonitorError` where the metric is not there."""
         logs = {} if logs is None else logs
         if logs.get(self.monitor) is None:
             found = ", ".join(logs) or "no metric"

@@ -266,7 +266,9 @@ def _times(candles: pd.DataFrame) -> np.ndarray | None:
 
 
 def _beyond(dates: pd.Series) -> pd.Series:
-    """Which dates nanoseconds in 64 bits can't hold."""
+    """Which dates nanoseconds in 64 bits can't hold; none of those that are held so."""
+    if dates.dt.unit == "ns":
+        return pd.Series(np.zeros(len(dates), dtype=bool))
     return dates.notna() & ~dates.dt.year.between(1678, 2261)
 
 

@@ -166,6 +166,7 @@ class _Scaling:
 
     @classmethod
     def read(cls, values: Mapping[str, Any], config: Config, path: FilePath) -> Self:
+        """Raises `GraphError` where they are not finite, or of other features or settings."""
         center, scale = (np.array([float(number) for number in values[name]]) for name in ("center", "scale"))
         clip = float(values["clip"])
         good = np.isfinite([*center, *scale, clip]).all() and (scale > 0).all() and len(center) == len(scale) == len(config.features) and clip > 0

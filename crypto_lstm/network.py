@@ -87,22 +87,27 @@ Rule = Callable[[Any], bool]
 
 
 def one_of(*values: Any) -> Rule:
+    """The value is one of these, and of its type: 1 is not True."""
     return lambda value: any(type(value) is type(known) and value == known for known in values)
 
 
 def number(low: float, high: float) -> Rule:
+    """A number from `low` to `high`; NaN is none."""
     return lambda value: type(value) in (int, float) and low <= value <= high
 
 
 def whole(low: int, high: int) -> Rule:
+    """A whole number from `low` to `high`."""
     return lambda value: type(value) is int and low <= value <= high
 
 
 def either(*rules: Rule) -> Rule:
+    """One of the rules holds."""
     return lambda value: any(rule(value) for rule in rules)
 
 
 def is_name(value: Any) -> bool:
+    """A text of at most 200 letters, digits, spaces, points, dashes and underscores."""
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\- ]{0,199}", value) is not None
 
 

@@ -128,6 +128,7 @@ def blocks(path: Path, limit: int) -> Iterator[bytes]:
 
 
 def load(path: Path, limit: int) -> bytes:
+    """A file's bytes. Raises `DamagedError` where it is no plain file, or has more than `limit` of them."""
     return b"".join(blocks(path, limit))
 
 # %% ../nbs/21_sealed.ipynb #9ea2cfc0

@@ -374,7 +374,6 @@ def test_a_loaded_model_trains_on_with_the_dropout_of_its_configuration(format, 
     saved = save_model(first, tmp_path / "model", format, config=config)
     for loaded in (load_model(saved), load_model(saved, config)):
         assert [layer.kind for layer in loaded.layers if hasattr(layer, "cell")] == [kind] * 2
-        same = loaded(np.repeat(WINDOWS[:1], 6, axis=0), training=True).numpy()
-        assert all(layer.recurrent_dropout == 0.3 for layer in loaded.layers if hasattr(layer, "cell")) and np.isfinite(same).all()
+        assert [layer.recurrent_dropout for layer in loaded.layers if hasattr(layer, "cell")] == [0.3] * 2
     bare = load_model(save_model(first, tmp_path / "bare", format))  # nothing says what it was
     assert {type(layer) for layer in bare.layers if hasattr(layer, "cell")} == {keras.layers.LSTM}
