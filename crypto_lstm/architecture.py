@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['MODEL_NAME', 'Shape', 'MAX_LAYERS', 'MAX_PARAMETERS', 'MAX_VALUES', 'lstm_parameters', 'dense_parameters',
-           'LayerSpec', 'LayerPlan', 'layer_plan', 'bounded_plan', 'total_parameters', 'plot_architecture',
+           'LayerSpec', 'LayerPlan', 'layer_plan', 'total_parameters', 'bounded_plan', 'plot_architecture',
            'cudnn_loss', 'build_model']
 
 # %% ../nbs/01_architecture.ipynb #9ac12f59
@@ -133,6 +133,13 @@ def _dense_spec(name: str, inputs: Shape, units: int, activation: str) -> LayerS
     return LayerSpec(name, "Dense", inputs, (None, units), dense_parameters(inputs[-1] or 0, units), units, activation)
 
 
+def total_parameters(
+    config: Config,  # widths and features
+) -> int:  # trainable weights
+    """Weights of the network that `build_model` makes, without building it."""
+    return layer_plan(config).parameters
+
+# %% ../nbs/01_architecture.ipynb #fe5cdf2a
 MAX_LAYERS = 64  # the input and each dropout count as well
 MAX_PARAMETERS = 50_000_000
 MAX_VALUES = 4_000_000  # of one layer, for one window
@@ -150,13 +157,6 @@ def bounded_plan(
         limits = f"at most {MAX_PARAMETERS:,} weights and {MAX_VALUES:,} values of a layer for one window"
         raise ConfigError([f"expected a network of {limits}, got {plan.parameters:,} and {values:,}: make lstm_units, dense_units or sequence_length smaller"])
     return plan
-
-
-def total_parameters(
-    config: Config,  # widths and features
-) -> int:  # trainable weights
-    """Weights of the network that `build_model` makes, without building it."""
-    return layer_plan(config).parameters
 
 # %% ../nbs/01_architecture.ipynb #bed6ecdb
 def _block_colour(layer: LayerSpec) -> str:
