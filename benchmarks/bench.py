@@ -31,7 +31,7 @@ import report
 from report import ALONE, BATCH, HERE, KERAS, LIMIT, PLAIN, RESULTS, SAMPLE, SINGLE, TORCH, flops
 from workers import Worker, in_turn, seconds
 
-from crypto_lstm.resources import processors
+from crypto_lstm.utils.system import processor_count
 
 TORCH_PYTHON = HERE.parent / ".venv-torch" / "bin" / "python"
 OURS = {SAMPLE: "per_sample", BATCH: "per_batch"}
@@ -196,10 +196,10 @@ def data(bench: Bench) -> dict[str, Series]:
 
 
 START = {
-    "import crypto_lstm.decision": "import crypto_lstm.decision",
+    "import crypto_lstm.inference.predictor": "import crypto_lstm.inference.predictor",
     "first decision, ours": """
 import sys, numpy
-from crypto_lstm.decision import Predictor
+from crypto_lstm.inference.predictor import Predictor
 Predictor.load(sys.argv[1] + "/model.onnx").probabilities(numpy.load(sys.argv[1] + "/window.npy"))""",
     "import numpy": "import numpy",
     "import tensorflow, keras": "import tensorflow, keras",
@@ -343,10 +343,10 @@ def machine(bench: Bench) -> dict[str, Any]:
     for kind in ("predictor", "keras", "numpy", "torch"):
         versions |= bench.once(kind, "versions")
     if versions.pop("tensorflow loaded"):
-        raise SystemExit("crypto_lstm.decision loads TensorFlow: a decision must do without")
+        raise SystemExit("crypto_lstm.inference.predictor loads TensorFlow: a decision must do without")
     return {
         "processor": names[0] if names else platform.processor(),
-        "cores": processors(),
+        "cores": processor_count(),
         "memory, GiB": round(psutil.virtual_memory().total / 2**30),
         "system": platform.platform(),
         "Python": platform.python_version(),

@@ -24,11 +24,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from crypto_lstm.candles import check_candles, fill_gaps, read_candles, synthetic_candles
+from crypto_lstm.data.candles import check_candles, fill_gaps, read_candles
+from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.config import FEATURES, HOLD, LONG, SHORT, Config
-from crypto_lstm.display import text_table
-from crypto_lstm.features import make_features
-from crypto_lstm.labels import make_labels
+from crypto_lstm.utils.display import text_table
+from crypto_lstm.data.features import make_features
+from crypto_lstm.data.labels import make_labels
 
 SAMPLE = 20_000  # rows of the plain label loop; its time is extrapolated to all rows
 

@@ -107,8 +107,9 @@ def setting() -> tuple[Config, Any, Any, np.ndarray]:
     """The default network, its predictor, and a bundle-like scaler; windows to judge."""
     from crypto_lstm.architecture import build_model
     from crypto_lstm.config import FEATURES
-    from crypto_lstm.decision import Predictor, export_onnx
-    from crypto_lstm.windows import Scaler
+    from crypto_lstm.inference.onnx_file import export_onnx
+    from crypto_lstm.inference.predictor import Predictor
+    from crypto_lstm.data.scaler import Scaler
 
     config = Config()
     model = build_model(config, compile_model=False)
@@ -155,7 +156,7 @@ def updates(predictor: Any, rounds: int) -> dict[str, Any]:
     """A new candle to a decision, after 30 days of history; and the parts of it."""
     import pandas as pd
 
-    from crypto_lstm.synthetic import synthetic_candles
+    from crypto_lstm.data.synthetic import synthetic_candles
 
     history = synthetic_candles(predictor.config.month_candles + 200 + rounds, seed=1)
     predictor.stream = None
@@ -179,10 +180,10 @@ def updates(predictor: Any, rounds: int) -> dict[str, Any]:
 COLD = """
 import sys, time
 start = time.perf_counter()
-import crypto_lstm.decision
+import crypto_lstm.inference.predictor
 imported = time.perf_counter() - start
 import numpy as np
-predictor = crypto_lstm.decision.Predictor.load(sys.argv[1])
+predictor = crypto_lstm.inference.predictor.Predictor.load(sys.argv[1])
 predictor.probabilities(np.zeros((1, 120, 8), dtype=np.float32))
 print(imported, time.perf_counter() - start)
 """
@@ -191,7 +192,7 @@ KERAS = "import time; start = time.perf_counter(); import keras, tensorflow; pri
 
 def cold_start(model: Any, rounds: int) -> dict[str, Any]:
     """New processes: import, and the first decision; beside the import of TensorFlow and Keras."""
-    from crypto_lstm.decision import export_onnx
+    from crypto_lstm.inference.onnx_file import export_onnx
 
     with tempfile.TemporaryDirectory() as place:
         export_onnx(model, path := Path(place) / "model.onnx")
@@ -206,10 +207,10 @@ def cold_start(model: Any, rounds: int) -> dict[str, Any]:
 
 def stream_parity(candles: int, source: str | None) -> dict[str, Any]:
     """Every row of the stream against the batch: the largest deviation (relative above 1, absolute below), and the time of a candle."""
-    from crypto_lstm.candles import read_candles
-    from crypto_lstm.features import make_features
-    from crypto_lstm.stream import FeatureStream
-    from crypto_lstm.synthetic import synthetic_candles
+    from crypto_lstm.data.candles import read_candles
+    from crypto_lstm.data.features import make_features
+    from crypto_lstm.data.feature_stream import FeatureStream
+    from crypto_lstm.data.synthetic import synthetic_candles
 
     config = Config()
     frame = read_candles(source)[:candles] if source else synthetic_candles(candles, seed=1)
@@ -234,7 +235,7 @@ def stream_parity(candles: int, source: str | None) -> dict[str, Any]:
 
 
 def table(title: str, results: dict[str, Any]) -> str:
-    from crypto_lstm.display import text_table
+    from crypto_lstm.utils.display import text_table
 
     rows = [
         (name, f"{v['median_ms']:.3f}", f"{v['p05_ms']:.3f} - {v['p95_ms']:.3f}", f"{v['ratio']:.2f}", f"{v.get('windows_per_s', 0):,.0f}")

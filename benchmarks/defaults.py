@@ -69,11 +69,11 @@ def trainer(name: str) -> Callable[[], tuple[float, float]]:
     import tensorflow as tf
 
     from crypto_lstm.architecture import build_model
-    from crypto_lstm.candles import synthetic_candles
+    from crypto_lstm.data.synthetic import synthetic_candles
     from crypto_lstm.config import Config
     from crypto_lstm.gpu import setup_cpu_threads
-    from crypto_lstm.recurrent import stock_model
-    from crypto_lstm.windows import prepare
+    from crypto_lstm.layers import to_keras_model
+    from crypto_lstm.data.windows import prepare
 
     if setup.threads is None:
         setup_cpu_threads()
@@ -84,7 +84,7 @@ def trainer(name: str) -> Callable[[], tuple[float, float]]:
     config = Config(batch_size=BATCH)
     data, model = prepare(synthetic_candles(CANDLES, seed=0), config), build_model(config)
     if setup.stock:
-        model = stock_model(model)
+        model = to_keras_model(model)
         model.compile(keras.optimizers.Adam(config.learning_rate), loss=model.loss, metrics=["accuracy", "categorical_accuracy"])
     if setup.compile:
         model.compile(model.optimizer, loss=model.loss, metrics=["accuracy", "categorical_accuracy"], **setup.compile)
@@ -103,7 +103,7 @@ def trainer(name: str) -> Callable[[], tuple[float, float]]:
 
 def gathered(train: Any, setup: Setup) -> Any:
     """The same, as `train` feeds it."""
-    from crypto_lstm.windows import tf_dataset
+    from crypto_lstm.data.windows import tf_dataset
 
     return tf_dataset(some(train, setup))
 
@@ -234,7 +234,7 @@ def quartiles(speeds: list[float]) -> tuple[float, float, float]:
 
 def report(results: dict[str, Any]) -> str:
     """The stored results as a table."""
-    from crypto_lstm.display import text_table
+    from crypto_lstm.utils.display import text_table
 
     rows = []
     for name, found in results["variants"].items():

@@ -30,11 +30,12 @@ import numpy as np
 import sklearn.preprocessing  # noqa: F401  a library that `prepare` loads; its memory is not the candles'
 
 from crypto_lstm.architecture import build_model
-from crypto_lstm.candles import read_candles, synthetic_candles
+from crypto_lstm.data.candles import read_candles
+from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.config import Config
-from crypto_lstm.display import text_table
-from crypto_lstm.resources import MB, peak_memory_mb, process_memory_mb, reset_peak_memory
-from crypto_lstm.windows import TrainingData, prepare
+from crypto_lstm.utils.display import text_table
+from crypto_lstm.utils.system import MB, peak_memory_mb, process_memory_mb, reset_peak_memory
+from crypto_lstm.data.windows import TrainingData, prepare
 
 
 def write_candles(path: Path, count: int, missing: float) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from report import GPU_RESULTS, number, table
-from stock import stock_model
+from stock import to_keras_model
 from workers import in_turn, seconds
 
 from crypto_lstm.config import Config
@@ -100,10 +100,10 @@ def models(config: Config) -> dict[str, Any]:
     from crypto_lstm.architecture import build_model
 
     return {
-        STOCK: stock_model(config, config.recurrent_rate),
+        STOCK: to_keras_model(config, config.recurrent_rate),
         OURS: build_model(config.replace(recurrent_dropout="per_batch")),
         "ours, per_sample": build_model(config.replace(recurrent_dropout="per_sample")),
-        "Keras, none": stock_model(config, 0.0),
+        "Keras, none": to_keras_model(config, 0.0),
     }
 
 

@@ -26,8 +26,9 @@ from memory_measure import GRID, HERE, REPEATS, measure, settings
 from crypto_lstm import memory
 from crypto_lstm.architecture import build_model, layer_plan
 from crypto_lstm.config import Config
-from crypto_lstm.memory import FLOAT, MB, Variant, estimate_memory
-from crypto_lstm.probe import extrapolate, probe_sizes
+from crypto_lstm.memory import FLOAT, Variant, estimate_memory
+from crypto_lstm.utils.system import MB
+from crypto_lstm.profiling.measure import extrapolate_memory, probe_sizes
 
 STOCK = "stock/"
 RESULTS = HERE / "memory_results.json"
@@ -88,7 +89,7 @@ def probed_growth(name: str, results: dict[str, Any], prefix: str) -> float:
     """What `probe_memory` answers, from its measurements."""
     ((config, variant),) = cases_of([name], prefix)
     measured = {size: results[f"{prefix}{name}/probe/{size}"]["growth_mb"] for size in probe_sizes(config.batch_windows)}
-    return extrapolate(config.batch_windows, measured, lambda size: estimate_memory(config, size, variant=variant).growth_mb)
+    return extrapolate_memory(config.batch_windows, measured, lambda size: estimate_memory(config, size, variant=variant).growth_mb)
 
 
 def report(names: Sequence[str], results: dict[str, Any], prefix: str = "") -> None:
@@ -143,8 +144,8 @@ def report_noise(results: dict[str, Any], prefix: str = "") -> None:
         print(f"  {quantity:16} span: mean {statistics.mean(spans):.1f} %, worst {max(spans):.1f} %;  deviation: mean {mean:.1f} %")
 
 
-FITTED = {"LEAN_COPIES": (0, 3), "LEAN_BASE_MB": (0, 6)}
-FITTED_PROCESS = {"LEAN_ALLOCATOR": (1, 1.5), "LEAN_MB": (0, 100)}
+FITTED = {"LOW_MEMORY_COPIES": (0, 3), "LOW_MEMORY_BASE_MB": (0, 6)}
+FITTED_PROCESS = {"LOW_MEMORY_ALLOCATOR": (1, 1.5), "LOW_MEMORY_MB": (0, 100)}
 
 
 def fit(results: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from crypto_lstm.config import Config
 from crypto_lstm.memory import Variant
-from crypto_lstm.probe import measure_memory, probe_sizes
+from crypto_lstm.profiling.measure import measure_memory, probe_sizes
 
 HERE = Path(__file__).parent
 GRID = json.loads((HERE / "memory_grid.json").read_text(encoding="utf-8"))

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from stock import stock_model
+from stock import to_keras_model
 from workers import in_turn, median_seconds, seconds, serve
 
 from crypto_lstm.config import Config
-from crypto_lstm.resources import peak_memory_mb, process_memory_mb, reset_peak_memory
+from crypto_lstm.utils.system import peak_memory_mb, process_memory_mb, reset_peak_memory
 
 if TYPE_CHECKING:
     import keras
@@ -73,7 +73,7 @@ class Predictor(Stored):
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
-        from crypto_lstm.decision import Predictor as Ours
+        from crypto_lstm.inference.predictor import Predictor as Ours
 
         self.ours, (self.x, _) = Ours.load(self.folder / "model.onnx"), self.windows
         self.streaming: Any = None
@@ -173,7 +173,7 @@ class Training(Stored):
             from crypto_lstm.architecture import build_model
 
             return build_model(config.replace(recurrent_dropout=kind))
-        return stock_model(config, config.recurrent_rate if kind == "stock" else 0.0)
+        return to_keras_model(config, config.recurrent_rate if kind == "stock" else 0.0)
 
     def losses(self, kind: str, batch: int, steps: int) -> list[float]:
         """Loss of each of the first training steps, without dropout: equal mathematics give equal numbers."""
@@ -184,7 +184,7 @@ class Training(Stored):
 
     def dataset(self, config: Config, windows: int) -> Any:
         """Some of the stored windows, again and again if need be, through the dataset that `train` uses."""
-        from crypto_lstm.windows import WindowDataset
+        from crypto_lstm.data.windows import WindowDataset
 
         with np.load(self.folder / "train.npz") as file:
             matrix, rows, labels = file["matrix"], np.resize(file["rows"], windows), np.resize(file["labels"], windows)
@@ -193,7 +193,7 @@ class Training(Stored):
 
     def train(self, kind: str, batch: int, steps: int, timesteps: int = 120) -> float:
         """Seconds of the steps of one `fit`: ours gathers its batches from the matrix, the peers have all windows as one array."""
-        from crypto_lstm.windows import tf_dataset
+        from crypto_lstm.data.windows import tf_dataset
 
         key = (kind, batch, steps, timesteps)
         if key not in self.models:
@@ -272,7 +272,7 @@ class Keras(Training):
         import tensorflow as tf
 
         self.tf, (self.x, _) = tf, self.windows
-        self.answering = stock_model(self.config, self.config.recurrent_rate)
+        self.answering = to_keras_model(self.config, self.config.recurrent_rate)
         self.answering.set_weights(self.weights)
         self.function = tf.function(lambda x: self.answering(x, training=False))
         self.square = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
@@ -313,22 +313,22 @@ class Data(Ours):
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
-        from crypto_lstm.candles import synthetic_candles
-        from crypto_lstm.windows import prepare
+        from crypto_lstm.data.synthetic import synthetic_candles
+        from crypto_lstm.data.windows import prepare
 
         self.prepare_candles, self.invent = prepare, synthetic_candles
 
     def prepare(self, candles: int) -> None:
         """Write what all kinds read: random weights, and real windows of an invented market."""
         from crypto_lstm.architecture import build_model
-        from crypto_lstm.decision import export_onnx
+        from crypto_lstm.inference.onnx_file import export_onnx
 
         config, table = Config(), self.invent(candles, seed=0, edge=0.5)
         (self.folder / "settings.json").write_text(json.dumps(config.as_dict()), encoding="utf-8")
         table.to_feather(self.folder / "candles.feather")
         data, model = self.prepare_candles(table, config), build_model(config)
         export_onnx(model, self.folder / "model.onnx", config=config, scaler=data.scaler)
-        stock = stock_model(config, config.recurrent_rate)
+        stock = to_keras_model(config, config.recurrent_rate)
         stock.set_weights(model.get_weights())
         stock.save(self.folder / "model.keras")
         np.savez(self.folder / "weights.npz", *model.get_weights())
@@ -341,14 +341,14 @@ class Data(Ours):
         """A file of candles, none of the future; written once by a process of its own, so that this one holds no more than it reads."""
         path = self.folder / f"invented-{candles}.feather"
         if not path.exists():
-            code = "import sys; from crypto_lstm.candles import synthetic_candles as s; "
+            code = "import sys; from crypto_lstm.data.synthetic import synthetic_candles as s; "
             code += "s(int(sys.argv[1]), seed=0, start='2000-01-01').to_feather(sys.argv[2])"
             subprocess.run([sys.executable, "-c", code, str(candles), str(path)], check=True)
         return path
 
     def resident(self, candles: int) -> dict[str, float]:
         """What reading and preparing candles adds to the process, in MB; a small run first loads every library that is used."""
-        from crypto_lstm.candles import read_candles
+        from crypto_lstm.data.candles import read_candles
 
         small, path = self.invented(50_000), self.invented(candles)
         self.prepare_candles(read_candles(small), Config())
@@ -377,8 +377,8 @@ class Data(Ours):
 
         The second is all that feeding can take of a step, with Keras' own loop on top: nothing hides it there.
         """
-        from crypto_lstm.candles import read_candles
-        from crypto_lstm.windows import tf_dataset
+        from crypto_lstm.data.candles import read_candles
+        from crypto_lstm.data.windows import tf_dataset
 
         data = self.prepare_candles(read_candles(self.invented(candles)), Config())
         trained = {"step": self.model(data.config.recurrent_dropout, data.config), "feeding": self._idle(data.config)}
@@ -400,7 +400,7 @@ class Data(Ours):
 
     def epoch(self, windows: int) -> dict[str, float]:
         """One epoch's order drawn and all its batches gathered; and what the windows hold in memory, in MB."""
-        from crypto_lstm.windows import WindowDataset
+        from crypto_lstm.data.windows import WindowDataset
 
         random = np.random.default_rng(0)
         matrix = random.normal(size=(windows + 119, 8)).astype(np.float32)
@@ -417,9 +417,9 @@ class Data(Ours):
 
     def candles(self, candles: int, repeat: int) -> dict[str, float]:
         """Seconds of features and of labels, each from raw candles."""
-        from crypto_lstm.candles import read_candles
-        from crypto_lstm.features import make_features
-        from crypto_lstm.labels import make_labels
+        from crypto_lstm.data.candles import read_candles
+        from crypto_lstm.data.features import make_features
+        from crypto_lstm.data.labels import make_labels
 
         table = read_candles(self.invented(candles))
         return {

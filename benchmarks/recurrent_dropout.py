@@ -25,9 +25,9 @@ def judged(edge: float, seed: int, kind: str) -> dict[str, Any]:
     """One training, on a market and from weights of this seed: what it is worth on the test part."""
     import keras
 
-    from crypto_lstm.candles import synthetic_candles
-    from crypto_lstm.cli import DEMO_CANDLES, DEMO_CONFIG
-    from crypto_lstm.training import train
+    from crypto_lstm.data.synthetic import synthetic_candles
+    from crypto_lstm.commands.main import DEMO_CANDLES, DEMO_CONFIG
+    from crypto_lstm.training.trainer import train
 
     keras.backend.clear_session()
     candles = synthetic_candles(DEMO_CANDLES, seed=seed, edge=edge)

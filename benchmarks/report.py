@@ -121,8 +121,8 @@ GOALS = (
     ),
     Goal(
         "import",
-        "import of crypto_lstm.decision",
-        ("start", "import crypto_lstm.decision"),
+        "import of crypto_lstm.inference.predictor",
+        ("start", "import crypto_lstm.inference.predictor"),
         0.3,
         unit="s",
         peers=("import tensorflow, keras",),
@@ -207,7 +207,7 @@ Not equal, as it can't be:
 - Keras computes the metrics of `build_model`, accuracy twice; PyTorch computes the loss alone.
 - The peers have their windows as one array in memory; ours are gathered from candles while it trains.
 - Training is timed from the first batch to the last. At the end of `fit` and `predict` Keras often waits for a thread of tf.data, for
-  seconds here; ours does not (`crypto_lstm.windows.tf_dataset`), and our decisions don't pass through TensorFlow at all. `predict` is
+  seconds here; ours does not (`crypto_lstm.data.windows.tf_dataset`), and our decisions don't pass through TensorFlow at all. `predict` is
   timed both ways.
 - Ours has one thread an operation, as `train` sets it up; Keras has TensorFlow's choice, and in one row the same as ours.
 - onnxruntime, TensorFlow, NumPy and PyTorch add up in different orders."""

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from crypto_lstm.display import text_table
+from crypto_lstm.utils.display import text_table
 
 COMMAND = str(Path(sys.executable).parent / "crypto-lstm")
 WORDS = {

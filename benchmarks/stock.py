@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import keras
 
 
-def stock_model(config: Config, recurrent_dropout: float) -> keras.Model:
+def to_keras_model(config: Config, recurrent_dropout: float) -> keras.Model:
     """Equal in widths, dropout, loss, optimizer and metrics; weights as Keras draws them."""
     import keras
     from keras import layers

@@ -55,8 +55,8 @@ def memory_disk() -> tempfile.TemporaryDirectory[str]:
 
 def kill_job(kind: str, plain: bool, kills: int) -> Job:
     """SIGKILL at random moments of saves, on the disk, within 1.6 times the length of a save: its last steps are hit as well."""
-    import faults
-    import saves
+    from support import crash_injection as faults
+    from support import save_load_cases as saves
 
     def job(seed: int) -> Result:
         make = (saves.PLAIN if plain else saves.KINDS)[kind]
@@ -94,8 +94,8 @@ def fault_job(kind: str, plain: bool, share: float, limits: int) -> Job:
     """Every Python file call fails in three ways and is followed and preceded by an exit; the system refuses at sizes."""
     import fcntl
 
-    import faults
-    import saves
+    from support import crash_injection as faults
+    from support import save_load_cases as saves
 
     def job(seed: int) -> Result:
         make = (saves.PLAIN if plain else saves.KINDS)[kind]
@@ -114,7 +114,7 @@ def fault_job(kind: str, plain: bool, share: float, limits: int) -> Job:
 
 
 def mutation_job(kind: str, plain: bool, n: int) -> Job:
-    import mutations
+    from support import byte_mutation as mutations
 
     def job(seed: int) -> Result:
         subject = (mutations.PLAIN if plain else mutations.SUBJECTS)[kind]
@@ -134,7 +134,7 @@ def mutation_job(kind: str, plain: bool, n: int) -> Job:
 
 
 def attack_job(name: str) -> Job:
-    import attacks
+    from support import attacks
 
     def job(seed: int) -> Result:
         with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +145,7 @@ def attack_job(name: str) -> Job:
 
 
 def resume_job(plain: bool, runs: int, kills: int) -> Job:
-    import resuming
+    from support import kill_and_resume as resuming
 
     def job(seed: int) -> Result:
         with tempfile.TemporaryDirectory() as folder:
@@ -158,7 +158,7 @@ def resume_job(plain: bool, runs: int, kills: int) -> Job:
 
 
 def nan_job(part: str, n: int) -> Job:
-    import injections
+    from support import nan_injection as injections
 
     def job(seed: int) -> Result:
         if part == "decisions":
@@ -191,8 +191,8 @@ def speed_job(rounds: int) -> Job:
 
 def jobs(part: str, counts: dict[str, Any]) -> Iterator[tuple[str, Job]]:
     """Name and job of everything in a part; the names of plain Keras' end with `, Keras`."""
-    import mutations
-    import saves
+    from support import byte_mutation as mutations
+    from support import save_load_cases as saves
 
     if part == "kills":
         for kind in sorted(saves.KINDS, key=["saved_model", "bundle", "keras", "h5", "training state"].index):
@@ -463,7 +463,7 @@ def scaled(counts: dict[str, Any], scale: float) -> dict[str, Any]:
 
 def measure(arguments: argparse.Namespace, seed: int, counts: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     """Run the parts, all jobs of a quick round together, and write what a full one found after each part."""
-    import saves
+    from support import save_load_cases as saves
 
     logging.getLogger("crypto_lstm").setLevel(logging.CRITICAL)
     logging.getLogger("absl").setLevel(logging.CRITICAL)

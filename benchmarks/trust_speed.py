@@ -10,14 +10,14 @@ from typing import Any
 
 import keras
 import numpy as np
-import saves
+from support import save_load_cases as saves
 import tensorflow as tf
 
 from crypto_lstm.architecture import build_model
-from crypto_lstm.bundle import load_bundle, save_bundle
+from crypto_lstm.inference.bundle import load_bundle, save_bundle
 from crypto_lstm.config import Config
 from crypto_lstm.persistence import FORMATS, load_model, save_model
-from crypto_lstm.windows import prepare
+from crypto_lstm.data.windows import prepare
 
 Act = Callable[[], object]
 

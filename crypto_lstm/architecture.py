@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .config import CLASSES, Config, ConfigError
-from .display import BLUE, GREEN, GREY, ORANGE, PURPLE, html_table, new_axes, text_table
+from .utils.display import BLUE, GREEN, GREY, ORANGE, PURPLE, html_table, new_axes, text_table
 
 if TYPE_CHECKING:
     import keras
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['MODEL_NAME', 'Shape', 'MAX_LAYERS', 'MAX_PARAMETERS', 'MAX_VALUES', 'lstm_parameters', 'dense_parameters',
-           'LayerSpec', 'LayerPlan', 'layer_plan', 'total_parameters', 'bounded_plan', 'plot_architecture',
+           'LayerSpec', 'LayerPlan', 'layer_plan', 'total_parameters', 'require_saveable_plan', 'plot_architecture',
            'cudnn_loss', 'build_model']
 
 # %% ../nbs/01_architecture.ipynb #9ac12f59
@@ -145,7 +145,7 @@ MAX_PARAMETERS = 50_000_000
 MAX_VALUES = 4_000_000  # of one layer, for one window
 
 
-def bounded_plan(
+def require_saveable_plan(
     config: Config,  # widths, window length and features
 ) -> LayerPlan:
     """The layer plan of a network that can be saved and read back: a file may not make its reader build a larger one. Raises `ConfigError` for what is."""
@@ -206,7 +206,7 @@ def _layer_seeds(seed: int, position: int) -> tuple[int, int, int]:
 def _keras_layer(layer: LayerSpec, position: int, config: Config) -> keras.layers.Layer:
     from keras import initializers, layers
 
-    from crypto_lstm.recurrent import LSTM
+    from crypto_lstm.layers import LowMemoryLSTM
 
     kernel, recurrent, dropout = _layer_seeds(config.seed, position)
     if layer.kind == "Dropout":
@@ -216,7 +216,7 @@ def _keras_layer(layer: LayerSpec, position: int, config: Config) -> keras.layer
         # probabilities stay float32 where the other layers compute in float16
         dtype = "float32" if layer.activation == "softmax" else None
         return layers.Dense(layer.units, activation=layer.activation, kernel_initializer=start, dtype=dtype, name=layer.name)
-    return LSTM(
+    return LowMemoryLSTM(
         layer.units or 0,
         kind=config.recurrent_dropout,
         return_sequences=layer.return_sequences,
@@ -247,7 +247,7 @@ def build_model(
 
     Two calls with the same configuration give equal weights; no global random state is read or changed.
     Layers compute in Keras' global dtype policy (see `setup_gpu_memory` for float16); the output is always float32.
-    Its LSTM layers are those of `crypto_lstm.recurrent`. With recurrent dropout `per_sample` a GPU can't use its fast cuDNN kernel, see `cudnn_loss`.
+    Its LSTM layers are those of `crypto_lstm.layers`. With recurrent dropout `per_sample` a GPU can't use its fast cuDNN kernel, see `cudnn_loss`.
     """
     import keras
 

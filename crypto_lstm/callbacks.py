@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from .config import Config, CryptoLSTMError
-from .display import BLUE, GREEN, GREY, ORANGE
-from .commit import committing_file
+from .config import Config
+from .utils.errors import CryptoLSTMError
+from .utils.display import BLUE, GREEN, GREY, ORANGE
+from .storage.verified import atomic_file
 from .memory import EmptyHistoryError
-from .monitor import MemoryMonitorCallback
-from .recurrent import saved_as
+from .profiling.memory_monitor import MemoryMonitorCallback
+from .layers import to_saveable_model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,9 +152,9 @@ def save_checkpoint(
     path: str | os.PathLike[str],  # a `.keras` file; its manifest lies beside it
     facts: Mapping[str, Any],  # JSON values for the manifest
 ) -> None:
-    """Write a model all-or-nothing, in Keras' own layers. Raises `CommitError`; the old file is then unchanged."""
-    with committing_file(path, facts=facts) as new:
-        saved_as(model).save(new)
+    """Write a model all-or-nothing, in Keras' own layers. Raises `SaveError`; the old file is then unchanged."""
+    with atomic_file(path, facts=facts) as new:
+        to_saveable_model(model).save(new)
 
 # %% ../nbs/03_callbacks.ipynb #c5ddd3b2
 class NonFiniteError(CryptoLSTMError, ArithmeticError):

@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from .display import html_table, text_table
-from .errors import CryptoLSTMError
-from .files import write_text
-
-_all_ = ["CryptoLSTMError"]  # callers find it here as well
+from .utils.display import html_table, text_table
+from .utils.errors import CryptoLSTMError
+from .storage.atomic import write_text
 
 # %% auto #0
 __all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'RECURRENT_DROPOUT', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config',
-           'parse_settings', 'CryptoLSTMError']
+           'parse_settings']
 
 # %% ../nbs/00_config.ipynb #ba5153e1
 CLASSES = ("SHORT", "HOLD", "LONG")  # class numbers 0, 1, 2
@@ -163,7 +161,7 @@ _C = TypeVar("_C", bound="Config")
 class Config:
     """Every setting of a run: frozen, keyword-only, checked when it is made.
 
-    Raises `ConfigError` with all faults at once. `replace` changes settings, `load` and `save` use TOML or JSON,
+    Raises `ConfigError` with all faults at once. `replace` changes settings, `read_bytes` and `save` use TOML or JSON,
     `from_text` reads `key=value` words. Percentages are in percent (1.0 is 1 %), spans in candles unless the name says minutes.
     """
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .display import html_table, text_table
-from .resources import processors
+from .utils.display import html_table, text_table
+from .utils.system import processor_count
 
 # %% auto #0
 __all__ = ['GpuStatus', 'setup_cpu_threads', 'setup_gpu_memory', 'gpu_memory_mb', 'reset_gpu_peak']
@@ -162,7 +162,7 @@ def setup_cpu_threads() -> int:  # threads of one operation that are in force; 0
     import tensorflow as tf
 
     chosen = tf.config.threading.get_intra_op_parallelism_threads() or "TF_NUM_INTRAOP_THREADS" in os.environ
-    if not chosen and 2 <= processors() <= 4:
+    if not chosen and 2 <= processor_count() <= 4:
         with contextlib.suppress(RuntimeError):  # it has started
             tf.config.threading.set_intra_op_parallelism_threads(1)
     return tf.config.threading.get_intra_op_parallelism_threads()

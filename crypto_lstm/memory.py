@@ -14,26 +14,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .architecture import LayerSpec, layer_plan
-from .config import Config, ConfigError, CryptoLSTMError
-from .display import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, html_table, new_axes, text_table
-from .resources import MB
+from .config import Config, ConfigError
+from .utils.errors import CryptoLSTMError
+from .utils.display import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, html_table, new_axes, text_table
+from .utils.system import MB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['FLOAT', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'AHEAD_STEPS', 'LEAN_PARTS', 'LEAN_COPIES', 'LEAN_BASE_MB',
-           'LEAN_ALLOCATOR', 'LEAN_MB', 'BUILT_MB', 'UPPER_FACTOR', 'UPPER_MB', 'DONE_STEPS', 'INPUT_COPIES', 'SPARE',
-           'BASE_MB', 'ALLOCATOR', 'GRAPH_MB', 'LAYER_MB', 'MASKS_MB', 'lean_activation_bytes', 'lstm_activation_bytes',
-           'UnsupportedMemoryError', 'Variant', 'require_positive', 'LayerMemory', 'lean_round_bytes', 'lean_layer',
-           'stock_layer', 'PeakMoment', 'MemoryEstimate', 'estimate_memory', 'LoopKind', 'assemble',
-           'EmptyHistoryError', 'plot_memory_estimates']
+__all__ = ['FLOAT', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'AHEAD_STEPS', 'LOW_MEMORY_PARTS', 'LOW_MEMORY_COPIES',
+           'LOW_MEMORY_BASE_MB', 'LOW_MEMORY_ALLOCATOR', 'LOW_MEMORY_MB', 'BUILT_MB', 'UPPER_FACTOR', 'UPPER_MB',
+           'DONE_STEPS', 'INPUT_COPIES', 'SPARE', 'BASE_MB', 'ALLOCATOR', 'GRAPH_MB', 'LAYER_MB', 'MASKS_MB',
+           'low_memory_activation_bytes', 'lstm_activation_bytes', 'UnsupportedMemoryError', 'Variant',
+           'require_positive', 'LayerMemory', 'low_memory_step_bytes', 'low_memory_layer_peak', 'keras_layer_peak',
+           'PeakMoment', 'MemoryEstimate', 'estimate_memory', 'LoopKind', 'assemble_estimate', 'EmptyHistoryError',
+           'plot_memory_estimates']
 
 # %% ../nbs/04_memory.ipynb #e2793cf5
 FLOAT = 4  # bytes of a float32
 
 
-def lean_activation_bytes(
+def low_memory_activation_bytes(
     batch_size: int,  # windows in a step
     timesteps: int,  # candles in a window
     inputs: int,  # width of what the layer reads
@@ -41,10 +43,10 @@ def lean_activation_bytes(
     *,
     masks: int,  # of dropout: four with recurrent dropout per sample, else one
 ) -> int:  # bytes
-    """Bytes that an LSTM layer of `crypto_lstm.recurrent` keeps for its backward pass, in float32.
+    """Bytes that an LSTM layer of `crypto_lstm.layers` keeps for its backward pass, in float32.
 
     Source: `lstm_sequence` there; lists of gates, cells and states, then what its loops share: masks, weights, initial state.
-    `crypto_lstm.trace` reads the same from the traced step, to the byte.
+    `crypto_lstm.traced_graph` reads the same from the traced step, to the byte.
     """
     row = inputs + 1 + units
     lists = batch_size * units * (6 * timesteps + 1)  # the cells have one more, the initial one
@@ -65,7 +67,7 @@ def lstm_activation_bytes(
 ) -> int:  # bytes
     """Bytes that the loop of a stock Keras LSTM layer keeps for its backward pass, on a CPU, without cuDNN.
 
-    Source: the tensors that a traced loop pushes on its lists and that the backward loop takes off again; `crypto_lstm.trace`
+    Source: the tensors that a traced loop pushes on its lists and that the backward loop takes off again; `crypto_lstm.traced_graph`
     reads them, and its notebook shows that both are equal to the byte.
     """
     weights = 4 * units * ((0 if first else inputs) + (0 if thinned else units))
@@ -99,7 +101,7 @@ class Variant:
         for name, known in (("optimizer", OPTIMIZER_SLOTS), ("precision", PRECISION_BYTES)):
             if getattr(self, name) not in known:
                 raise UnsupportedMemoryError(
-                    f"the forecast knows {name} {', '.join(known)}, got {getattr(self, name)!r}: measure it with crypto_lstm.probe.measure_memory"
+                    f"the forecast knows {name} {', '.join(known)}, got {getattr(self, name)!r}: measure it with crypto_lstm.profiling.measure.measure_memory"
                 )
 
 
@@ -115,12 +117,12 @@ def require_positive(name: str, value: Any, whole: bool = False) -> None:
 
 # %% ../nbs/04_memory.ipynb #66d095e2
 AHEAD_STEPS = 32  # rounds that a loop of Keras runs ahead at most (`parallel_iterations`)
-LEAN_PARTS = 2  # loops of crypto_lstm.recurrent that a layer runs side by side (`PARTS` there)
+LOW_MEMORY_PARTS = 2  # loops of crypto_lstm.layers that a layer runs side by side (`PARTS` there)
 # fitted with TensorFlow 2.21 and Keras 3.15.1, two cores, Linux, by benchmarks/memory.py --fit
-LEAN_COPIES = 1.1  # copies of a layer's input that lie about because one half of the batch is ahead of the other
-LEAN_BASE_MB = 0.25  # small tensors of any step
-LEAN_ALLOCATOR = 1.13  # memory of the process for each byte of tensors
-LEAN_MB = 29.4  # of the process: each LSTM layer in the graph
+LOW_MEMORY_COPIES = 1.1  # copies of a layer's input that lie about because one half of the batch is ahead of the other
+LOW_MEMORY_BASE_MB = 0.25  # small tensors of any step
+LOW_MEMORY_ALLOCATOR = 1.13  # memory of the process for each byte of tensors
+LOW_MEMORY_MB = 29.4  # of the process: each LSTM layer in the graph
 BUILT_MB = 718.0  # process with the model just built
 UPPER_FACTOR, UPPER_MB = 1.3, 25.0  # `upper_mb` allows for this much growth
 # the same for Keras' loops, fitted on the same configurations when `build_model` made Keras' layers
@@ -136,30 +138,30 @@ class LayerMemory(NamedTuple):
     """What one layer holds when the forward pass ends, and how that changes in its backward loop, in MB."""
 
     layer: str
-    kept_mb: float  # for its backward pass: `lean_activation_bytes` or `lstm_activation_bytes`
+    kept_mb: float  # for its backward pass: `low_memory_activation_bytes` or `lstm_activation_bytes`
     beside_mb: float = 0.0  # lists of gradients around its loop, and how loose they are
     waiting_mb: float = 0.0  # in its backward loop: gradients of its weights that wait to be added up, and copies
     freed_mb: float = 0.0  # of what it kept, when that much waits
 
 
-def lean_round_bytes(batch_size: int, inputs: int, units: int, masks: int) -> int:
+def low_memory_step_bytes(batch_size: int, inputs: int, units: int, masks: int) -> int:
     """Bytes that one round of the backward loops holds: gradients of the weights and their sums, one of each half of the batch, masked rows and their gradients, what goes into the gates."""
     row = inputs + 1 + units
-    return FLOAT * (LEAN_PARTS * 2 * 4 * row * units + batch_size * (2 * masks * row + 12 * units))
+    return FLOAT * (LOW_MEMORY_PARTS * 2 * 4 * row * units + batch_size * (2 * masks * row + 12 * units))
 
 
-def lean_layer(
+def low_memory_layer_peak(
     name: str,
-    kept: int,  # `lean_activation_bytes`
+    kept: int,  # `low_memory_activation_bytes`
     copies: int,  # bytes of sequences with the timesteps first, and of the list of the input's gradient
     inputs: int,  # bytes of the sequence that it reads
-    one_round: int,  # `lean_round_bytes`
+    one_round: int,  # `low_memory_step_bytes`
 ) -> LayerMemory:
-    """What a layer of `crypto_lstm.recurrent` holds."""
-    return LayerMemory(name, kept / MB, 0.0, (copies + LEAN_COPIES * inputs + one_round) / MB)
+    """What a layer of `crypto_lstm.layers` holds."""
+    return LayerMemory(name, kept / MB, 0.0, (copies + LOW_MEMORY_COPIES * inputs + one_round) / MB)
 
 
-def stock_layer(
+def keras_layer_peak(
     name: str,
     kept: int,  # `lstm_activation_bytes`
     beside: int,  # bytes of lists of gradients around its loop
@@ -174,7 +176,7 @@ def stock_layer(
 
 
 def _lean(config: Config, variant: Variant) -> bool:
-    """Whether the loops are those of `crypto_lstm.recurrent`."""
+    """Whether the loops are those of `crypto_lstm.layers`."""
     return not (variant.stock or config.mixed_precision) and variant.precision == "float32"
 
 
@@ -191,8 +193,8 @@ def _layer_memory(layer: LayerSpec, first: bool, config: Config, variant: Varian
     if _lean(config, variant):
         copies = FLOAT * steps * batch * (inputs * (1 if first else 2) + (2 * width if layer.return_sequences else 0))
         masks = 4 if masked else 1
-        kept = lean_activation_bytes(batch, steps, inputs, width, masks=masks)
-        return lean_layer(layer.name, kept, copies, FLOAT * steps * batch * inputs, lean_round_bytes(batch, inputs, width, masks))
+        kept = low_memory_activation_bytes(batch, steps, inputs, width, masks=masks)
+        return low_memory_layer_peak(layer.name, kept, copies, FLOAT * steps * batch * inputs, low_memory_step_bytes(batch, inputs, width, masks))
     dropout = config.dropout_rate > 0
     kept = lstm_activation_bytes(
         batch,
@@ -207,7 +209,7 @@ def _layer_memory(layer: LayerSpec, first: bool, config: Config, variant: Varian
     )
     lists = 0 if first else 2 if dropout else 1  # zeros for the gradient, and the input that was masked
     beside = item * batch * (steps * inputs * lists + (min(AHEAD_STEPS, steps) * width if layer.return_sequences else 0))
-    return stock_layer(layer.name, kept, beside, FLOAT * 4 * width * (inputs + 1 + (4 if masked else 1) * width), steps, masked)
+    return keras_layer_peak(layer.name, kept, beside, FLOAT * 4 * width * (inputs + 1 + (4 if masked else 1) * width), steps, masked)
 
 
 class PeakMoment(NamedTuple):
@@ -334,12 +336,12 @@ def estimate_memory(
     if batch_size is not None:
         config = config.replace(batch_size=batch_size)
     if config.batch_size == "auto":
-        raise ConfigError(["batch_size must be a number to be forecast, got 'auto': give one, or take crypto_lstm.budget.max_batch_size(config).batch_size"])
+        raise ConfigError(["batch_size must be a number to be forecast, got 'auto': give one, or take crypto_lstm.profiling.batch_size.max_batch_size(config).batch_size"])
     plan = layer_plan(config, variant.inputs)
     layers = [layer for layer in plan if layer.kind != "InputLayer"]
     activations = tuple(_layer_memory(layer, number == 0, config, variant) for number, layer in enumerate(layers))
     windows = FLOAT * config.batch_windows * config.sequence_length * (plan.layers[0].output_shape[-1] or 0) / MB
-    return assemble(
+    return assemble_estimate(
         config.batch_windows,
         plan.parameters,
         activations,
@@ -354,16 +356,16 @@ def estimate_memory(
 class LoopKind(NamedTuple):
     """Whose loop a recurrent layer runs."""
 
-    lean: bool  # that of `crypto_lstm.recurrent`, not of Keras
+    lean: bool  # that of `crypto_lstm.layers`, not of Keras
     masked: bool  # with recurrent dropout per sample
 
     @property
     def graph_mb(self) -> float:
         """What its graph takes of the process."""
-        return LEAN_MB if self.lean else LAYER_MB + MASKS_MB * self.masked
+        return LOW_MEMORY_MB if self.lean else LAYER_MB + MASKS_MB * self.masked
 
 
-def assemble(
+def assemble_estimate(
     batch_size: int,
     parameters: int,
     activations: tuple[LayerMemory, ...],  # of the layers, in their order
@@ -379,7 +381,7 @@ def assemble(
     weights = FLOAT * parameters / MB
     held_mb = sum(a.kept_mb + a.beside_mb for a in activations[: peak.layers]) + peak.waiting_mb - peak.freed_mb
     lean = all(loop.lean for loop in loops)
-    base, allocator = (LEAN_BASE_MB, LEAN_ALLOCATOR) if lean else (BASE_MB, ALLOCATOR)
+    base, allocator = (LOW_MEMORY_BASE_MB, LOW_MEMORY_ALLOCATOR) if lean else (BASE_MB, ALLOCATOR)
     tensors = (2 + slots) * weights + INPUT_COPIES * windows_mb + base + held_mb
     graph = GRAPH_MB + sum(loop.graph_mb for loop in loops)
     growth = graph + allocator * tensors
@@ -405,7 +407,7 @@ _NOT_COUNTED = (
     "candles, features and windows held in memory before training (say resident_mb), and the validation set",
     "batches made ready ahead beyond two, TensorBoard, histograms, and callbacks of your own",
     "another runtime than the one measured (Linux, two CPU cores, TensorFlow 2.21): more cores run further ahead, GPU libraries alone take gigabytes",
-    "cuDNN's workspace and XLA on a GPU, for which no formula is published: measure it with crypto_lstm.probe",
+    "cuDNN's workspace and XLA on a GPU, for which no formula is published: measure it with crypto_lstm.profiling.measure",
 )
 
 

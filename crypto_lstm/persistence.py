@@ -23,26 +23,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
-from .commit import CommitError, committing, committing_file, manifest_path, read_file
-from .config import CLASSES, Config, ConfigError, CryptoLSTMError
-from .display import html_table, text_table
-from .files import write_json, write_text
-from .foreign import MAX_BYTES, UNCHECKED, LoadReport, format_of, load_report, read_content, to_model
-from .lock import LockedError
-from .network import DamagedModelError, ModelFileError, UnsafeModelError, quiet, require_keras
-from .sealed import MANIFEST, DamagedError, FilePath, load, parse_json, read_folder, read_manifest
-from .validation import ModelMismatchError, not_finite, validate_model
+from .storage.atomic import SaveError
+from .storage.verified import atomic_folder, atomic_file, manifest_path, read_file
+from .config import CLASSES, Config, ConfigError
+from .utils.errors import CryptoLSTMError
+from .utils.display import html_table, text_table
+from .storage.atomic import write_json, write_text
+from .saving.model_file import MAX_BYTES, UNCHECKED, LoadReport, detect_format, read_content, build_model_from_content
+from .storage.lock import LockedError
+from .saving.model_schema import ModelIntegrityError, ModelFileError, UnsafeModelError, silence_keras, require_keras
+from .storage.manifest import MANIFEST, IntegrityError, SavedFileError, FilePath, read_bytes, parse_json, read_manifest
+from .storage.verified import read_folder
+from .saving.compatibility import ModelMismatchError, not_finite, validate_model
 
 if TYPE_CHECKING:
     import keras
 
 logger = logging.getLogger(__name__)
-_all_ = ["LoadReport", "load_report", "ModelFileError", "DamagedModelError", "UnsafeModelError", "ModelMismatchError", "validate_model"]  # callers find all of it here
 
 # %% auto #0
-__all__ = ['logger', 'FORMATS', 'ModelFormatError', 'SavedModel', 'save_model', 'read_metadata', 'load_model', 'LoadReport',
-           'load_report', 'ModelFileError', 'DamagedModelError', 'UnsafeModelError', 'ModelMismatchError',
-           'validate_model']
+__all__ = ['logger', 'FORMATS', 'ModelFormatError', 'SavedModel', 'save_model', 'read_metadata', 'load_model']
 
 # %% ../nbs/05_persistence.ipynb #fc4defc0
 class ModelFormatError(CryptoLSTMError, ValueError):
@@ -89,13 +89,13 @@ def _compile_settings_kept(model: keras.Model) -> Iterator[None]:
 
 
 def _write_model(model: keras.Model, path: Path, format: str) -> None:
-    from crypto_lstm.recurrent import saved_as, stock_model
+    from crypto_lstm.layers import to_saveable_model, to_keras_model
 
     if format != "h5":  # which names the class of a layer without its module
-        model = stock_model(model) if format == "saved_model" else saved_as(model)
+        model = to_keras_model(model) if format == "saved_model" else to_saveable_model(model)
     if model.compiled and model.optimizer is not None and not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)  # as `fit` would; else the file lacks state that the reader looks for
-    with _compile_settings_kept(model), quiet():
+    with _compile_settings_kept(model), silence_keras():
         if format == "saved_model":
             model.export(path, verbose=False)
             (path / _INNER).parent.mkdir(exist_ok=True)
@@ -180,10 +180,10 @@ def _faults_as(path: FilePath, doing: str, remedy: str) -> Iterator[None]:
 
     try:
         yield
-    except CommitError as error:
+    except SaveError as error:
         raise ModelFileError(path, error.fault, error.remedy) from error
-    except DamagedError as error:
-        raise DamagedModelError(path, error.fault, error.remedy) from error
+    except SavedFileError as error:
+        raise ModelIntegrityError(path, error.fault, error.remedy) from error
     except CryptoLSTMError:
         raise
     except (*_FAULTS, tf.errors.OpError) as error:
@@ -200,7 +200,7 @@ def _check_place(target: Path, format: str, overwrite: bool) -> None:
     ours = target.is_dir() and (not any(target.iterdir()) or ((target / "saved_model.pb").is_file() and (target / MANIFEST).is_file()))
     if format != "saved_model":
         beside = {manifest_path(target): b'"crypto_lstm"', _beside(target, "metadata.json"): b'"crypto_lstm"', _beside(target, "summary.txt"): b"Model: "}
-        if others := [file.name for file, mark in beside.items() if os.path.lexists(file) and (not file.is_file() or mark not in load(file, MAX_BYTES))]:
+        if others := [file.name for file, mark in beside.items() if os.path.lexists(file) and (not file.is_file() or mark not in read_bytes(file, MAX_BYTES))]:
             raise ModelFileError(target, f"{', '.join(others)} beside it was not written by this package, and saving would replace it", "move it away, or choose another name")
     if format == "saved_model" and os.path.lexists(target) and not ours:
         raise ModelFileError(target, "exists and is no SavedModel folder of this package; saving would remove it", "choose a path that does not exist")
@@ -240,7 +240,7 @@ def save_model(
     facts: dict[str, Any] = {}
     with _faults_as(target, "the model was not saved", "what was there before is unchanged: mend the cause and save again"):
         _check_place(target, format, overwrite)
-        commit = committing if format == "saved_model" else committing_file
+        commit = atomic_folder if format == "saved_model" else atomic_file
         with commit(target, facts=facts, needs_bytes=4 * model.count_params()) as new:
             _write_model(model, new, format)
             data = (new / _INNER if format == "saved_model" else new).read_bytes()
@@ -251,7 +251,7 @@ def save_model(
     if format != "saved_model":
         try:
             _write_notes(target, facts)
-        except (CommitError, LockedError) as error:  # the manifest has all that they say
+        except (SaveError, LockedError) as error:  # the manifest has all that they say
             logger.warning("%s is saved, a copy of its summary or metadata beside it is not: %s", target.name, error)
     return SavedModel(target, _beside(target, "summary.txt"), _beside(target, "metadata.json"), format, facts["sha256"])
 
@@ -279,7 +279,7 @@ def _find(path: FilePath) -> Path:
 
 
 def _read(source: Path) -> tuple[bytes, dict[str, Any], bool]:
-    """Bytes of a model, its metadata, and whether a manifest vouches for both. Raises `ModelFileError` and `DamagedError`."""
+    """Bytes of a model, its metadata, and whether a manifest vouches for both. Raises `ModelFileError` and `IntegrityError`."""
     if source.is_dir() and not source.is_symlink():
         return _read_saved_model(source)
     if os.path.lexists(manifest_path(source)):
@@ -288,9 +288,9 @@ def _read(source: Path) -> tuple[bytes, dict[str, Any], bool]:
         copy = _copy_of_metadata(source)
         if copy and all(copy.get(name) == facts.get(name) for name in ("sha256", "created")) and copy != facts:  # else it is of an earlier save
             fault = f"says something else of {source.name} than its manifest: it was changed"
-            raise DamagedModelError(_beside(source, "metadata.json"), fault, "remove this copy, the manifest has what was saved; or save again")
+            raise ModelIntegrityError(_beside(source, "metadata.json"), fault, "remove this copy, the manifest has what was saved; or save again")
         return found.files[source.name], facts, True
-    return load(source, MAX_BYTES), {}, False
+    return read_bytes(source, MAX_BYTES), {}, False
 
 
 def _read_saved_model(source: Path) -> tuple[bytes, dict[str, Any], bool]:
@@ -308,16 +308,16 @@ def _read_saved_model(source: Path) -> tuple[bytes, dict[str, Any], bool]:
 
 
 def _copy_of_metadata(path: Path) -> dict[str, Any] | None:
-    """`NAME_metadata.json`, where there is one. Raises `DamagedModelError`."""
+    """`NAME_metadata.json`, where there is one. Raises `ModelIntegrityError`."""
     file = _beside(path, "metadata.json")
     if not os.path.lexists(file):
         return None
     try:
-        facts = parse_json(load(file, 4 << 20), file)
+        facts = parse_json(read_bytes(file, 4 << 20), file)
         if not isinstance(facts, dict):
-            raise DamagedError(file, f"expected names and values, got a {type(facts).__name__}")
-    except DamagedError as error:
-        raise DamagedModelError(file, f"is no readable JSON: {error.fault}", "remove this copy, or save the model again") from error
+            raise IntegrityError(file, f"expected names and values, got a {type(facts).__name__}")
+    except SavedFileError as error:
+        raise ModelIntegrityError(file, f"is no readable JSON: {error.fault}", "remove this copy, or save the model again") from error
     return facts
 
 
@@ -341,13 +341,13 @@ def _config_of(path: Path, facts: Mapping[str, Any]) -> Config | None:
 
 
 def _check_noted(source: Path, came: str, format: str) -> tuple[dict[str, Any], bool]:
-    """Metadata beside a file that has no manifest, and whether its hash fits. Raises `DamagedModelError` where it does not."""
+    """Metadata beside a file that has no manifest, and whether its hash fits. Raises `ModelIntegrityError` where it does not."""
     facts = _copy_of_metadata(source)
     if facts is None or facts.get("format") != format:  # NAME.keras and NAME.h5 share one copy, of the last save
         return {}, False
     if str(facts.get("sha256")) != came:
         fault = f"is not the file that {_beside(source, 'metadata.json').name} describes: expected sha256 {str(facts.get('sha256'))[:16]}..., got {came[:16]}..."
-        raise DamagedModelError(source, fault, "take the last good copy or save again (without the metadata file it loads unchecked)")
+        raise ModelIntegrityError(source, fault, "take the last good copy or save again (without the metadata file it loads unchecked)")
     return facts, True
 
 
@@ -362,21 +362,21 @@ def load_model(
     The bytes are compared with the manifest, the description with a list of what is allowed, and the network with the configuration. A file of plain
     Keras has no manifest: it loads with a line in the log, and `load_report(model)` says what could not be checked. A model that was saved before
     `compile` comes back the same, its LSTM layers with the recurrent dropout of the configuration; where there is none they are Keras' own, which drop per
-    sample. Raises `ModelFileError` (`DamagedModelError`, `UnsafeModelError`) and `ModelMismatchError`.
+    sample. Raises `ModelFileError` (`ModelIntegrityError`, `UnsafeModelError`) and `ModelMismatchError`.
     """
     require_keras()
     source = _find(path)
     with _faults_as(source, "can't be read as a model", "take another copy, save it again, or try compile=False where only predictions are wanted"):
         data, facts, sealed = _read(source)
-        came, format = sha256(data).hexdigest(), "saved_model" if source.is_dir() else format_of(data, source)
+        came, format = sha256(data).hexdigest(), "saved_model" if source.is_dir() else detect_format(data, source)
         if expected_sha256 is not None and came != expected_sha256.lower():
-            raise DamagedModelError(source, f"expected the sha256 {expected_sha256}, got {came}", "this is another file than the one you pinned")
+            raise ModelIntegrityError(source, f"expected the sha256 {expected_sha256}, got {came}", "this is another file than the one you pinned")
         noted = sealed
         if not sealed:
             facts, noted = _check_noted(source, came, format)
         content = read_content(data, source, trusted=sealed)
         wanted = config or _config_of(source, facts)
-        model = to_model(content, source, compile=compile, recurrent_dropout=wanted.recurrent_dropout if wanted else None)
+        model = build_model_from_content(content, source, compile=compile, recurrent_dropout=wanted.recurrent_dropout if wanted else None)
     if wanted is not None:
         try:
             validate_model(model, wanted, facts)

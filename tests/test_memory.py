@@ -13,9 +13,9 @@ import pytest
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.config import Config
-from crypto_lstm.memory import Variant, estimate_memory, lean_activation_bytes, lstm_activation_bytes
-from crypto_lstm.recurrent import stock_model
-from crypto_lstm.trace import trace_memory, traced_loops
+from crypto_lstm.memory import Variant, estimate_memory, low_memory_activation_bytes, lstm_activation_bytes
+from crypto_lstm.layers import to_keras_model
+from support.traced_graph import trace_memory, traced_loops
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 GRID = json.loads((BENCHMARKS / "memory_grid.json").read_text(encoding="utf-8"))
@@ -30,7 +30,7 @@ SHAPES = [((6,), 7, 5), ((9, 4), 40, 3), ((5, 5, 3), 1, 2)]
 def network(kind: str, config: Config) -> tuple[keras.Model, Variant]:
     """The network in layers of this kind, Keras' own or the package's, and what the forecast has to know of it."""
     model = build_model(config)
-    return (stock_model(model), Variant(stock=True)) if kind == "stock" else (model, Variant())
+    return (to_keras_model(model), Variant(stock=True)) if kind == "stock" else (model, Variant())
 
 
 def dropped(kind: str, rates: tuple[float, float], **settings) -> Config:
@@ -50,7 +50,7 @@ def test_the_formula_is_what_the_traced_loops_keep_to_the_byte(rates, units, tim
     for number, (loop, inputs, width) in enumerate(zip(loops, widths, units, strict=False)):
         if kind != "stock":
             masks = 4 if kind == "per_sample" and rates[1] > 0 else 1
-            assert loop.kept_bytes == lean_activation_bytes(batch, timesteps, inputs, width, masks=masks)
+            assert loop.kept_bytes == low_memory_activation_bytes(batch, timesteps, inputs, width, masks=masks)
             continue
         formula = lstm_activation_bytes(
             batch, timesteps, inputs, width, dropout=rates[0] > 0, recurrent_dropout=rates[1] > 0, first=number == 0
@@ -85,7 +85,7 @@ def test_rows_dropped_per_batch_cost_keras_loops_nothing():
         config = dropped("per_batch", (0.3, rate), batch_size=8, sequence_length=12)
         model = build_model(config)
         with pytest.MonkeyPatch.context() as patch:  # as where another backend, or a GPU, has loops of its own
-            patch.setattr("crypto_lstm.recurrent.obstacle", lambda *_: "by the word of the test")
+            patch.setattr("crypto_lstm.layers.obstacle", lambda *_: "by the word of the test")
             loops = traced_loops(model, 8)
             traced, formula = trace_memory(model, 8), estimate_memory(config, variant=Variant(stock=True))
         assert not any(loop.lean or loop.masked_states for loop in loops)

@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 
 from crypto_lstm.architecture import build_model
-from crypto_lstm.candles import synthetic_candles
+from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.config import Config
-from crypto_lstm.decision import export_onnx
-from crypto_lstm.features import make_features
-from crypto_lstm.prediction import predict_candles
-from crypto_lstm.windows import Scaler
+from crypto_lstm.inference.onnx_file import export_onnx
+from crypto_lstm.data.features import make_features
+from crypto_lstm.training.saved_run import predict_candles
+from crypto_lstm.data.scaler import Scaler
 
 ROOT = Path(__file__).parents[1]
 CONFIG = Config(timeframe="1h", sequence_length=12, lstm_units=(8, 4), dense_units=())
 BOT = """
 import json, sys
-from crypto_lstm.decision import Predictor
+from crypto_lstm.inference.predictor import Predictor
 predictor = Predictor.load("model.onnx", sys.argv[1])
 candles = json.load(open("candles.json"))  # as ccxt's fetch_ohlcv gives them
 predictor.warm_up(candles[:-50])

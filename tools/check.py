@@ -17,19 +17,19 @@ def checks() -> list[tuple[str, list[str]]]:
     """Name and command of each check; the long ones first, so that two cores end together."""
     python = sys.executable
     flags = ["--flags", "gpu"] if shutil.which("nvidia-smi") else []
-    notebooks = sorted((ROOT / "nbs").glob("*.ipynb"))
+    notebooks = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
     return [
         ("wheel and sdist, in a new environment", [python, "tools/wheel.py"]),
         ("kills, faults, mutations, attacks, resumes, NaN", [python, "benchmarks/trust.py", "--quick"]),
         *(
-            (f"tests/{path.name}", [python, "-m", "pytest", "-q", "-rs", f"tests/{path.name}"])
-            for path in sorted((ROOT / "tests").glob("test_*.py"))
+            (str(path.relative_to(ROOT)), [python, "-m", "pytest", "-q", "-rs", str(path.relative_to(ROOT))])
+            for path in sorted((ROOT / "tests").rglob("test_*.py"))
         ),
-        *((f"nbs/{path.name}", [f"{BIN}/nbdev_test", "--path", f"nbs/{path.name}", "--n_workers", "1", *flags]) for path in notebooks),
+        *((str(path.relative_to(ROOT)), [f"{BIN}/nbdev_test", "--path", str(path.relative_to(ROOT)), "--n_workers", "1", *flags]) for path in notebooks),
         ("memory forecasts of four trainings (reports)", [python, "benchmarks/memory.py", "--quick"]),
         ("notebooks clean and exported", [python, "tools/exported.py"]),
         ("README in step with nbs/index.ipynb", [python, "tools/readme.py", "--check"]),
-        ("imports run down only", [python, "tools/floors.py"]),
+        ("imports run down only", [f"{BIN}/lint-imports"]),
         ("ruff", [f"{BIN}/ruff", "check", "."]),
         ("types", [f"{BIN}/mypy"]),
     ]

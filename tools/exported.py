@@ -30,7 +30,7 @@ MACHINE = re.compile(r"/(?:tmp|home|root|Users|work)/\w|port\.cc|cuda_platform|\
 def spoilt_outputs() -> list[str]:
     """Notebooks whose kept outputs show an error, or what belongs to one machine: paths, addresses, TensorFlow's greeting."""
     faults = []
-    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
         for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
             for output in cell.get("outputs", []):
                 shown = json.dumps({k: v for k, v in output.get("data", {}).items() if k != "image/png"}) + "".join(output.get("text", []))

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from crypto_lstm.candles import read_candles
+from crypto_lstm.data.candles import read_candles
 from crypto_lstm.config import CLASSES, Config
-from crypto_lstm.labels import make_labels
+from crypto_lstm.data.labels import make_labels
 
 COMMAND = Path(sys.executable).parent / "crypto-lstm"
 FILES = {"model", "bundle", "onnx", "checkpoint", "scaler", "config", "metadata", "history", "memory", "logs"}

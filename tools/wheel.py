@@ -18,7 +18,7 @@ SMALL = """
     long_tp_pct=2 short_tp_pct=2 long_sl_pct=2 short_sl_pct=2
 """
 MAKE_CANDLES = """
-from crypto_lstm.candles import synthetic_candles
+from crypto_lstm.data.synthetic import synthetic_candles
 
 synthetic_candles(5000, seed=3, timeframe="1h").to_parquet("candles.parquet")
 """

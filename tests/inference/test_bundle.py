@@ -1,0 +1,450 @@
+"""Bundles: there and back, forged parts under a good seal, and decisions that must not be made."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import random
+import shutil
+import sys
+import zipfile
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+from support import crash_injection as faults
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+
+from crypto_lstm.storage import verified as commit
+from crypto_lstm.architecture import build_model
+from crypto_lstm.inference.bundle import GOLDEN, BundleError, load_bundle, encode_weights, save_bundle, decode_weights, verify_bundle, weight_shapes
+from crypto_lstm.inference.predictor import NO_TRADE
+from crypto_lstm.data.candles import fill_gaps
+from crypto_lstm.storage.atomic import SaveError
+from crypto_lstm.config import CLASSES, Config
+from crypto_lstm.utils.errors import CryptoLSTMError
+from crypto_lstm.saving.compatibility import ModelMismatchError
+from crypto_lstm.storage.manifest import MANIFEST, IntegrityError, encode_manifest
+from crypto_lstm.storage.verified import verify_folder
+from crypto_lstm.data.synthetic import synthetic_candles
+from crypto_lstm.data.windows import prediction_windows, prepare
+
+CONFIG = Config(timeframe="1h", sequence_length=12, future_window=24, lstm_units=(8, 4), dense_units=(4,), batch_size=64)
+CANDLES = synthetic_candles(1600, seed=3, timeframe="1h")
+CLOSE = CANDLES["date"].iloc[-1] + pd.Timedelta(hours=1)
+EXPIRES = datetime(2030, 1, 1, tzinfo=UTC)
+SEED = 20260101
+
+
+@pytest.fixture(scope="module")
+def run():
+    return SimpleNamespace(config=CONFIG, model=build_model(CONFIG), data=prepare(CANDLES, CONFIG))
+
+
+@pytest.fixture(scope="module")
+def saved(run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bundle") / "btc"
+    save_bundle(run, path, expires=EXPIRES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(saved):
+    return load_bundle(saved)
+
+
+def digest(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def forged(saved: Path, place: Path, name: str, data: bytes | None = None, facts: dict | None = None) -> Path:
+    """A copy with one file or some facts changed, and a manifest that fits."""
+    target = place / "btc"
+    shutil.copytree(saved, target)
+    manifest = json.loads((target / MANIFEST).read_text())
+    manifest["facts"] |= facts or {}
+    if data is not None:
+        (target / name).write_bytes(data)
+        manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (target / MANIFEST).write_bytes(encode_manifest({key: value for key, value in manifest.items() if key != "seal"}))
+    assert verify_folder(target).ok
+    return target
+
+
+# ---------------------------------------------------------------- there and back
+
+
+def test_round_trip(run, saved, bundle):
+    assert all(np.array_equal(a, b) for a, b in zip(bundle.model.get_weights(), run.model.get_weights(), strict=True))
+    assert (bundle.config, bundle.scaler) == (CONFIG, run.data.scaler)
+    assert bundle.metadata["features"] == list(CONFIG.features) and bundle.metadata["classes"] == list(CLASSES)
+    assert bundle.metadata["data"]["last_candle"] == CANDLES["date"].iloc[-1].isoformat()
+    assert verify_bundle(saved).ok and verify_bundle(saved).as_dict()["folder"]["sha256"] == bundle.sha256
+    assert load_bundle(saved, expected_sha256=bundle.sha256).sha256 == bundle.sha256
+    with pytest.raises(IntegrityError, match="you pinned"):
+        load_bundle(saved, expected_sha256="0" * 64)
+    windows, _ = prediction_windows(CANDLES, CONFIG, run.data.scaler)
+    assert np.allclose(bundle.probabilities(CANDLES), run.model.predict(windows, verbose=0), atol=1e-5)
+
+
+def test_an_answer_does_not_depend_on_its_company(run, bundle):
+    windows = run.data.test.gather(run.data.test.rows[: GOLDEN + 5])
+    together = bundle.probabilities(windows)
+    for number in (0, 7, GOLDEN - 1, GOLDEN, GOLDEN + 4):
+        assert np.array_equal(bundle.probabilities(windows[number : number + 1])[0], together[number])
+    assert np.array_equal(bundle.probabilities(windows[::-1])[::-1], together)
+    assert bundle.probabilities(windows[:0]).shape == (0, 3)
+
+
+def test_weight_shapes_are_those_of_keras():
+    for config in (CONFIG, Config(), Config(lstm_units=(5,), dense_units=(), features=["close_change"])):
+        layers = build_model(config, compile_model=False).layers
+        assert weight_shapes(config) == {f"{layer.name}.{v.name}": tuple(v.shape) for layer in layers for v in layer.weights}
+
+
+# ---------------------------------------------------------------- a save that may not be
+
+
+def test_nothing_is_replaced_by_a_bad_save(run, saved, tmp_path, monkeypatch):
+    shutil.copytree(saved, target := tmp_path / "btc")
+    before = digest(tmp_path)
+    broken = build_model(CONFIG)
+    broken.layers[1].weights[0].assign(np.full((8, 32), np.inf, "f4"))
+    other = SimpleNamespace(**{**vars(run), "config": CONFIG.replace(lstm_units=[8, 5])})
+    scaler = SimpleNamespace(**{**vars(run.data), "scaler": run.data.scaler.__class__("minmax", *list(vars(run.data.scaler).values())[1:])})
+    for bad, error, fault in [
+        (SimpleNamespace(config=CONFIG, model=broken, data=run.data), ModelMismatchError, "expected finite weights"),
+        (other, ModelMismatchError, "expected"),
+        (SimpleNamespace(config=CONFIG, model=run.model, data=scaler), BundleError, "kind: expected robust, got minmax"),
+    ]:
+        with pytest.raises(error, match=fault):
+            save_bundle(bad, target)
+    with pytest.raises(BundleError, match="expected a date with a time zone"):
+        save_bundle(run, target, expires=datetime(2030, 1, 1))
+    with pytest.raises(ValueError, match="JSON"):
+        save_bundle(run, target, notes={"loss": float("nan")})
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(commit.os, "fsync", full)
+    with pytest.raises(SaveError, match="the disk is full") as caught:
+        save_bundle(run, target)
+    assert caught.value.needed_bytes > 1000 and digest(tmp_path) == before
+
+
+# ---------------------------------------------------------------- changed and forged
+
+
+def test_changed_bundles_are_refused(saved, tmp_path):
+    chance, tried = random.Random(SEED), 0
+    for _ in range(150):
+        shutil.copytree(saved, tmp_path / "btc")
+        if said := faults.mutate(tmp_path / "btc", saved, chance, chance.choice([k for k in faults.MUTATIONS if k != "other generation"])):
+            tried += 1
+            with pytest.raises(IntegrityError):
+                load_bundle(tmp_path / "btc")
+                pytest.fail(f"seed {SEED}: {said}")
+            assert not verify_bundle(tmp_path / "btc").ok
+        shutil.rmtree(tmp_path / "btc")
+    assert tried > 120
+
+
+def weights_of(bundle) -> dict[str, np.ndarray]:
+    return {f"{layer.name}.{v.name}": v.numpy() for layer in bundle.model.layers for v in layer.weights}
+
+
+def zipped(arrays: dict[str, np.ndarray], compression: int = zipfile.ZIP_STORED, twice: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name in [*arrays, *([twice] if twice else [])]:
+            content = io.BytesIO()
+            np.lib.format.write_array(content, arrays[name], allow_pickle=True)
+            archive.writestr(f"{name}.npy", content.getvalue())
+    return buffer.getvalue()
+
+
+class Trap:
+    """Unpickled, it would leave a trace."""
+
+    def __reduce__(self):
+        return (exec, ("import sys; sys.trapped = True",))
+
+
+FIRST = "lstm_layer_1_8units.kernel"
+WEIGHTS = {
+    "missing": (lambda w: zipped({k: v for k, v in w.items() if k != FIRST}), "expected the arrays"),
+    "extra": (lambda w: zipped(w | {"extra": np.zeros(1, "f4")}), "expected the arrays"),
+    "twice": (lambda w: zipped(w, twice=FIRST), "expected the arrays"),
+    "transposed": (lambda w: zipped(w | {FIRST: w[FIRST].T.copy()}), "expected float32 (8, 32), got float32 (32, 8)"),
+    "float64": (lambda w: zipped(w | {FIRST: w[FIRST].astype("f8")}), FIRST),
+    "float16": (lambda w: zipped(w | {FIRST: w[FIRST].astype("f2")}), "got float16"),
+    "big-endian": (lambda w: zipped(w | {FIRST: w[FIRST].astype(">f4")}), "got >f4"),
+    "NaN": (lambda w: zipped(w | {FIRST: np.full((8, 32), np.nan, "f4")}), "expected finite numbers, got 256 that are not"),
+    "infinity": (lambda w: zipped(w | {FIRST: np.full((8, 32), -np.inf, "f4")}), "expected finite numbers"),
+    "compressed": (lambda w: zipped(w, zipfile.ZIP_DEFLATED), "not compressed"),
+    "a bomb": (lambda w: zipped(w | {FIRST: np.zeros(3_000_000, "f4")}, zipfile.ZIP_DEFLATED), "not compressed, got 12,000,"),
+    "pickle": (lambda w: zipped(w | {FIRST: np.array([Trap()], dtype=object)}), "can be read"),
+    "no archive": (lambda w: b"\x80\x04N.", "can be read"),
+    "swapped": (
+        lambda w: zipped(w | {FIRST: w["lstm_layer_1_8units.recurrent_kernel"], "lstm_layer_1_8units.recurrent_kernel": w[FIRST]}),
+        "golden",
+    ),
+    "scaled": (lambda w: zipped(w | {"trading_decisions.kernel": -w["trading_decisions.kernel"]}), "golden windows"),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_forged_weights(name, saved, bundle, tmp_path):
+    make, fault = WEIGHTS[name]
+    target = forged(saved, tmp_path, "weights.npz", make(weights_of(bundle)))
+    with pytest.raises(BundleError) as caught:
+        load_bundle(target)
+    assert fault in str(caught.value) and not hasattr(sys, "trapped")
+
+
+def test_the_forger_that_changes_nothing_is_let_in(saved, bundle, tmp_path):
+    """Without this the tests above might all fail for one reason that they don't mean."""
+    assert load_bundle(forged(saved, tmp_path, "weights.npz", zipped(weights_of(bundle)))).golden_deviation == bundle.golden_deviation
+
+
+def scaler_with(**changes):
+    return lambda b: json.dumps(b.scaler.as_dict() | changes).encode()
+
+
+def config_with(**changes):
+    return lambda b: json.dumps(b.config.as_dict() | changes).encode()
+
+
+PARTS = {
+    "scaler moved": ("scaler.json", scaler_with(center=[0.0] * 8), "scaler: the files say"),
+    "scaler of other features": ("scaler.json", scaler_with(features=list(CONFIG.features[::-1])), "features: expected"),
+    "scaler of another kind": ("scaler.json", scaler_with(kind="minmax"), "kind: expected robust, got minmax"),
+    "scaler wider": ("scaler.json", scaler_with(clip=1e6), "clip: expected 10.0"),
+    "scale 0": ("scaler.json", scaler_with(scale=[0.0] * 8), "can't be used"),
+    "scale below 0": ("scaler.json", scaler_with(scale=[-1.0] * 8), "expected scales above 0"),
+    "scaler of 7": ("scaler.json", scaler_with(center=[0.0] * 7), "can't be used"),
+    "scaler a list": ("scaler.json", lambda b: b"[]", "can't be used"),
+    "scaler NaN": ("scaler.json", lambda b: json.dumps(b.scaler.as_dict() | {"clip": float("nan")}).encode(), "expected finite numbers"),
+    "config reordered": ("config.json", config_with(features=list(CONFIG.features[::-1])), "another model"),
+    "config other barriers": ("config.json", config_with(long_tp_pct=9.0), "labels: the files say"),
+    "config other pair": ("config.json", config_with(pair="DOGE"), "pair: the files say DOGE, the manifest BTCUSDT"),
+    "config other timeframe": ("config.json", config_with(timeframe="1d"), "timeframe: the files say"),
+    "config giant": ("config.json", config_with(lstm_units=[65_536] * 3), "at most 50,000,000 weights"),
+    "config 1e9": ("config.json", config_with(lstm_units=[10**9]), "can't be used"),
+    "config unknown": ("config.json", config_with(hook="os.system"), "unknown setting"),
+    "config a list": ("config.json", lambda b: b"[1]", "can't be used"),
+    "config twice": ("config.json", lambda b: b'{"seed": 1, "seed": 2}', "comes twice"),
+    "config deep": ("config.json", lambda b: b'{"a":' * 9999, "levels"),
+    "golden NaN": ("golden.npz", lambda b: encode_weights({"windows": np.zeros((16, 12, 8)), "probabilities": np.full((16, 3), np.nan)}), "finite"),
+    "golden other": (
+        "golden.npz",
+        lambda b: encode_weights({"windows": np.zeros((16, 12, 8)), "probabilities": np.eye(3)[[0] * 16]}),
+        "golden windows",
+    ),
+    "golden few": ("golden.npz", lambda b: encode_weights({"windows": np.zeros((0, 12, 8)), "probabilities": np.zeros((0, 3))}), "expected float32"),
+    "one more": ("run.py", lambda b: b"print()", "expected the files"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_forged_parts(name, saved, bundle, tmp_path):
+    file, make, fault = PARTS[name]
+    with pytest.raises(IntegrityError) as caught:
+        load_bundle(forged(saved, tmp_path, file, make(bundle)))
+    assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("features", list(CONFIG.features[::-1])),
+        ("classes", list(CLASSES[::-1])),
+        ("sequence_length", 13),
+        ("architecture_sha256", "0" * 64),
+        ("labels", {}),
+        ("pair", None),
+    ],
+)
+def test_forged_facts(name, value, saved, tmp_path):
+    with pytest.raises(BundleError, match=f"{name}: the files say"):
+        load_bundle(forged(saved, tmp_path, "", facts={name: value}))
+
+
+@pytest.mark.parametrize("value", ["soon", "2030-01-01", 5, True, [], {}])
+def test_an_expiry_that_is_no_date(value, saved, tmp_path):
+    with pytest.raises(BundleError, match="expires: expected null or a date with a time zone, got"):
+        load_bundle(forged(saved, tmp_path, "", facts={"expires": value}))
+
+
+@pytest.mark.parametrize("expires", [datetime(2030, 1, 1), "2030-01-01"])
+def test_an_expiry_that_is_not_saved(expires, run, tmp_path):
+    with pytest.raises(BundleError, match="expected a date with a time zone, got .*add tzinfo"):
+        save_bundle(run, tmp_path / "btc", expires=expires)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), 2**70, "x" * (1 << 20), [[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]])
+def test_notes_that_no_reader_would_take(value, run, tmp_path):
+    with pytest.raises(BundleError, match="'notes': expected names and plain JSON values"):
+        save_bundle(run, tmp_path / "btc", notes={"mine": value})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unpack_agrees_with_pack():
+    arrays = {"a": np.random.default_rng(0).normal(size=(3, 4)).astype("f4"), "b": np.float32([1])}
+    again = decode_weights(encode_weights(arrays), {"a": (3, 4), "b": (1,)}, "x")
+    assert all(np.array_equal(again[name], arrays[name]) for name in arrays) and encode_weights(arrays) == encode_weights(arrays)
+
+
+# ---------------------------------------------------------------- decisions
+
+
+def test_a_good_decision(run, bundle):
+    decision = bundle.decide(CANDLES, now=CLOSE)
+    windows, _ = prediction_windows(CANDLES, CONFIG, run.data.scaler)
+    expected = run.model.predict(windows, verbose=0)[-1]
+    assert decision.action == CLASSES[int(expected.argmax())]
+    assert list(decision.probabilities.values()) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert decision.as_dict()["reason"] and "highest probability" in decision._repr_html_()
+
+
+def frame(**changes):
+    return CANDLES.assign(**changes)
+
+
+FILLED = fill_gaps(CANDLES, 60, "1h")
+APART = CANDLES[(CANDLES.index < 1560) | (CANDLES.index % 2 == 1)].reset_index(drop=True)
+FAR = pd.Timestamp("2500-01-01", tz="UTC").as_unit("s")
+INPUTS = {
+    "not closed": (CANDLES, CLOSE - pd.Timedelta("1s"), "is not closed yet"),
+    "stale": (CANDLES, CLOSE + pd.Timedelta("61min"), "is too old, 1.0 candles since its close"),
+    "years later": (CANDLES, EXPIRES - pd.Timedelta(days=1), "is too old"),
+    "expired": (CANDLES, EXPIRES + pd.Timedelta("1s"), "expired at 2030-01-01"),
+    "naive now": (CANDLES, "2024-03-07", "time zone"),
+    "no date": (CANDLES, "soon", "expected a date for now"),
+    "NaT": (CANDLES, pd.NaT, "time zone"),
+    "the end of time": (CANDLES, datetime.max.replace(tzinfo=UTC), "expired at 2030-01-01"),
+    "the beginning of time": (CANDLES, datetime.min.replace(tzinfo=UTC), "is not closed yet, at 0001-01-01"),
+    "a frame of lists": ([[1, 2]], CLOSE, "must be a DataFrame"),
+    "None": (None, CLOSE, "must be a DataFrame"),
+    "empty": (CANDLES[:0], CLOSE, "no candles"),
+    "short": (CANDLES[-100:].reset_index(drop=True), CLOSE, ""),
+    "no volume": (CANDLES.drop(columns="volume"), CLOSE, "no column volume"),
+    "text": (frame(close="1,234.5"), CLOSE, "must be float64"),
+    "reversed": (CANDLES[::-1].reset_index(drop=True), CLOSE, ""),
+    "naive dates": (frame(date=CANDLES["date"].dt.tz_localize(None)), CLOSE, "UTC"),
+    "zero price": (frame(close=CANDLES["close"].where(CANDLES.index != 1599, 0.0)), CLOSE, ""),
+    "low above high": (frame(low=CANDLES["high"] * 2), CLOSE, ""),
+    "doubled row": (pd.concat([CANDLES, CANDLES[-1:]], ignore_index=True), CLOSE, ""),
+    "another timeframe": (synthetic_candles(1600, timeframe="30m"), CLOSE, ""),
+    "the year 2500": (frame(date=CANDLES["date"].dt.as_unit("s").where(CANDLES.index != 1599, FAR)), CLOSE, "1678 to 2261"),
+    "two hours apart, at the end": (APART, CLOSE, "120 minutes apart"),
+    "two hours apart, and filled": (fill_gaps(APART, 60, "1h"), CLOSE, "120 minutes apart"),
+    "filled, and a hole since": (FILLED.drop(index=range(1585, 1596)).reset_index(drop=True), CLOSE, "has been cut since"),
+    "filled in part": (pd.concat([FILLED[:1590], CANDLES[1590:]], ignore_index=True), CLOSE, "as fill_gaps makes them"),
+    "an age that is none": (CANDLES, CLOSE, "expected max_age_candles", "1"),
+    "a hole": (CANDLES.drop(index=range(1580, 1590)).reset_index(drop=True), CLOSE, "ends no full window"),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_no_trade(name, bundle):
+    candles, now, reason, *age = INPUTS[name]
+    decision = bundle.decide(candles, now, *age)
+    assert decision.action == NO_TRADE and reason in decision.reason and decision.reason and decision.probabilities is None, str(decision)
+
+
+def test_not_finite_anywhere_in_the_candles(bundle):
+    chance = random.Random(SEED)
+    for _ in range(60):
+        candles = CANDLES.copy()
+        column = chance.choice(["open", "high", "low", "close", "volume"])
+        candles.loc[chance.randrange(len(candles)), column] = chance.choice([np.nan, np.inf, -np.inf])
+        assert bundle.decide(candles, now=CLOSE).action == NO_TRADE
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [np.nan] * 3,
+        [np.nan, 0.5, 0.5],
+        [np.inf, 0, 0],
+        [0.5, 0.6, 0.5],
+        [-0.5, 1.0, 0.5],
+        [0, 0, 0],
+        [0.4, 0.4, 0.2],
+        tf.errors.ResourceExhaustedError,
+    ],
+)
+def test_answers_that_are_none(answer, bundle, monkeypatch):
+    def said(windows):
+        if isinstance(answer, type):
+            raise answer(None, None, "OOM when allocating tensor")
+        return np.tile(np.float32(answer), (len(windows), 1))
+
+    monkeypatch.setattr(bundle.model, "predict_on_batch", said)
+    decision = bundle.decide(CANDLES, now=CLOSE)
+    assert decision.action == NO_TRADE and decision.reason
+
+
+def test_weights_that_go_bad_in_memory(saved):
+    chance, bad = random.Random(SEED), load_bundle(saved)
+    for variable in bad.model.weights:
+        good = variable.numpy().copy()
+        spoilt = good.copy().ravel()
+        spoilt[chance.randrange(spoilt.size)] = chance.choice([np.nan, np.inf])
+        variable.assign(spoilt.reshape(good.shape))
+        decision = bad.decide(CANDLES, now=CLOSE)
+        assert decision.action == NO_TRADE and "not finite" in decision.reason
+        variable.assign(good)
+    assert bad.decide(CANDLES, now=CLOSE).action in CLASSES
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (1, 8, 12), (1, 11, 8), (1, 12, 7), (1, 12, 9), (1, 1, 12, 8)])
+def test_windows_of_another_shape(shape, bundle):
+    with pytest.raises(CryptoLSTMError, match="expected float windows of the shape"):
+        bundle.probabilities(np.zeros(shape, "f4"))
+
+
+def test_windows_that_are_not_finite(bundle):
+    with pytest.raises(CryptoLSTMError, match="got 1 values that are not"):
+        bundle.probabilities(np.where(np.arange(96).reshape(1, 12, 8) == 5, np.nan, 0.0))
+    for large in (1e39, -1e300):  # finite, but not as float32: the network would saturate and answer
+        with pytest.raises(CryptoLSTMError, match="got 1 values that are not"):
+            bundle.probabilities(np.where(np.arange(96).reshape(1, 12, 8) == 5, large, 0.0))
+    with pytest.raises(CryptoLSTMError, match="expected float windows"):
+        bundle.probabilities(np.zeros((1, 12, 8), dtype=object))
+
+
+def test_loading_leaves_the_global_policy(saved):
+    before = keras.config.dtype_policy().name
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        assert load_bundle(saved).model.layers[1].dtype_policy.name == "float32"
+        assert keras.config.dtype_policy().name == "mixed_float16"
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def test_missing_and_foreign_places(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_bundle(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(IntegrityError, match="there is no manifest"):
+        load_bundle(tmp_path / "empty")
+    assert not verify_bundle(tmp_path / "empty").ok
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_a_column_of_the_user_s_own_is_left_alone(bundle):
+    expected = bundle.decide(CANDLES, now=CLOSE)
+    for name in ("segment", "signal"):
+        assert bundle.decide(CANDLES.assign(**{name: 0}), now=CLOSE) == expected
+    assert bundle.decide(FILLED, now=CLOSE) == expected

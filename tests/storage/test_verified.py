@@ -1,0 +1,706 @@
+"""The commit protocol under kills, failing calls, changed bytes, and two writers. Seeds are fixed and shown by -s."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from support import crash_injection as faults
+import pytest
+
+from crypto_lstm.storage import verified as commit
+from crypto_lstm.storage import atomic as files
+from crypto_lstm.storage.atomic import SaveError
+from crypto_lstm.storage.checkpoints import CheckpointStore
+from crypto_lstm.storage.verified import atomic_folder, atomic_file, manifest_path, read_file
+from crypto_lstm.utils.errors import CryptoLSTMError
+from crypto_lstm.storage.lock import LockedError, hold_lock
+from crypto_lstm.storage.manifest import MANIFEST, IntegrityError, parse_json, read_json, list_tree, encode_manifest
+from crypto_lstm.storage.verified import read_folder, verify_folder
+
+SEED = 20260101
+
+
+@pytest.fixture
+def quick():
+    """A folder on a memory disk, where there is one: a sync costs nothing there."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() and os.access(memory, os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+def content(number: int) -> bytes:
+    return number.to_bytes(4, "big") * 1500
+
+
+def number_of(files: dict[str, bytes]) -> int:
+    """The generation that all files belong to; raises where they are of several."""
+    numbers = {int.from_bytes(data[i : i + 4], "big") for data in files.values() for i in range(0, len(data), 4)}
+    assert len(numbers) == 1, f"torn: {numbers}"
+    return numbers.pop()
+
+
+def folder_place(place: Path):
+    target = place / "model"
+
+    def save(number):
+        with atomic_folder(target, facts={"n": number}) as folder:
+            (folder / "weights").mkdir()
+            (folder / "weights" / "a.bin").write_bytes(content(number))
+            (folder / "b.bin").write_bytes(content(number)[:400])
+
+    def read():
+        try:
+            found = read_folder(target)
+        except FileNotFoundError:
+            return None
+        assert found.facts["n"] == number_of(found.files)
+        return found.facts["n"]
+
+    return save, read
+
+
+def store_place(place: Path):
+    store = place / "state"
+
+    def save(number):
+        with CheckpointStore(store, max_to_keep=2).save(facts={"n": number}, score=-number) as folder:
+            (folder / "a.bin").write_bytes(content(number))
+
+    def read():
+        found = CheckpointStore(store).read()
+        return number_of(found.files) if found else None
+
+    return save, read
+
+
+def file_place(place: Path):
+    target = place / "model.keras"
+
+    def save(number):
+        with atomic_file(target, facts={"n": number}) as path:
+            path.write_bytes(content(number))
+
+    def read():
+        if not target.exists():
+            return None
+        if not manifest_path(target).exists():  # a first save goes by two names; the file comes second
+            raise AssertionError("a file without its manifest")
+        found = read_file(target)
+        assert found.facts["n"] == number_of(found.files)
+        return found.facts["n"]
+
+    return save, read
+
+
+PLACES = {"folder": folder_place, "store": store_place, "file": file_place}
+
+
+# ---------------------------------------------------------------- kills
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_kills_lose_and_tear_nothing(place, tmp_path):
+    save, read = PLACES[place](tmp_path)
+    report = faults.kill_rounds(save, read, kills=20, seed=SEED, longest_s=0.08)
+    print(place, report)
+    assert report.kills == 20 and not report.lost and not report.torn, str(report)
+    assert report.share_inside >= 0.3, str(report)
+    save(1_000_000)
+    assert read() == 1_000_000
+    assert not list(tmp_path.rglob(".*"))  # the next writer has cleaned up
+
+
+@pytest.mark.parametrize("place", ["folder", "file"])
+def test_kills_where_the_system_has_no_exchange(place, quick, monkeypatch):
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    save, read = PLACES[place](quick)
+    report = faults.kill_rounds(save, read, kills=40, seed=SEED, longest_s=0.02, pause_s=0)
+    print(place, report)
+    assert not report.lost and not report.torn and report.share_inside >= 0.3, str(report)
+
+
+SAVER = """
+import sys
+from crypto_lstm.storage.checkpoints import CheckpointStore
+for number in range(int(sys.argv[2]), 10**9):
+    print("begin", number, flush=True)
+    with CheckpointStore(sys.argv[1] + "/state", max_to_keep=2).save() as folder:
+        (folder / "a.bin").write_bytes(number.to_bytes(4, "big") * 1500)
+    print("end", number, flush=True)
+"""
+
+
+def test_kills_of_a_command(quick):
+    report = faults.kill_rounds([sys.executable, "-c", SAVER, str(quick)], store_place(quick)[1], kills=3, seed=SEED, longest_s=0.05)
+    print(report)
+    assert report.kills == 3 and not report.lost and not report.torn and store_place(quick)[1]() > 1, str(report)
+
+
+def test_the_harness_sees_a_torn_file(quick):
+    """A save that truncates its target, as Keras does: the same rounds must find it out."""
+    target = quick / "model"
+
+    def save(number):
+        with open(target, "wb", buffering=0) as file:
+            for _ in range(200):
+                file.write(content(number))
+
+    def read():
+        data = target.read_bytes()
+        assert len(data) == 200 * 6000
+        return number_of({"a": data[:4] + data[-4:]})
+
+    report = faults.kill_rounds(save, read, kills=10, seed=SEED, longest_s=0.02, pause_s=0)
+    assert report.torn
+
+
+# ---------------------------------------------------------------- failing calls
+
+MORE = [(fcntl, "flock"), (files, "_exchange")]
+
+
+@pytest.mark.parametrize(
+    ("place", "before", "one_step"),
+    [
+        ("folder", 0, True),
+        ("folder", 1, True),
+        ("folder", 1, False),
+        ("store", 0, True),
+        ("store", 2, True),
+        ("file", 0, True),
+        ("file", 1, True),
+        ("file", 1, False),
+    ],
+)
+def test_every_call_may_fail(place, before, one_step, quick, monkeypatch):
+    if not one_step:  # as on systems that can't exchange two names
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    report = faults.try_all_faults(PLACES[place], quick / "place", before=before, more=MORE)
+    print(place, before, one_step, report)
+    assert not report.broken, str(report)
+    assert report.calls > 40 and report.ends["refused"] > 40 and report.ends["died"] > 60
+
+
+def test_a_full_disk_is_told_in_bytes(quick):
+    save, read = folder_place(quick)
+    save(1)
+    number = faults.run_with_fault(lambda: save(2)).calls.index("file.write")
+    outcome = faults.run_with_fault(lambda: save(3), number + 3, "ENOSPC")  # after the first file
+    assert outcome.end == "refused" and re.search(
+        r"disk is full \(.*\): at least 6,000 bytes are needed, [\d,]+ are free", outcome.error
+    ), outcome
+    with (
+        pytest.raises(SaveError, match="at least 1,000,000,000,000,000 bytes are needed") as caught,
+        atomic_folder(quick / "model", needs_bytes=10**15),
+    ):
+        pytest.fail("a disk that is too small is found before the block")
+    assert (caught.value.errno, caught.value.needed_bytes, caught.value.path) == (errno.ENOSPC, 10**15, quick / "model")
+    assert read() == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_real_limit_of_the_system(quick):
+    """The kernel itself cuts the write short: no call is patched."""
+    import resource
+    import signal
+
+    save, read = folder_place(quick)
+    save(1)
+
+    def limited():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        save(2)
+
+    if not (child := os.fork()):
+        try:
+            limited()
+        except SaveError as error:
+            os._exit(7 if error.errno == errno.EFBIG else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert read() == 1 and [p.name for p in quick.iterdir()] == ["model"]
+
+
+# ---------------------------------------------------------------- where a save may not go
+
+
+def test_targets_that_are_refused(quick):
+    (quick / "file").write_text("x")
+    (quick / "folder").mkdir()
+    (quick / "folder" / "photo.jpg").write_text("x")
+    (quick / "extension").mkdir()
+    (quick / "extension" / "main.js").write_text("x")
+    (quick / "extension" / MANIFEST).write_text('{"manifest_version": 3}')  # a name that others use as well
+    before = sorted(quick.rglob("*"))
+    for path, fault in [
+        ("file", "no saved folder"),
+        ("folder", "no saved folder"),
+        ("extension", "no saved folder"),
+        ("file/below", "Not a directory"),
+        ("n" * 300, "File name too long"),
+    ]:
+        with pytest.raises(SaveError, match=fault) as caught, atomic_folder(quick / path):
+            pytest.fail("the block must not run")
+        assert isinstance(caught.value, OSError) and isinstance(caught.value, CryptoLSTMError)
+    with pytest.raises(SaveError, match="is a folder, and a file should go there"), atomic_file(quick / "folder"):
+        pytest.fail("the block must not run")
+    with pytest.raises(SaveError, match="the block wrote no file"), atomic_file(quick / "new"):
+        pass
+    with pytest.raises(SaveError, match="File name too long"), atomic_file(quick / ("n" * 250)):
+        pytest.fail("there is no room for the name of its manifest, and the block must not run")
+    with pytest.raises(SaveError, match="at least 1 generation, got keep=0"), CheckpointStore(quick / "state", max_to_keep=0).save():
+        pass
+    assert sorted(quick.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "weights/photo.jpg", "link", ".hidden"])
+def test_what_somebody_put_into_a_saved_folder_is_not_lost(quick, name):
+    def save(number):
+        with atomic_folder(quick / "model") as folder:
+            (folder / "weights").mkdir()
+            (folder / "weights" / "1").write_text(str(number))
+
+    save(1)
+    if name == "link":
+        (quick / "model" / name).symlink_to("weights")
+    else:
+        (quick / "model" / name).write_text("mine")
+    before = sorted((path, path.read_bytes()) for path in quick.rglob("*") if path.is_file())
+    with pytest.raises(SaveError, match=f"{name}: no save wrote that, and saving would remove it; move it away"):
+        save(2)
+    assert sorted((path, path.read_bytes()) for path in quick.rglob("*") if path.is_file()) == before
+    (quick / "model" / name).unlink()
+    save(3)
+    assert (quick / "model" / "weights" / "1").read_text() == "3"
+
+
+def test_what_the_block_writes_must_be_savable(quick):
+    def save(fill, facts=None):
+        with atomic_folder(quick / "model", facts=facts) as folder:
+            fill(folder)
+
+    for fill, error, fault in [
+        (lambda f: (f / "link").symlink_to("/etc/passwd"), IntegrityError, "got a link"),
+        (lambda f: os.mkfifo(f / "pipe"), IntegrityError, "got a link or a special file"),
+        (lambda f: (f / MANIFEST).write_text("{}"), SaveError, "give the file another name"),
+    ]:
+        with pytest.raises(error, match=fault):
+            save(fill)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save(lambda f: None, {"loss": float("nan")})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save(lambda f: None, {"loss": object()})
+    with pytest.raises(SaveError, match="more than 64 bits"):  # written, but no reader would take it
+        save(lambda f: None, {"n": 2**70})
+    assert not list(quick.iterdir())
+
+
+def test_links_at_the_target(quick):
+    """A link at the target is replaced; what it pointed to stays."""
+    (quick / "elsewhere").write_text("x")
+    (quick / "model.keras").symlink_to("elsewhere")
+    file_place(quick)[0](1)
+    assert not (quick / "model.keras").is_symlink() and (quick / "elsewhere").read_text() == "x"
+
+
+def test_a_file_that_has_no_manifest_yet(quick):
+    """A model of plain Keras lies there: whatever happens, it or the new one can be read."""
+    target = quick / "model.keras"
+    real = commit.put
+
+    def killed_after(number):
+        done = []
+
+        def put(new, goal):
+            if len(done) == number:
+                os._exit(99)
+            done.append(goal)
+            return real(new, goal)
+
+        return put
+
+    for number in (0, 1):
+        target.write_bytes(b"foreign")
+        if not (child := os.fork()):
+            commit.put = killed_after(number)
+            file_place(quick)[0](1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 99
+        assert not manifest_path(target).exists()  # so that it is read as a file of others
+        assert target.read_bytes() == (b"foreign" if number == 0 else content(1))
+
+
+def test_read_only_folders_are_told(quick):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    quick.chmod(0o500)
+    with pytest.raises(SaveError, match="Permission denied"), atomic_folder(quick / "model"):
+        pass
+    quick.chmod(0o700)
+
+
+# ---------------------------------------------------------------- changed bytes
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_changed_folder_is_accepted(seed, quick):
+    chance, done = random.Random(seed), dict.fromkeys(faults.MUTATIONS, 0)
+    for number, name in ((1, "other"), (2, "good")):
+        save, _ = folder_place(quick / name)
+        save(number)
+    good, other = quick / "good" / "model", quick / "other" / "model"
+    want = read_folder(good)
+    for _ in range(750):
+        place = Path(tempfile.mkdtemp(dir=quick))
+        shutil.copytree(good, place / "model")
+        kind = chance.choice(faults.MUTATIONS)
+        if said := faults.mutate(place / "model", other, chance, kind):
+            done[kind] += 1
+            assert not verify_folder(place / "model").ok, (seed, said)
+            with pytest.raises(IntegrityError):
+                read_folder(place / "model")
+                pytest.fail(f"accepted with seed {seed}: {said}")
+        else:
+            assert read_folder(place / "model").files == want.files
+        shutil.rmtree(place)
+    print(seed, sum(done.values()), done)
+    assert sum(done.values()) > 600 and min(done.values()) > 20
+
+
+def test_every_bit_of_the_manifest_counts(quick):
+    with atomic_folder(quick / "model", facts={"epoch": 3}) as folder:
+        (folder / "a").write_bytes(b"a")
+    path = quick / "model" / MANIFEST
+    data = path.read_bytes()
+    for bit in range(len(data) * 8):
+        path.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
+        with pytest.raises(IntegrityError):
+            read_folder(quick / "model")
+            pytest.fail(f"bit {bit}")
+
+
+def test_a_file_and_its_manifest_belong_together(quick):
+    save, read = file_place(quick)
+    target, chance = quick / "model.keras", random.Random(SEED)
+    save(1)
+    old = target.read_bytes(), manifest_path(target).read_bytes()
+    save(2)
+    new = target.read_bytes(), manifest_path(target).read_bytes()
+    for data, manifest in [(old[0], new[1]), (new[0], old[1]), (new[0][:-1], new[1]), (new[0] + b"x", new[1]), (b"", new[1])]:
+        target.write_bytes(data)
+        manifest_path(target).write_bytes(manifest)
+        with pytest.raises(IntegrityError, match="bytes with sha256"):
+            read_file(target)
+    for _ in range(300):
+        both = bytearray(new[0] + new[1])
+        where = chance.randrange(len(both))
+        both[where] ^= 1 << chance.randrange(8)
+        target.write_bytes(both[: len(new[0])])
+        manifest_path(target).write_bytes(both[len(new[0]) :])
+        with pytest.raises(IntegrityError):
+            read_file(target)
+    target.write_bytes(new[0])
+    manifest_path(target).write_bytes(new[1])
+    assert read() == 2
+    with pytest.raises(IntegrityError, match="another file than the one you pinned"):
+        read_file(target, expected_sha256="0" * 64)
+
+
+HOSTILE = {
+    "outside": lambda m: m["files"].update({"../../../etc/passwd": {"size": 1, "sha256": "0" * 64}}),
+    "absolute": lambda m: m["files"].update({"/etc/passwd": {"size": 1, "sha256": "0" * 64}}),
+    "files a list": lambda m: m.update(files=[1]),
+    "no files": lambda m: m.pop("files"),
+    "no folders": lambda m: m.pop("folders"),
+    "folders a number": lambda m: m.update(folders=3),
+    "facts a list": lambda m: m.update(facts=[]),
+    "size a text": lambda m: m["files"]["a"].update(size="many"),
+    "size negative": lambda m: m["files"]["a"].update(size=-1),
+    "no hash": lambda m: m["files"]["a"].pop("sha256"),
+    "huge": lambda m: m["files"]["a"].update(size=2**62),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_manifests_with_a_good_seal_and_bad_intent(name, quick):
+    with atomic_folder(quick / "model") as folder:
+        (folder / "a").write_bytes(b"a")
+    path = quick / "model" / MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["seal"]
+    HOSTILE[name](manifest)
+    path.write_bytes(encode_manifest(manifest))
+    with pytest.raises(IntegrityError):
+        read_folder(quick / "model")
+    assert not verify_folder(quick / "model").ok
+
+
+def test_sizes_are_capped(quick, monkeypatch):
+    with pytest.raises(IntegrityError, match="expected at most 10 bytes of JSON"):
+        parse_json(b"[1, 2, 3, 4]", "x", max_bytes=10)
+    (quick / "big.json").write_bytes(b"[" + b"1," * 3_000_000 + b"1]")
+    with pytest.raises(IntegrityError, match="expected at most 4,194,304 bytes"):
+        read_json(quick / "big.json")
+    monkeypatch.setattr("crypto_lstm.storage.manifest.MAX_FILES", 10)
+    for number in range(11):
+        (quick / f"{number}").write_text("")
+    with pytest.raises(IntegrityError, match="expected at most 10 files"):
+        list_tree(quick)
+
+
+def test_only_plain_files_of_a_size_are_read(quick):
+    os.mkfifo(quick / "pipe")
+    (quick / "long").write_bytes(b"1" * 100)
+    for name, fault in [
+        ("pipe", "got a folder or a special file"),
+        ("", "got a folder or a special file"),
+        ("long", "at most 50 bytes, got more"),
+    ]:
+        with pytest.raises(IntegrityError, match=fault):
+            read_json(quick / name, max_bytes=50)
+
+
+def test_reading_is_pinned_and_capped(quick):
+    folder_place(quick)[0](1)
+    good = read_folder(quick / "model")
+    assert read_folder(quick / "model", expected_sha256=good.sha256).files == good.files
+    with pytest.raises(IntegrityError, match="another save than the one you pinned"):
+        read_folder(quick / "model", expected_sha256="0" * 64)
+    with pytest.raises(IntegrityError, match="its files have 6,400 bytes, and 6,399 are allowed"):
+        read_folder(quick / "model", max_bytes=6_399)
+    (quick / "model" / "b.bin").unlink()
+    assert verify_folder(quick / "model").faults == ("b.bin is missing",)
+
+
+def test_an_old_folder_that_cannot_go_back_is_still_found(quick, monkeypatch):
+    """Two renames, of which the second fails, and the way back as well."""
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    save, read = folder_place(quick)
+    save(1)
+    real, calls = os.rename, []
+
+    def rename(old, new):
+        calls.append(new)
+        if len(calls) > 1:
+            raise OSError(errno.EIO, "Input/output error")
+        real(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commit.os, "rename", rename)
+        with pytest.raises(SaveError):
+            save(2)
+    assert len(calls) == 3 and not (quick / "model").exists() and read() == 1
+    save(3)
+    assert read() == 3 and [p.name for p in quick.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_everything_is_synced_before_and_after_the_rename(place, quick, monkeypatch):
+    """No test can cut the power; this one sees that each file and folder was synced, and the parent last."""
+    save, _ = PLACES[place](quick)
+    save(1)
+    real, synced = os.fsync, []
+
+    def fsync(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(commit.os, "fsync", fsync)
+    save(2)
+    newest = {"folder": quick / "model", "store": quick / "state" / "checkpoint-000002", "file": quick / "model.keras"}[place]
+    paths = [newest, *newest.rglob("*")] if newest.is_dir() else [newest, manifest_path(newest)]
+    wanted = {p.name: p.stat().st_ino for p in paths}
+    assert set(wanted.values()) <= set(synced), (wanted, synced)
+    assert synced[-1] == newest.parent.stat().st_ino
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the exchange of two names is Linux's")
+def test_linux_replaces_a_folder_in_one_step(quick, monkeypatch):
+    monkeypatch.setattr(files, "_put_in_two", lambda new, target: pytest.fail("two renames"))
+    save, read = folder_place(quick)
+    save(1)
+    save(2)
+    assert read() == 2
+
+
+def test_a_newer_schema_is_not_guessed_at(quick):
+    folder_place(quick)[0](1)
+    path = quick / "model" / MANIFEST
+    manifest = {name: value for name, value in json.loads(path.read_text()).items() if name != "seal"}
+    path.write_bytes(encode_manifest(manifest | {"schema": 2}))
+    with pytest.raises(IntegrityError, match="expected schema 1, got 2; use the version that wrote it"):
+        read_folder(quick / "model")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a":1,"a":2}', "[NaN]", "[1e400]", "[" * 50 + "]" * 50, "1" * 30, "", "\ufeff1", '{"a":', "[" * 200_000]
+)
+def test_json_that_is_refused(text):
+    with pytest.raises(IntegrityError):
+        parse_json(text.encode(), "x")
+
+
+def test_json_with_many_keys_is_read_in_one_pass():
+    """To look each key up among all of them would take hours."""
+    many = ",".join(f'"{number:07d}":0' for number in range(300_000))
+    assert len(parse_json(f"{{{many}}}".encode(), "x")) == 300_000
+    with pytest.raises(IntegrityError, match="the key '0299999' comes twice"):
+        parse_json(f'{{{many},"0299999":0}}'.encode(), "x")
+
+
+def test_json_agrees_with_the_standard_library():
+    chance = random.Random(SEED)
+
+    def value(depth=0):
+        kind = chance.randrange(7 if depth < 6 else 5)
+        plain = [
+            None,
+            True,
+            chance.randrange(-(2**63), 2**64),
+            chance.uniform(-1e9, 1e9),
+            "".join(chance.choice('a"\\[]{}é\n') for _ in range(5)),
+        ]
+        if kind == 5:
+            return [value(depth + 1) for _ in range(chance.randrange(4))]
+        return {str(i): value(depth + 1) for i in range(chance.randrange(4))} if kind == 6 else plain[kind]
+
+    for _ in range(300):
+        text = json.dumps(value(), ensure_ascii=chance.random() < 0.5)
+        assert parse_json(text.encode(), "x") == json.loads(text)
+
+
+# ---------------------------------------------------------------- two at a time
+
+HOLDER = """
+import sys, time
+from crypto_lstm.storage.verified import atomic_folder
+with committing(sys.argv[1]) as folder:
+    (folder / "a").write_text("theirs")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_told_and_a_dead_one_is_no_obstacle(quick):
+    target = quick / "model"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(target)], stdout=subprocess.PIPE)
+    assert holder.stdout and holder.stdout.readline() == b"ready\n"
+    with pytest.raises(LockedError, match=f"process {holder.pid} on .* has been writing it since 20") as caught, atomic_folder(target):
+        pytest.fail("the block must not run")
+    assert caught.value.pid == holder.pid and caught.value.host and caught.value.since
+    assert len(list(quick.glob(".writing-*"))) == 1  # the living writer's: nobody cleans it
+    holder.kill()
+    holder.wait()
+    assert len(list(quick.glob(".*"))) == 2  # its lock file and its temporary
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("ours")
+    assert read_folder(target).files == {"a": b"ours"}
+    assert [p.name for p in quick.iterdir()] == ["model"]
+
+
+def test_waiting_for_a_lock(quick):
+    ended = []
+
+    def first():
+        with hold_lock(quick / "x"):
+            time.sleep(0.2)
+            ended.append(True)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    time.sleep(0.05)
+    with hold_lock(quick / "x", wait_s=10):
+        assert ended
+    thread.join()
+
+
+def test_a_lock_file_that_nobody_holds(quick):
+    with hold_lock(quick / "x"):
+        lock = next(quick.iterdir())
+    lock.write_text('{"pid": 1, "host": "gone", "since": "2020-01-01T00:00:00+00:00"}')
+    with hold_lock(quick / "x"):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    lock.symlink_to(quick / "victim")
+    with pytest.raises(OSError), hold_lock(quick / "x"):
+        pass
+    assert not (quick / "victim").exists()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_readers_beside_a_writer(place, quick):
+    """A reader in the middle of replacements gets one generation or another, never a mixture, never an error."""
+    save, read = PLACES[place](quick)
+    save(1)
+    if not (child := os.fork()):
+        try:
+            for number in range(2, 100_000):
+                save(number)
+        finally:
+            os._exit(1)
+    try:
+        end, seen = time.monotonic() + 1, set()
+        while time.monotonic() < end:
+            seen.add(read())
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert len(seen) > 5
+
+
+def test_a_generation_on_a_bad_sector_is_passed_over(quick, monkeypatch):
+    for number in (1, 2):
+        with CheckpointStore(quick / "state").save() as folder:
+            (folder / "a").write_text(str(number))
+    real = commit.read_folder
+
+    def bad(folder, **words):
+        if folder.name == "checkpoint-000002":
+            raise OSError(code, os.strerror(code))
+        return real(folder, **words)
+
+    monkeypatch.setattr(commit, "read_folder", bad)
+    code = errno.EIO
+    found = CheckpointStore(quick / "state").read()
+    assert (found.generation, found.files["a"]) == (1, b"1") and "Input/output error" in found.skipped[0]
+    code = errno.EMFILE  # no damage: to go on with an older state would hide it
+    with pytest.raises(OSError, match="Too many open files"):
+        CheckpointStore(quick / "state").read()
+
+
+@pytest.mark.parametrize("facts", [{"id": 2**70}, {"curve": [0.1234567890123] * 400_000}])
+def test_a_file_whose_manifest_no_reader_would_take_is_not_saved(quick, facts):
+    with atomic_file(quick / "model", facts={"number": 1}) as new:
+        new.write_text("1")
+    before = {path.name: path.read_bytes() for path in quick.iterdir()}
+    refused = pytest.raises(SaveError, match="its manifest could not be read again: .*; keep less in it")
+    with refused, atomic_file(quick / "model", facts=facts) as new:
+        new.write_text("2")
+    assert {path.name: path.read_bytes() for path in quick.iterdir()} == before
+    assert read_file(quick / "model").files == {"model": b"1"}
+
+
+def test_a_damaged_folder_is_not_replaced(quick):
+    def save(text):
+        with atomic_folder(quick / "model") as folder:
+            (folder / "a").write_text(text)
+
+    save("1")
+    (quick / "model" / "notes.txt").write_text("mine")
+    manifest = quick / "model" / MANIFEST
+    manifest.write_bytes(manifest.read_bytes().replace(b'"seal"', b'"sea1"'))
+    with pytest.raises(SaveError, match="no saved folder, or a damaged one .*; move it away, or choose a path that does not exist"):
+        save("2")
+    assert (quick / "model" / "notes.txt").read_text() == "mine" and (quick / "model" / "a").read_text() == "1"
