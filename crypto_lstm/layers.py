@@ -273,6 +273,8 @@ def _exchanged(values: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
             object.__setattr__(owner, name, value)
 
 
+LowMemoryLSTM.__name__ = "LSTM"  # Keras writes this name into a model file, so that stock Keras reads the file
+
 with contextlib.suppress(ImportError, AttributeError):  # else `model.save` would name a class that other readers don't have
     from keras.src import api_export
 
