@@ -1,9 +1,13 @@
-"""The commit protocol under kills, failing calls, changed bytes, and two writers. Seeds are fixed and shown by -s."""
+"""Atomic writes and verified reads under kills, failing calls, changed bytes, and two writers.
+
+Seeds are fixed; `pytest -s` prints them with the counts.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import random
@@ -16,27 +20,43 @@ import threading
 import time
 from pathlib import Path
 
-from support import crash_injection as faults
 import pytest
+from support import crash_injection
 
-from crypto_lstm.storage import verified as commit
-from crypto_lstm.storage import atomic as files
+from crypto_lstm.storage import atomic, checkpoints, verified
 from crypto_lstm.storage.atomic import SaveError
 from crypto_lstm.storage.checkpoints import CheckpointStore
-from crypto_lstm.storage.verified import atomic_folder, atomic_file, manifest_path, read_file
-from crypto_lstm.utils.errors import CryptoLSTMError
 from crypto_lstm.storage.lock import LockedError, hold_lock
-from crypto_lstm.storage.manifest import MANIFEST, IntegrityError, parse_json, read_json, list_tree, encode_manifest
-from crypto_lstm.storage.verified import read_folder, verify_folder
+from crypto_lstm.storage.manifest import (
+    MANIFEST,
+    IntegrityError,
+    PinMismatchError,
+    SavedFileError,
+    SchemaVersionError,
+    encode_manifest,
+    list_tree,
+    parse_json,
+    read_json,
+)
+from crypto_lstm.storage.verified import (
+    atomic_file,
+    atomic_folder,
+    manifest_path,
+    read_file,
+    read_folder,
+    verify_folder,
+)
+from crypto_lstm.utils.errors import CryptoLSTMError
 
 SEED = 20260101
 
 
 @pytest.fixture
 def quick():
-    """A folder on a memory disk, where there is one: a sync costs nothing there."""
+    """A folder on a memory disk, if there is one: a sync costs nothing there."""
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() and os.access(memory, os.W_OK) else None) as folder:
+    is_usable = memory.is_dir() and os.access(memory, os.W_OK)
+    with tempfile.TemporaryDirectory(dir=memory if is_usable else None) as folder:
         yield Path(folder)
 
 
@@ -45,8 +65,9 @@ def content(number: int) -> bytes:
 
 
 def number_of(files: dict[str, bytes]) -> int:
-    """The generation that all files belong to; raises where they are of several."""
-    numbers = {int.from_bytes(data[i : i + 4], "big") for data in files.values() for i in range(0, len(data), 4)}
+    """The number of the save that wrote all files; fails if they are of several saves."""
+    data = b"".join(files.values())
+    numbers = {int.from_bytes(data[start : start + 4], "big") for start in range(0, len(data), 4)}
     assert len(numbers) == 1, f"torn: {numbers}"
     return numbers.pop()
 
@@ -96,7 +117,7 @@ def file_place(place: Path):
         if not target.exists():
             return None
         if not manifest_path(target).exists():  # a first save goes by two names; the file comes second
-            raise AssertionError("a file without its manifest")
+            raise AssertionError("there is a file without its manifest")
         found = read_file(target)
         assert found.facts["n"] == number_of(found.files)
         return found.facts["n"]
@@ -111,22 +132,22 @@ PLACES = {"folder": folder_place, "store": store_place, "file": file_place}
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_kills_lose_and_tear_nothing(place, tmp_path):
+def test_no_save_is_lost_or_torn_by_a_kill(place, tmp_path):
     save, read = PLACES[place](tmp_path)
-    report = faults.kill_rounds(save, read, kills=20, seed=SEED, longest_s=0.08)
+    report = crash_injection.kill_rounds(save, read, kills=20, seed=SEED, longest_s=0.08)
     print(place, report)
     assert report.kills == 20 and not report.lost and not report.torn, str(report)
     assert report.share_inside >= 0.3, str(report)
     save(1_000_000)
     assert read() == 1_000_000
-    assert not list(tmp_path.rglob(".*"))  # the next writer has cleaned up
+    assert not list(tmp_path.rglob(".*"))  # the next writer has removed the leftovers
 
 
 @pytest.mark.parametrize("place", ["folder", "file"])
-def test_kills_where_the_system_has_no_exchange(place, quick, monkeypatch):
-    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+def test_no_save_is_lost_or_torn_by_a_kill_without_exchange(place, quick, monkeypatch):
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
     save, read = PLACES[place](quick)
-    report = faults.kill_rounds(save, read, kills=40, seed=SEED, longest_s=0.02, pause_s=0)
+    report = crash_injection.kill_rounds(save, read, kills=40, seed=SEED, longest_s=0.02, pause_s=0)
     print(place, report)
     assert not report.lost and not report.torn and report.share_inside >= 0.3, str(report)
 
@@ -142,14 +163,15 @@ for number in range(int(sys.argv[2]), 10**9):
 """
 
 
-def test_kills_of_a_command(quick):
-    report = faults.kill_rounds([sys.executable, "-c", SAVER, str(quick)], store_place(quick)[1], kills=3, seed=SEED, longest_s=0.05)
+def test_no_save_of_a_command_is_lost_or_torn_by_a_kill(quick):
+    command, read = [sys.executable, "-c", SAVER, str(quick)], store_place(quick)[1]
+    report = crash_injection.kill_rounds(command, read, kills=3, seed=SEED, longest_s=0.05)
     print(report)
-    assert report.kills == 3 and not report.lost and not report.torn and store_place(quick)[1]() > 1, str(report)
+    assert report.kills == 3 and not report.lost and not report.torn and read() > 1, str(report)
 
 
-def test_the_harness_sees_a_torn_file(quick):
-    """A save that truncates its target, as Keras does: the same rounds must find it out."""
+def test_kill_rounds_detect_a_save_that_tears_its_file(quick):
+    """A save that truncates its target, as Keras does: the same rounds must report it."""
     target = quick / "model"
 
     def save(number):
@@ -162,13 +184,13 @@ def test_the_harness_sees_a_torn_file(quick):
         assert len(data) == 200 * 6000
         return number_of({"a": data[:4] + data[-4:]})
 
-    report = faults.kill_rounds(save, read, kills=10, seed=SEED, longest_s=0.02, pause_s=0)
+    report = crash_injection.kill_rounds(save, read, kills=10, seed=SEED, longest_s=0.02, pause_s=0)
     assert report.torn
 
 
 # ---------------------------------------------------------------- failing calls
 
-MORE = [(fcntl, "flock"), (files, "_exchange")]
+MORE = [(fcntl, "flock"), (atomic, "_exchange")]
 
 
 @pytest.mark.parametrize(
@@ -184,35 +206,33 @@ MORE = [(fcntl, "flock"), (files, "_exchange")]
         ("file", 1, False),
     ],
 )
-def test_every_call_may_fail(place, before, one_step, quick, monkeypatch):
-    if not one_step:  # as on systems that can't exchange two names
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
-    report = faults.try_all_faults(PLACES[place], quick / "place", before=before, more=MORE)
+def test_a_failing_call_loses_and_tears_nothing(place, before, one_step, quick, monkeypatch):
+    if not one_step:  # as on systems that cannot exchange two names
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    report = crash_injection.try_all_faults(PLACES[place], quick / "place", before=before, more=MORE)
     print(place, before, one_step, report)
     assert not report.broken, str(report)
     assert report.calls > 40 and report.ends["refused"] > 40 and report.ends["died"] > 60
 
 
-def test_a_full_disk_is_told_in_bytes(quick):
+def test_the_error_of_a_full_disk_has_the_needed_bytes(quick):
     save, read = folder_place(quick)
     save(1)
-    number = faults.run_with_fault(lambda: save(2)).calls.index("file.write")
-    outcome = faults.run_with_fault(lambda: save(3), number + 3, "ENOSPC")  # after the first file
-    assert outcome.end == "refused" and re.search(
-        r"disk is full \(.*\): at least 6,000 bytes are needed, [\d,]+ are free", outcome.error
-    ), outcome
-    with (
-        pytest.raises(SaveError, match="at least 1,000,000,000,000,000 bytes are needed") as caught,
-        atomic_folder(quick / "model", needs_bytes=10**15),
-    ):
-        pytest.fail("a disk that is too small is found before the block")
-    assert (caught.value.errno, caught.value.needed_bytes, caught.value.path) == (errno.ENOSPC, 10**15, quick / "model")
+    number = crash_injection.run_with_fault(lambda: save(2)).calls.index("file.write")
+    outcome = crash_injection.run_with_fault(lambda: save(3), number + 3, "ENOSPC")  # after the first file
+    message = r"disk is full \(.*\): at least 6,000 bytes are needed, [\d,]+ are free"
+    assert outcome.end == "refused" and re.search(message, outcome.error), outcome
+    too_small = pytest.raises(SaveError, match="at least 1,000,000,000,000,000 bytes are needed")
+    with too_small as caught, atomic_folder(quick / "model", needs_bytes=10**15):
+        pytest.fail("a disk that is too small is detected before the block")
+    error = caught.value
+    assert (error.errno, error.needed_bytes, error.path) == (errno.ENOSPC, 10**15, quick / "model")
     assert read() == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_real_limit_of_the_system(quick):
-    """The kernel itself cuts the write short: no call is patched."""
+def test_a_file_size_limit_of_the_kernel_is_a_save_error(quick):
+    """The kernel itself refuses the write: no call is patched."""
     import resource
     import signal
 
@@ -235,10 +255,10 @@ def test_a_real_limit_of_the_system(quick):
     assert read() == 1 and [p.name for p in quick.iterdir()] == ["model"]
 
 
-# ---------------------------------------------------------------- where a save may not go
+# ---------------------------------------------------------------- refused targets
 
 
-def test_targets_that_are_refused(quick):
+def test_a_save_refuses_targets_that_it_cannot_replace(quick):
     (quick / "file").write_text("x")
     (quick / "folder").mkdir()
     (quick / "folder" / "photo.jpg").write_text("x")
@@ -261,14 +281,15 @@ def test_targets_that_are_refused(quick):
     with pytest.raises(SaveError, match="the block wrote no file"), atomic_file(quick / "new"):
         pass
     with pytest.raises(SaveError, match="File name too long"), atomic_file(quick / ("n" * 250)):
-        pytest.fail("there is no room for the name of its manifest, and the block must not run")
-    with pytest.raises(SaveError, match="at least 1 generation, got keep=0"), CheckpointStore(quick / "state", max_to_keep=0).save():
-        pass
+        pytest.fail("the name of its manifest is too long, and the block must not run")
+    for number in (0, -1, True, 1.5):
+        with pytest.raises(SaveError, match=f"expected max_to_keep of at least 1, got {number}"):
+            CheckpointStore(quick / "state", max_to_keep=number)
     assert sorted(quick.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "weights/photo.jpg", "link", ".hidden"])
-def test_what_somebody_put_into_a_saved_folder_is_not_lost(quick, name):
+def test_a_save_refuses_a_folder_that_holds_other_files(quick, name):
     def save(number):
         with atomic_folder(quick / "model") as folder:
             (folder / "weights").mkdir()
@@ -280,7 +301,7 @@ def test_what_somebody_put_into_a_saved_folder_is_not_lost(quick, name):
     else:
         (quick / "model" / name).write_text("mine")
     before = sorted((path, path.read_bytes()) for path in quick.rglob("*") if path.is_file())
-    with pytest.raises(SaveError, match=f"{name}: no save wrote that, and saving would remove it; move it away"):
+    with pytest.raises(SaveError, match=f"{name}: not written by a save, and saving would remove it; move it away"):
         save(2)
     assert sorted((path, path.read_bytes()) for path in quick.rglob("*") if path.is_file()) == before
     (quick / "model" / name).unlink()
@@ -288,7 +309,7 @@ def test_what_somebody_put_into_a_saved_folder_is_not_lost(quick, name):
     assert (quick / "model" / "weights" / "1").read_text() == "3"
 
 
-def test_what_the_block_writes_must_be_savable(quick):
+def test_a_save_refuses_links_pipes_a_manifest_and_values_that_json_cannot_hold(quick):
     def save(fill, facts=None):
         with atomic_folder(quick / "model", facts=facts) as folder:
             fill(folder)
@@ -304,46 +325,45 @@ def test_what_the_block_writes_must_be_savable(quick):
         save(lambda f: None, {"loss": float("nan")})
     with pytest.raises(TypeError, match="not JSON serializable"):
         save(lambda f: None, {"loss": object()})
-    with pytest.raises(SaveError, match="more than 64 bits"):  # written, but no reader would take it
+    with pytest.raises(SaveError, match="more than 64 bits"):  # `json` writes it, but no reader accepts it
         save(lambda f: None, {"n": 2**70})
     assert not list(quick.iterdir())
 
 
-def test_links_at_the_target(quick):
-    """A link at the target is replaced; what it pointed to stays."""
+def test_a_link_at_the_target_is_replaced_and_its_file_stays(quick):
     (quick / "elsewhere").write_text("x")
     (quick / "model.keras").symlink_to("elsewhere")
     file_place(quick)[0](1)
     assert not (quick / "model.keras").is_symlink() and (quick / "elsewhere").read_text() == "x"
 
 
-def test_a_file_that_has_no_manifest_yet(quick):
-    """A model of plain Keras lies there: whatever happens, it or the new one can be read."""
+def test_a_file_without_manifest_has_none_until_it_is_replaced(quick):
+    """A model of plain Keras is at the target: after a kill, it or the new one can be read."""
     target = quick / "model.keras"
-    real = commit.put
+    real = verified.move_into_place
 
     def killed_after(number):
         done = []
 
-        def put(new, goal):
+        def move(new, goal):
             if len(done) == number:
                 os._exit(99)
             done.append(goal)
             return real(new, goal)
 
-        return put
+        return move
 
     for number in (0, 1):
         target.write_bytes(b"foreign")
         if not (child := os.fork()):
-            commit.put = killed_after(number)
+            verified.move_into_place = killed_after(number)
             file_place(quick)[0](1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 99
-        assert not manifest_path(target).exists()  # so that it is read as a file of others
+        assert not manifest_path(target).exists()  # so it is read as a foreign file
         assert target.read_bytes() == (b"foreign" if number == 0 else content(1))
 
 
-def test_read_only_folders_are_told(quick):
+def test_a_read_only_folder_is_a_save_error(quick):
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     quick.chmod(0o500)
@@ -354,10 +374,12 @@ def test_read_only_folders_are_told(quick):
 
 # ---------------------------------------------------------------- changed bytes
 
+DAMAGE = (IntegrityError, SchemaVersionError)  # a changed digit of the schema looks like another release
+
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_no_changed_folder_is_accepted(seed, quick):
-    chance, done = random.Random(seed), dict.fromkeys(faults.MUTATIONS, 0)
+def test_a_changed_folder_is_never_accepted(seed, quick):
+    chance, done = random.Random(seed), dict.fromkeys(crash_injection.MUTATIONS, 0)
     for number, name in ((1, "other"), (2, "good")):
         save, _ = folder_place(quick / name)
         save(number)
@@ -366,11 +388,11 @@ def test_no_changed_folder_is_accepted(seed, quick):
     for _ in range(750):
         place = Path(tempfile.mkdtemp(dir=quick))
         shutil.copytree(good, place / "model")
-        kind = chance.choice(faults.MUTATIONS)
-        if said := faults.mutate(place / "model", other, chance, kind):
+        kind = chance.choice(crash_injection.MUTATIONS)
+        if said := crash_injection.mutate(place / "model", other, chance, kind):
             done[kind] += 1
             assert not verify_folder(place / "model").ok, (seed, said)
-            with pytest.raises(IntegrityError):
+            with pytest.raises(DAMAGE):
                 read_folder(place / "model")
                 pytest.fail(f"accepted with seed {seed}: {said}")
         else:
@@ -380,26 +402,32 @@ def test_no_changed_folder_is_accepted(seed, quick):
     assert sum(done.values()) > 600 and min(done.values()) > 20
 
 
-def test_every_bit_of_the_manifest_counts(quick):
+def test_a_change_of_any_bit_of_the_manifest_is_detected(quick):
     with atomic_folder(quick / "model", facts={"epoch": 3}) as folder:
         (folder / "a").write_bytes(b"a")
     path = quick / "model" / MANIFEST
     data = path.read_bytes()
     for bit in range(len(data) * 8):
         path.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
-        with pytest.raises(IntegrityError):
+        with pytest.raises(DAMAGE):
             read_folder(quick / "model")
             pytest.fail(f"bit {bit}")
 
 
-def test_a_file_and_its_manifest_belong_together(quick):
+def test_a_file_is_read_only_with_its_own_manifest(quick):
     save, read = file_place(quick)
     target, chance = quick / "model.keras", random.Random(SEED)
     save(1)
     old = target.read_bytes(), manifest_path(target).read_bytes()
     save(2)
     new = target.read_bytes(), manifest_path(target).read_bytes()
-    for data, manifest in [(old[0], new[1]), (new[0], old[1]), (new[0][:-1], new[1]), (new[0] + b"x", new[1]), (b"", new[1])]:
+    for data, manifest in [
+        (old[0], new[1]),
+        (new[0], old[1]),
+        (new[0][:-1], new[1]),
+        (new[0] + b"x", new[1]),
+        (b"", new[1]),
+    ]:
         target.write_bytes(data)
         manifest_path(target).write_bytes(manifest)
         with pytest.raises(IntegrityError, match="bytes with sha256"):
@@ -415,53 +443,56 @@ def test_a_file_and_its_manifest_belong_together(quick):
     target.write_bytes(new[0])
     manifest_path(target).write_bytes(new[1])
     assert read() == 2
-    with pytest.raises(IntegrityError, match="another file than the one you pinned"):
+    with pytest.raises(PinMismatchError, match="another save than the one you pinned") as caught:
         read_file(target, expected_sha256="0" * 64)
+    assert (caught.value.expected, caught.value.got) == ("0" * 64, hashlib.sha256(new[0]).hexdigest())
 
 
-HOSTILE = {
+FORGED = {
     "outside": lambda m: m["files"].update({"../../../etc/passwd": {"size": 1, "sha256": "0" * 64}}),
     "absolute": lambda m: m["files"].update({"/etc/passwd": {"size": 1, "sha256": "0" * 64}}),
     "files a list": lambda m: m.update(files=[1]),
     "no files": lambda m: m.pop("files"),
     "no folders": lambda m: m.pop("folders"),
     "folders a number": lambda m: m.update(folders=3),
+    "folders of numbers": lambda m: m.update(folders=[1]),
     "facts a list": lambda m: m.update(facts=[]),
     "size a text": lambda m: m["files"]["a"].update(size="many"),
+    "size a bool": lambda m: m["files"]["a"].update(size=True),
     "size negative": lambda m: m["files"]["a"].update(size=-1),
     "no hash": lambda m: m["files"]["a"].pop("sha256"),
     "huge": lambda m: m["files"]["a"].update(size=2**62),
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_manifests_with_a_good_seal_and_bad_intent(name, quick):
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_manifest_with_a_valid_seal_is_refused(name, quick):
     with atomic_folder(quick / "model") as folder:
         (folder / "a").write_bytes(b"a")
     path = quick / "model" / MANIFEST
     manifest = json.loads(path.read_text())
     del manifest["seal"]
-    HOSTILE[name](manifest)
+    FORGED[name](manifest)
     path.write_bytes(encode_manifest(manifest))
     with pytest.raises(IntegrityError):
         read_folder(quick / "model")
     assert not verify_folder(quick / "model").ok
 
 
-def test_sizes_are_capped(quick, monkeypatch):
+def test_json_and_trees_have_a_size_limit(quick, monkeypatch):
     with pytest.raises(IntegrityError, match="expected at most 10 bytes of JSON"):
         parse_json(b"[1, 2, 3, 4]", "x", max_bytes=10)
     (quick / "big.json").write_bytes(b"[" + b"1," * 3_000_000 + b"1]")
     with pytest.raises(IntegrityError, match="expected at most 4,194,304 bytes"):
         read_json(quick / "big.json")
-    monkeypatch.setattr("crypto_lstm.storage.manifest.MAX_FILES", 10)
+    monkeypatch.setattr("crypto_lstm.storage.manifest._MAX_FILES", 10)
     for number in range(11):
         (quick / f"{number}").write_text("")
     with pytest.raises(IntegrityError, match="expected at most 10 files"):
         list_tree(quick)
 
 
-def test_only_plain_files_of_a_size_are_read(quick):
+def test_only_regular_files_within_the_limit_are_read(quick):
     os.mkfifo(quick / "pipe")
     (quick / "long").write_bytes(b"1" * 100)
     for name, fault in [
@@ -473,21 +504,31 @@ def test_only_plain_files_of_a_size_are_read(quick):
             read_json(quick / name, max_bytes=50)
 
 
-def test_reading_is_pinned_and_capped(quick):
+def test_a_folder_is_read_only_with_its_pin_and_within_the_limit(quick):
     folder_place(quick)[0](1)
     good = read_folder(quick / "model")
     assert read_folder(quick / "model", expected_sha256=good.sha256).files == good.files
-    with pytest.raises(IntegrityError, match="another save than the one you pinned"):
+    with pytest.raises(PinMismatchError, match="another save than the one you pinned") as caught:
         read_folder(quick / "model", expected_sha256="0" * 64)
+    assert (caught.value.expected, caught.value.got) == ("0" * 64, good.sha256)
     with pytest.raises(IntegrityError, match="its files have 6,400 bytes, and 6,399 are allowed"):
         read_folder(quick / "model", max_bytes=6_399)
     (quick / "model" / "b.bin").unlink()
     assert verify_folder(quick / "model").faults == ("b.bin is missing",)
+    with pytest.raises(IntegrityError, match="it is not as it was saved: b.bin is missing"):  # checked before the pin
+        read_folder(quick / "model", expected_sha256="0" * 64)
 
 
-def test_an_old_folder_that_cannot_go_back_is_still_found(quick, monkeypatch):
-    """Two renames, of which the second fails, and the way back as well."""
-    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+def test_pins_and_schemas_are_separate_from_damage():
+    """A caller that deletes damaged files must not delete an intact file that it did not expect."""
+    for error in (PinMismatchError, SchemaVersionError):
+        assert issubclass(error, SavedFileError) and not issubclass(error, IntegrityError)
+    assert issubclass(SavedFileError, CryptoLSTMError) and issubclass(SavedFileError, ValueError)
+
+
+def test_a_displaced_folder_that_cannot_be_restored_is_still_found(quick, monkeypatch):
+    """Two renames, of which the second fails, and the rename back as well."""
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
     save, read = folder_place(quick)
     save(1)
     real, calls = os.rename, []
@@ -499,7 +540,7 @@ def test_an_old_folder_that_cannot_go_back_is_still_found(quick, monkeypatch):
         real(old, new)
 
     with monkeypatch.context() as patch:
-        patch.setattr(commit.os, "rename", rename)
+        patch.setattr(os, "rename", rename)
         with pytest.raises(SaveError):
             save(2)
     assert len(calls) == 3 and not (quick / "model").exists() and read() == 1
@@ -508,8 +549,8 @@ def test_an_old_folder_that_cannot_go_back_is_still_found(quick, monkeypatch):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_everything_is_synced_before_and_after_the_rename(place, quick, monkeypatch):
-    """No test can cut the power; this one sees that each file and folder was synced, and the parent last."""
+def test_files_are_synced_before_the_rename_and_the_parent_after_it(place, quick, monkeypatch):
+    """A test cannot cut the power, so it checks that each file and folder was synced, and the parent last."""
     save, _ = PLACES[place](quick)
     save(1)
     real, synced = os.fsync, []
@@ -518,100 +559,138 @@ def test_everything_is_synced_before_and_after_the_rename(place, quick, monkeypa
         synced.append(os.fstat(descriptor).st_ino)
         real(descriptor)
 
-    monkeypatch.setattr(commit.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     save(2)
-    newest = {"folder": quick / "model", "store": quick / "state" / "checkpoint-000002", "file": quick / "model.keras"}[place]
+    targets = {
+        "folder": quick / "model",
+        "store": quick / "state" / "checkpoint-000002",
+        "file": quick / "model.keras",
+    }
+    newest = targets[place]
     paths = [newest, *newest.rglob("*")] if newest.is_dir() else [newest, manifest_path(newest)]
     wanted = {p.name: p.stat().st_ino for p in paths}
     assert set(wanted.values()) <= set(synced), (wanted, synced)
     assert synced[-1] == newest.parent.stat().st_ino
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the exchange of two names is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can exchange two names")
 def test_linux_replaces_a_folder_in_one_step(quick, monkeypatch):
-    monkeypatch.setattr(files, "_put_in_two", lambda new, target: pytest.fail("two renames"))
+    monkeypatch.setattr(atomic, "_rename_twice", lambda new, target: pytest.fail("two renames"))
     save, read = folder_place(quick)
     save(1)
     save(2)
     assert read() == 2
 
 
-def test_a_newer_schema_is_not_guessed_at(quick):
-    folder_place(quick)[0](1)
-    path = quick / "model" / MANIFEST
+def change_schema(path, schema):
     manifest = {name: value for name, value in json.loads(path.read_text()).items() if name != "seal"}
-    path.write_bytes(encode_manifest(manifest | {"schema": 2}))
-    with pytest.raises(IntegrityError, match="expected schema 1, got 2; use the version that wrote it"):
+    path.write_bytes(encode_manifest(manifest | {"schema": schema}))
+
+
+@pytest.mark.parametrize("schema", [0, 2, "1", None])
+def test_a_manifest_of_another_schema_is_refused(quick, schema):
+    folder_place(quick)[0](1)
+    file_place(quick)[0](1)
+    change_schema(quick / "model" / MANIFEST, schema)
+    change_schema(manifest_path(quick / "model.keras"), schema)
+    expected = f"expected schema 1, got {schema!r}; use the version that wrote it"
+    with pytest.raises(SchemaVersionError, match=expected):
         read_folder(quick / "model")
+    with pytest.raises(SchemaVersionError, match=expected):
+        read_file(quick / "model.keras")
+    report = verify_folder(quick / "model")
+    assert not report.ok and expected in report.faults[0] and expected in str(report)
+
+
+def test_a_checkpoint_of_another_schema_is_passed_over(quick):
+    save, read = store_place(quick)
+    save(1)
+    save(2)
+    change_schema(quick / "state" / "checkpoint-000002" / MANIFEST, 2)
+    found = CheckpointStore(quick / "state").read()
+    assert read() == found.number == 1 and "expected schema 1, got 2" in found.skipped[0]
+    change_schema(quick / "state" / "checkpoint-000001" / MANIFEST, 2)
+    with pytest.raises(IntegrityError, match="none of the 2 checkpoints .*expected schema 1, got 2"):
+        read()
+
+
+def test_a_forged_score_is_no_score(quick):
+    """The manifest has a valid seal, and its score is a text: the checkpoint is still read, and never the best one."""
+    save, read = store_place(quick)
+    save(1)
+    save(2)
+    path = quick / "state" / "checkpoint-000002" / MANIFEST
+    manifest = {name: value for name, value in json.loads(path.read_text()).items() if name != "seal"}
+    path.write_bytes(encode_manifest(manifest | {"score": "high"}))
+    assert read() == 2 and CheckpointStore(quick / "state").read(best=True).number == 1
+    save(3)
+    assert read() == 3
 
 
 @pytest.mark.parametrize(
     "text", ['{"a":1,"a":2}', "[NaN]", "[1e400]", "[" * 50 + "]" * 50, "1" * 30, "", "\ufeff1", '{"a":', "[" * 200_000]
 )
-def test_json_that_is_refused(text):
+def test_json_that_is_not_strict_is_refused(text):
     with pytest.raises(IntegrityError):
         parse_json(text.encode(), "x")
 
 
 def test_json_with_many_keys_is_read_in_one_pass():
-    """To look each key up among all of them would take hours."""
+    """A search of each key in the list of all keys would take hours."""
     many = ",".join(f'"{number:07d}":0' for number in range(300_000))
     assert len(parse_json(f"{{{many}}}".encode(), "x")) == 300_000
     with pytest.raises(IntegrityError, match="the key '0299999' comes twice"):
         parse_json(f'{{{many},"0299999":0}}'.encode(), "x")
 
 
-def test_json_agrees_with_the_standard_library():
+def test_valid_json_is_read_as_the_standard_library_reads_it():
     chance = random.Random(SEED)
 
     def value(depth=0):
         kind = chance.randrange(7 if depth < 6 else 5)
-        plain = [
-            None,
-            True,
-            chance.randrange(-(2**63), 2**64),
-            chance.uniform(-1e9, 1e9),
-            "".join(chance.choice('a"\\[]{}é\n') for _ in range(5)),
-        ]
         if kind == 5:
             return [value(depth + 1) for _ in range(chance.randrange(4))]
-        return {str(i): value(depth + 1) for i in range(chance.randrange(4))} if kind == 6 else plain[kind]
+        if kind == 6:
+            return {str(number): value(depth + 1) for number in range(chance.randrange(4))}
+        text = "".join(chance.choice('a"\\[]{}é\n') for _ in range(5))
+        return [None, True, chance.randrange(-(2**63), 2**64), chance.uniform(-1e9, 1e9), text][kind]
 
     for _ in range(300):
         text = json.dumps(value(), ensure_ascii=chance.random() < 0.5)
         assert parse_json(text.encode(), "x") == json.loads(text)
 
 
-# ---------------------------------------------------------------- two at a time
+# ---------------------------------------------------------------- two processes
 
 HOLDER = """
 import sys, time
 from crypto_lstm.storage.verified import atomic_folder
-with committing(sys.argv[1]) as folder:
+with atomic_folder(sys.argv[1]) as folder:
     (folder / "a").write_text("theirs")
     print("ready", flush=True)
     time.sleep(60)
 """
 
 
-def test_a_second_process_is_told_and_a_dead_one_is_no_obstacle(quick):
+def test_the_error_names_the_other_writer_and_a_dead_writer_does_not_block(quick):
     target = quick / "model"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(target)], stdout=subprocess.PIPE)
     assert holder.stdout and holder.stdout.readline() == b"ready\n"
-    with pytest.raises(LockedError, match=f"process {holder.pid} on .* has been writing it since 20") as caught, atomic_folder(target):
+    locked = pytest.raises(LockedError, match=f"process {holder.pid} on .* has been writing it since 20")
+    with locked as caught, atomic_folder(target):
         pytest.fail("the block must not run")
     assert caught.value.pid == holder.pid and caught.value.host and caught.value.since
-    assert len(list(quick.glob(".writing-*"))) == 1  # the living writer's: nobody cleans it
+    assert len(list(quick.glob(".writing-*"))) == 1  # of the living writer: it is not removed
     holder.kill()
     holder.wait()
-    assert len(list(quick.glob(".*"))) == 2  # its lock file and its temporary
+    assert len(list(quick.glob(".*"))) == 2  # its lock file and its temporary folder
     with atomic_folder(target) as folder:
         (folder / "a").write_text("ours")
     assert read_folder(target).files == {"a": b"ours"}
     assert [p.name for p in quick.iterdir()] == ["model"]
 
 
-def test_waiting_for_a_lock(quick):
+def test_a_second_writer_waits_for_the_first(quick):
     ended = []
 
     def first():
@@ -627,7 +706,7 @@ def test_waiting_for_a_lock(quick):
     thread.join()
 
 
-def test_a_lock_file_that_nobody_holds(quick):
+def test_a_lock_file_without_holder_does_not_block(quick):
     with hold_lock(quick / "x"):
         lock = next(quick.iterdir())
     lock.write_text('{"pid": 1, "host": "gone", "since": "2020-01-01T00:00:00+00:00"}')
@@ -640,8 +719,8 @@ def test_a_lock_file_that_nobody_holds(quick):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_readers_beside_a_writer(place, quick):
-    """A reader in the middle of replacements gets one generation or another, never a mixture, never an error."""
+def test_a_reader_beside_a_writer_gets_one_complete_save(place, quick):
+    """A reader during replacements gets the old content or the new content, never a mixture, never an error."""
     save, read = PLACES[place](quick)
     save(1)
     if not (child := os.fork()):
@@ -660,28 +739,28 @@ def test_readers_beside_a_writer(place, quick):
     assert len(seen) > 5
 
 
-def test_a_generation_on_a_bad_sector_is_passed_over(quick, monkeypatch):
+def test_a_checkpoint_on_a_bad_sector_is_passed_over(quick, monkeypatch):
     for number in (1, 2):
         with CheckpointStore(quick / "state").save() as folder:
             (folder / "a").write_text(str(number))
-    real = commit.read_folder
+    real = checkpoints.read_folder
 
     def bad(folder, **words):
         if folder.name == "checkpoint-000002":
             raise OSError(code, os.strerror(code))
         return real(folder, **words)
 
-    monkeypatch.setattr(commit, "read_folder", bad)
+    monkeypatch.setattr(checkpoints, "read_folder", bad)
     code = errno.EIO
     found = CheckpointStore(quick / "state").read()
-    assert (found.generation, found.files["a"]) == (1, b"1") and "Input/output error" in found.skipped[0]
-    code = errno.EMFILE  # no damage: to go on with an older state would hide it
+    assert (found.number, found.files["a"]) == (1, b"1") and "Input/output error" in found.skipped[0]
+    code = errno.EMFILE  # not damage: an older state would hide it
     with pytest.raises(OSError, match="Too many open files"):
         CheckpointStore(quick / "state").read()
 
 
 @pytest.mark.parametrize("facts", [{"id": 2**70}, {"curve": [0.1234567890123] * 400_000}])
-def test_a_file_whose_manifest_no_reader_would_take_is_not_saved(quick, facts):
+def test_a_file_with_an_unreadable_manifest_is_not_saved(quick, facts):
     with atomic_file(quick / "model", facts={"number": 1}) as new:
         new.write_text("1")
     before = {path.name: path.read_bytes() for path in quick.iterdir()}
@@ -701,6 +780,7 @@ def test_a_damaged_folder_is_not_replaced(quick):
     (quick / "model" / "notes.txt").write_text("mine")
     manifest = quick / "model" / MANIFEST
     manifest.write_bytes(manifest.read_bytes().replace(b'"seal"', b'"sea1"'))
-    with pytest.raises(SaveError, match="no saved folder, or a damaged one .*; move it away, or choose a path that does not exist"):
+    message = "no saved folder, or a damaged one .*; move it away, or choose a path that does not exist"
+    with pytest.raises(SaveError, match=message):
         save("2")
     assert (quick / "model" / "notes.txt").read_text() == "mine" and (quick / "model" / "a").read_text() == "1"

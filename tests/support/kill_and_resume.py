@@ -107,7 +107,8 @@ def plan(kind: str, dice: random.Random) -> list[keras.callbacks.Callback]:
         timer.start()
     if kind == "save":
         count = dice.randint(1, 30)
-        for module, name in faults.places("sync", "write_file", "put", "prune", "exchange"):
+        steps = ("sync_to_disk", "write_new_file", "move_into_place", "delete_old_checkpoints", "exchange")
+        for module, name in faults.places(*steps):
             setattr(module, name, counted(getattr(module, name), count))
     if kind == "resume":
         count = dice.randint(1, 6)
