@@ -1,7 +1,7 @@
-"""The faults that must be survived, one by one: data, training, files, decisions.
+"""Faults of data, training, files and decisions: each is either refused or survived.
 
-Each refusal is of exactly one class, and its message names the cause, the place and the remedy; the folder around it is the same
-before and after, names, contents and links. `LIST` is the whole list; no item of it may be without a case.
+A refusal raises exactly one class, and its message names the cause, the place and the remedy. The folder around it is
+unchanged: its names, contents and links. `FAULTS` lists all items, and every item has at least one case.
 """
 
 from __future__ import annotations
@@ -27,7 +27,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from support.attacks import CONFIG_ATTACKS, WEIGHT, _archive, _hdf5, _members, _text_attacks, archive_attacks, digest, hdf5_attacks
+from support.attacks import (
+    CONFIG_ATTACKS,
+    WEIGHT,
+    _archive,
+    _hdf5,
+    _members,
+    _text_attacks,
+    archive_attacks,
+    digest,
+    hdf5_attacks,
+)
 from support.kill_and_resume import CONFIG as WHOLE
 from support.kill_and_resume import candles
 from inference.test_bundle import FIRST, WEIGHTS, config_with, forged, weights_of
@@ -48,6 +58,7 @@ from crypto_lstm.data.features import FeatureError
 from crypto_lstm.training.run_folder import ResumeMismatchError, lock_run_folder
 from crypto_lstm.gpu import setup_gpu_memory
 from crypto_lstm.data.labels import LabelError
+from crypto_lstm.data.scaler import ScalerError
 from crypto_lstm.storage.lock import LockedError
 from crypto_lstm.saving.model_schema import KerasVersionError
 from crypto_lstm.persistence import load_model, save_model
@@ -55,30 +66,37 @@ from crypto_lstm.saving.compatibility import ModelMismatchError
 from crypto_lstm.saving.model_schema import ModelIntegrityError, ModelFileError, UnsafeModelError
 from crypto_lstm.training.saved_run import load_run, probabilities
 from crypto_lstm.training.checkpointing import StopOnSignal, read_state
-from crypto_lstm.storage.manifest import MANIFEST, IntegrityError, MissingFolderError, encode_manifest
+from crypto_lstm.storage.manifest import (
+    MANIFEST,
+    IntegrityError,
+    MissingFolderError,
+    SchemaVersionError,
+    encode_manifest,
+)
 from crypto_lstm.training.trainer import TrainingRun, train
 from crypto_lstm.data.windows import DataError, WindowDataset, prediction_windows, prepare
 
-LIST = {
-    "Data": """NaN or infinity in a feature · zero or negative price · OHLC out of order · gaps · duplicate times, equal and conflicting ·
-        unsorted or reversed rows · time zone missing · seconds, ms, µs mixed · rows in the future · wrong timeframe · 7 or 9 features ·
-        wrong column order · strings, objects, "1,234.5" · wrong window length, 2-D or 4-D, channels first · X and y of different length ·
-        empty input · fewer rows than a window, windows than a batch, nothing left for validation ·
-        integer labels for one-hot and the reverse ·
-        labels outside 0..2 · one class only · label horizon across a split · truncated or foreign file""",
+FAULTS = {
+    "Data": """NaN or infinity in a feature · zero or negative price · OHLC out of order · gaps ·
+        duplicate times, equal and conflicting · unsorted or reversed rows · time zone missing · seconds, ms, µs mixed ·
+        rows in the future · wrong timeframe · 7 or 9 features · wrong column order · strings, objects, "1,234.5" ·
+        wrong window length, 2-D or 4-D, channels first · X and y of different length · empty input ·
+        fewer rows than a window, windows than a batch, nothing left for validation ·
+        integer labels for one-hot and the reverse · labels outside 0..2 · one class only ·
+        label horizon across a split · truncated or foreign file""",
     "Training": """loss NaN at step k · exploding gradients · monitored metric missing or NaN · out of memory ·
         SIGKILL at any moment, twice, and inside a save · SIGTERM and Ctrl-C · disk full in save and in logs ·
         folder read-only, missing, a file, too long a name (found before epoch 1) · two trainers on one folder ·
         resume with another configuration · GPU absent or failing""",
     "Files": """missing, empty, no manifest · truncated anywhere · any bit flipped in any file ·
-        weights of one generation with the scaler of another ·
-        features or classes reordered in metadata · NaN in weights · tensors missing, extra, swapped, of another dtype ·
-        Lambda, TFSMLayer, custom and unknown classes · duplicate JSON keys, deep nesting, huge integers · zip and HDF5 bombs, units = 1e9 ·
-        links to other files · replaced between check and read · older or newer schema · Keras too old""",
-    "Decisions": """NaN in the live window · probabilities that are not finite or don't sum to 1 · a stale or incomplete window ·
-        a model past its expiry · a batch of 1 against a batch of n""",
+        weights of one save with the scaler of another · features or classes reordered in metadata · NaN in weights ·
+        tensors missing, extra, swapped, of another dtype · Lambda, TFSMLayer, custom and unknown classes ·
+        duplicate JSON keys, deep nesting, huge integers · zip and HDF5 bombs, units = 1e9 · links to other files ·
+        replaced between check and read · older or newer schema · Keras too old""",
+    "Decisions": """NaN in the live window · probabilities that are not finite or don't sum to 1 ·
+        a stale or incomplete window · a model past its expiry · a batch of 1 against a batch of n""",
 }
-ITEMS = [" ".join(item.split()) for part in LIST.values() for item in part.split("·")]
+ITEMS = [" ".join(item.split()) for part in FAULTS.values() for item in part.split("·")]
 
 CONFIG = WHOLE.replace(epochs=2, lstm_units=(8,), dropout_rate=0.0)
 HOURLY = candles()
@@ -86,7 +104,7 @@ CLOSE = HOURLY["date"].iloc[-1] + pd.Timedelta(hours=1)
 EXPIRES = datetime(2030, 1, 1, tzinfo=UTC)
 QUIET = {"tensorboard": False}
 
-# ---------------------------------------------------------------- the world in which faults happen
+# ---------------------------------------------------------------- fixtures
 
 
 KILLED_TWICE = """
@@ -108,14 +126,14 @@ for number in (1, 2):
 
 
 class World:
-    """What the faults happen to, each part made when it is asked for first."""
+    """Data, models and runs that the faults are applied to, each made at its first use."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
 
     @cached_property
     def made(self) -> SimpleNamespace:
-        """A network and its data, as a bundle takes them."""
+        """A network and its data, as `save_bundle` expects them."""
         return SimpleNamespace(config=CONFIG, model=build_model(CONFIG), data=prepare(HOURLY, CONFIG))
 
     @cached_property
@@ -129,22 +147,25 @@ class World:
 
     @cached_property
     def models(self) -> dict[str, Path]:
-        return {name: save_model(self.made.model, self.place / name / "model", name, config=CONFIG).model for name in ("keras", "h5")}
+        return {
+            name: save_model(self.made.model, self.place / name / "model", name, config=CONFIG).model
+            for name in ("keras", "h5")
+        }
 
     @cached_property
     def run(self) -> TrainingRun:
-        """A training that was killed twice, and then went on to its end."""
-        words = [sys.executable, "-c", KILLED_TWICE, str(Path(__file__).parent), str(self.place / "run")]
+        """A training that was killed twice and then resumed to its end."""
+        words = [sys.executable, "-c", KILLED_TWICE, str(Path(__file__).parents[1]), str(self.place / "run")]
         ends = subprocess.run(words, capture_output=True, text=True)
         assert ends.stdout.split() == [str(-signal.SIGKILL)] * 2, ends.stderr[-2000:]
         shutil.copytree(self.place / "run", self.place / "killed")
-        for left in self.place.glob("killed/**/.*"):  # what killed processes leave is cleaned away by the next: not what is asked here
+        for left in self.place.glob("killed/**/.*"):  # leftovers that the next process would remove
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         return train(HOURLY, CONFIG, self.place / "run", save_every_batches=3, **QUIET)
 
     @cached_property
     def killed(self) -> Path:
-        """Its folder before the last start."""
+        """The folder of the run before the last start."""
         return self.run.output_dir.with_name("killed")
 
 
@@ -155,7 +176,7 @@ def world(tmp_path_factory) -> World:
 
 @dataclass(frozen=True)
 class Ground:
-    """An empty folder in which one fault is arranged."""
+    """An empty folder in which one fault is prepared."""
 
     place: Path
     world: World
@@ -169,7 +190,7 @@ class Ground:
         return Path(shutil.copytree(self.world.bundle_path, self.place / "btc"))
 
     def forged(self, name: str, data: bytes) -> Path:
-        """A bundle with another part, under a manifest that fits."""
+        """A bundle with one file replaced, and a manifest that fits it."""
         return forged(self.world.bundle_path, self.place, name, data)
 
     def model(self, format: str = "keras") -> Path:
@@ -184,7 +205,7 @@ class Ground:
         return path
 
     def document(self, name: str) -> Path:
-        """The saved model with one of the attacks on its description."""
+        """The saved model with one attack on its description of the network."""
         members = _members(self.world.models["keras"].read_bytes())
         changed = CONFIG_ATTACKS[name](json.loads(members["config.json"]), self.place / "canary")
         return self.foreign(_archive({**members, "config.json": json.dumps(changed).encode()}))
@@ -196,8 +217,8 @@ Arrange = Callable[[Ground], "Act | list[str]"]
 
 @dataclass(frozen=True)
 class Case:
-    error: type[Exception] | type[Decision] | None  # None: survived, and the case checks by itself
-    says: tuple[str, ...]  # cause, place and remedy, as patterns
+    error: type[Exception] | type[Decision] | None  # None: survived, and the case has its own assertions
+    patterns: tuple[str, ...]  # of cause, place and remedy
     arrange: Arrange
 
 
@@ -205,14 +226,20 @@ CASES: dict[str, Case] = {}
 
 
 def refused(
-    item: str, variant: str, error: type[Exception] | type[Decision], cause: str, place: str, remedy: str, arrange: Arrange
+    item: str,
+    variant: str,
+    error: type[Exception] | type[Decision],
+    cause: str,
+    place: str,
+    remedy: str,
+    arrange: Arrange,
 ) -> None:
-    """`arrange` prepares the fault and gives what runs into it: a call, or the words of the command."""
+    """Add a fault that is refused. `arrange` prepares it, and returns the call or the command line that triggers it."""
     _add(item, variant, Case(error, (cause, place, remedy), arrange))
 
 
 def survived(item: str, variant: str) -> Callable[[Callable[[Ground], None]], Callable[[Ground], None]]:
-    """A fault after which all goes well: the function checks that."""
+    """Add a fault that does no harm: the function asserts that."""
 
     def note(check: Callable[[Ground], None]) -> Callable[[Ground], None]:
         _add(item, variant, Case(None, (), lambda ground: lambda: check(ground)))
@@ -266,7 +293,14 @@ def command(make: Callable[[Path], object], *more: str) -> Arrange:
 
     def arrange(ground: Ground) -> list[str]:
         make(ground.place / "candles.feather")
-        words = ["train", "--candles", str(ground.place / "candles.feather"), "--output", str(ground.place / "run"), "--json"]
+        words = [
+            "train",
+            "--candles",
+            str(ground.place / "candles.feather"),
+            "--output",
+            str(ground.place / "run"),
+            "--json",
+        ]
         return [*words, *more, "--set", *SETTINGS]
 
     return arrange
@@ -330,7 +364,9 @@ refused(
     "high must be at least",
     "the rows.*row 0",
     "columns='ochlv'",
-    lambda ground: lambda: read_candles([[t, 100, 101, 103, 99, 5] for t in range(1_700_000_000_000, 1_700_003_600_000, 60_000)]),
+    lambda ground: (
+        lambda: read_candles([[t, 100, 101, 103, 99, 5] for t in range(1_700_000_000_000, 1_700_003_600_000, 60_000)])
+    ),
 )
 
 
@@ -350,7 +386,7 @@ refused(
 
 
 @survived("gaps", "short ones are filled, long ones are never inside a window")
-def _(ground: Ground) -> None:
+def short_gaps_are_filled_and_long_ones_stay_outside_windows(ground: Ground) -> None:
     frame = HOURLY.drop(index=[1500, *range(1600, 1610)]).reset_index(drop=True)
     data, filled = prepare(frame, CONFIG), fill_gaps(frame, CONFIG.max_gap_minutes, CONFIG.timeframe)
     assert filled["filled"].sum() == 1 and filled["segment"].iloc[-1] == 1
@@ -403,15 +439,23 @@ refused(
 )
 
 
-@survived(DUPLICATES, "equal, in a file: one stays, and it is counted")
-def _(ground: Ground) -> None:
+@survived(DUPLICATES, "equal, in a file: one stays, and the others are counted")
+def equal_duplicates_are_dropped_and_counted(ground: Ground) -> None:
     found = read_candles(TWICE)
     assert len(found) == len(HOURLY) and found.attrs["cleaning"]["duplicates_dropped"] == 1
 
 
 UNSORTED = "unsorted or reversed rows"
 BACKWARDS = HOURLY[::-1].reset_index(drop=True)
-refused(UNSORTED, "reversed", CandleError, "dates must rise", "row 1, column date", "read_candles\\(frame\\) sorts", trained(BACKWARDS))
+refused(
+    UNSORTED,
+    "reversed",
+    CandleError,
+    "dates must rise",
+    "row 1, column date",
+    "read_candles\\(frame\\) sorts",
+    trained(BACKWARDS),
+)
 refused(
     UNSORTED,
     "two changed places",
@@ -423,15 +467,21 @@ refused(
 )
 
 
-@survived(UNSORTED, "sorted when read, and counted")
-def _(ground: Ground) -> None:
+@survived(UNSORTED, "sorted when they are read, and counted")
+def unsorted_rows_are_sorted_and_counted(ground: Ground) -> None:
     found = read_candles(BACKWARDS)
     assert found["date"].is_monotonic_increasing and found.attrs["cleaning"]["rows_moved"] == len(HOURLY) - 1
 
 
 NAIVE = HOURLY.assign(date=HOURLY["date"].dt.tz_localize(None))
 refused(
-    "time zone missing", "in a frame", CandleError, "must be datetime64 in UTC, got datetime64", "column date", "timezone=", trained(NAIVE)
+    "time zone missing",
+    "in a frame",
+    CandleError,
+    "must be datetime64 in UTC, got datetime64",
+    "column date",
+    "timezone=",
+    trained(NAIVE),
 )
 refused(
     "time zone missing",
@@ -456,8 +506,8 @@ MIXED = "seconds, ms, µs mixed"
 SECONDS = HOURLY["date"].dt.as_unit("s").astype("int64")
 
 
-@survived(MIXED, "each row is known by its size")
-def _(ground: Ground) -> None:
+@survived(MIXED, "the unit of each row follows from its size")
+def the_unit_of_each_date_is_detected(ground: Ground) -> None:
     times = SECONDS * np.resize([1, 10**3, 10**6, 10**9], len(SECONDS))
     assert read_candles(HOURLY.assign(date=times))["date"].equals(HOURLY["date"])
 
@@ -532,7 +582,7 @@ for count in (7, 9):
     refused(
         "7 or 9 features",
         f"{count} to scale",
-        DataError,
+        ScalerError,
         r"expected a matrix \(rows, 8\)",
         rf"got shape \(5, {count}\)",
         "give|make_features",
@@ -566,12 +616,16 @@ refused(
     "the scaler is for the features",
     "the configuration has",
     "give|take|use",
-    lambda ground: lambda: prediction_windows(HOURLY, CONFIG.replace(features=CONFIG.features[::-1]), ground.world.made.data.scaler),
+    lambda ground: (
+        lambda: prediction_windows(
+            HOURLY, CONFIG.replace(features=CONFIG.features[::-1]), ground.world.made.data.scaler
+        )
+    ),
 )
 
 
 @survived(ORDER, "columns are taken by name")
-def _(ground: Ground) -> None:
+def columns_are_taken_by_name(ground: Ground) -> None:
     turned = HOURLY[["volume", "close", "date", "low", "open", "high"]]
     assert np.array_equal(ground.world.bundle.probabilities(turned), ground.world.bundle.probabilities(HOURLY))
 
@@ -604,10 +658,14 @@ refused(
     "mend|write",
     read(as_csv(HOURLY.assign(close="1,234.5"))),
 )
-refused(TEXT, "not a table", CandleError, "must be a DataFrame, got list", "candles", "read_candles", trained([[1, 2, 3]]))
+refused(
+    TEXT, "not a table", CandleError, "must be a DataFrame, got list", "candles", "read_candles", trained([[1, 2, 3]])
+)
 
 for shape in ((2, 11, 8), (12, 8), (1, 2, 12, 8), (2, 8, 12)):
-    refused("wrong window length, 2-D or 4-D, channels first", f"{shape}", InvalidPredictionError, *WINDOWS, answered(shape))
+    refused(
+        "wrong window length, 2-D or 4-D, channels first", f"{shape}", InvalidPredictionError, *WINDOWS, answered(shape)
+    )
 refused(
     "wrong window length, 2-D or 4-D, channels first",
     "a matrix of three dimensions",
@@ -625,7 +683,7 @@ def dataset(matrix: np.ndarray | None = None, labels: Any = None) -> WindowDatas
 
 
 def judged(rows: int = 4, **columns: Any) -> Act:
-    """`evaluate` on three labels, or others."""
+    """`evaluate` on the labels 0, 1, 2, or on others."""
     outcomes = pd.DataFrame({"label": [0, 1, 2], "long_return": 0.0, "short_return": 0.0} | columns)
     return lambda: evaluate("test", np.full((rows, 3), 1 / 3), outcomes, [1 / 3] * 3, [1 / 3] * 3, CONFIG)
 
@@ -650,10 +708,26 @@ refused(
     lambda ground: judged(4),
 )
 
-refused("empty input", "a frame without rows", CandleError, "no candles in it", "candles", "give|read", trained(HOURLY[:0]))
-refused("empty input", "an empty file", CandleError, "the file is empty", "candles.csv", "fetch|give|name", read(lambda path: path.touch()))
 refused(
-    "empty input", "names of columns alone", CandleError, "no candles in it", "candles.csv", "fetch|give|name", read(as_csv(HOURLY[:0]))
+    "empty input", "a frame without rows", CandleError, "no candles in it", "candles", "give|read", trained(HOURLY[:0])
+)
+refused(
+    "empty input",
+    "an empty file",
+    CandleError,
+    "the file is empty",
+    "candles.csv",
+    "fetch|give|name",
+    read(lambda path: path.touch()),
+)
+refused(
+    "empty input",
+    "names of columns alone",
+    CandleError,
+    "no candles in it",
+    "candles.csv",
+    "fetch|give|name",
+    read(as_csv(HOURLY[:0])),
 )
 refused(
     "empty input",
@@ -677,7 +751,13 @@ refused(
 FEW = "fewer rows than a window, windows than a batch, nothing left for validation"
 SHORT_WARMUP = {"features": ["close_change"], "future_window": 5, "batch_size": 4}
 refused(
-    FEW, "rows than features need", FeatureError, "features need at least 720 candles", "got 700", "longer history", trained(HOURLY[:700])
+    FEW,
+    "rows than features need",
+    FeatureError,
+    "features need at least 720 candles",
+    "got 700",
+    "longer history",
+    trained(HOURLY[:700]),
 )
 refused(
     FEW,
@@ -725,7 +805,7 @@ refused(
     trained(HOURLY[:67], **SHORT_WARMUP),
 )
 
-# the package takes whole numbers as labels and makes one-hot rows itself: one-hot labels are what may come wrong
+# the package expects whole numbers as labels and makes one-hot rows itself, so one-hot labels are the mistake
 ONE_HOT = "integer labels for one-hot and the reverse"
 refused(
     ONE_HOT,
@@ -756,8 +836,8 @@ refused(
 )
 
 
-@survived(ONE_HOT, "what leaves is one-hot")
-def _(ground: Ground) -> None:
+@survived(ONE_HOT, "training targets are one-hot")
+def training_targets_are_one_hot(ground: Ground) -> None:
     _, targets = dataset(labels=np.resize([0, 1, 2], 10))[0]
     assert targets.dtype == np.float32 and targets.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]]
 
@@ -803,8 +883,8 @@ refused(
 )
 
 
-@survived("label horizon across a split", "what a label looks at lies before the next part's first window")
-def _(ground: Ground) -> None:
+@survived("label horizon across a split", "labels end before the first window of the next part")
+def labels_end_before_the_windows_of_the_next_part(ground: Ground) -> None:
     parts = [part.rows for part in ground.world.made.data.parts.values()]
     for older, newer in zip(parts, parts[1:], strict=False):
         assert older.max() + CONFIG.future_window < newer.min() - CONFIG.sequence_length + 1
@@ -818,8 +898,24 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
 
 
-refused(FILE, "feather, cut", CandleError, "damaged or cut short", "candles.feather", "fetch it again", read(cut, "candles.feather"))
-refused(FILE, "feather, cut, in the command", CandleError, "damaged or cut short", "candles.feather", "fetch it again", command(cut))
+refused(
+    FILE,
+    "feather, cut",
+    CandleError,
+    "damaged or cut short",
+    "candles.feather",
+    "fetch it again",
+    read(cut, "candles.feather"),
+)
+refused(
+    FILE,
+    "feather, cut, in the command",
+    CandleError,
+    "damaged or cut short",
+    "candles.feather",
+    "fetch it again",
+    command(cut),
+)
 refused(
     FILE,
     "CSV, cut",
@@ -862,7 +958,7 @@ refused(FILE, "no such file", CandleError, "No such file", "candles.csv", "check
 
 
 class At(keras.callbacks.Callback):
-    """Does something at the first step that it sees."""
+    """Calls `act` with the model after the first step."""
 
     def __init__(self, act: Callable[[keras.Model], object]) -> None:
         super().__init__()
@@ -875,7 +971,7 @@ class At(keras.callbacks.Callback):
 
 
 def resumed(act: Callable[[keras.Model], object]) -> Arrange:
-    """A run goes on in the middle of its second epoch, and something happens at its first step."""
+    """Resume a run in the middle of its second epoch, and call `act` at its first step."""
 
     def arrange(ground: Ground) -> Act:
         folder = ground.unfinished()
@@ -912,7 +1008,7 @@ refused(
 
 
 def monitored(monitor: str, logs: dict[str, float]) -> Arrange:
-    """An epoch that ends with these metrics, as Keras tells them."""
+    """An epoch that ends with these metrics, as Keras passes them to callbacks."""
 
     def arrange(ground: Ground) -> Act:
         made = create_callbacks(CONFIG, ground.place, monitor=monitor, **QUIET)
@@ -949,7 +1045,13 @@ refused(
     lambda ground: lambda: create_callbacks(CONFIG, ground.place / "run", monitor="val_profit"),
 )
 refused(
-    MONITOR, "NaN", NonFiniteError, "val_loss is nan", "epoch 1", "Look for NaN", monitored("val_loss", {"loss": 1.0, "val_loss": np.nan})
+    MONITOR,
+    "NaN",
+    NonFiniteError,
+    "val_loss is nan",
+    "epoch 1",
+    "Look for NaN",
+    monitored("val_loss", {"loss": 1.0, "val_loss": np.nan}),
 )
 
 
@@ -988,17 +1090,21 @@ refused(
 )
 
 
-@survived("SIGKILL at any moment, twice, and inside a save", "at a step, then inside a save: it goes on from there")
-def _(ground: Ground) -> None:  # at random moments, many times, to the bit: tests/test_resume.py
+@survived("SIGKILL at any moment, twice, and inside a save", "at a step, then inside a save: it resumes")
+def a_killed_training_resumes(ground: Ground) -> None:  # at random moments, to the bit: tests/training
     state = read_state(ground.world.killed)
     assert state and (state.epoch, state.batch) > (0, 0)
-    assert ground.world.run.resumed_at == str(state) and ground.world.run.epochs_run == 2 and ground.world.run.interrupted is None
-    assert not list(ground.world.run.output_dir.rglob(".*")), "nothing is left over"
+    assert (
+        ground.world.run.resumed_at == str(state)
+        and ground.world.run.epochs_run == 2
+        and ground.world.run.interrupted is None
+    )
+    assert not list(ground.world.run.output_dir.rglob(".*")), "no temporary files are left"
     assert load_run(ground.world.run.output_dir).metadata["epochs_run"] == 2
 
 
 @survived("SIGTERM and Ctrl-C", "both end the training after the step, with all files")
-def _(ground: Ground) -> None:
+def a_signal_ends_the_training_after_the_step_with_all_files(ground: Ground) -> None:
     folder = ground.unfinished()
     run = resumed_in(folder, lambda model: os.kill(os.getpid(), signal.SIGTERM))
     assert run.interrupted == "SIGTERM" and load_run(folder).metadata["interrupted"] == "SIGTERM"
@@ -1014,7 +1120,7 @@ def resumed_in(folder: Path, act: Callable[[keras.Model], object]) -> TrainingRu
 
 
 def full_disk(ground: Ground) -> None:
-    """The system says that nothing is free."""
+    """`shutil.disk_usage` reports no free bytes."""
     usage = shutil.disk_usage(ground.place)
     ground.patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
 
@@ -1026,7 +1132,7 @@ def full_in_a_state(ground: Ground) -> Act:
 
 
 def full_in_a_save(save: Callable[[Ground], object]) -> Arrange:
-    """Every sync fails, as of a disk that is full."""
+    """Every sync fails as on a full disk."""
 
     def arrange(ground: Ground) -> Act:
         ground.bundle()
@@ -1041,8 +1147,10 @@ def full_in_a_save(save: Callable[[Ground], object]) -> Arrange:
     return arrange
 
 
-# what TensorFlow raises where its writer of logs finds the disk full: the class is that of memory that ran out
-NO_ROOM_FOR_LOGS = tf.errors.ResourceExhaustedError(None, None, "/logs/train/events.out.tfevents.1.v2; No space left on device")
+# TensorFlow raises this class, that of exhausted memory, when its writer of logs finds the disk full
+NO_ROOM_FOR_LOGS = tf.errors.ResourceExhaustedError(
+    None, None, "/logs/train/events.out.tfevents.1.v2; No space left on device"
+)
 FULL = "disk full in save and in logs"
 refused(
     FULL,
@@ -1058,7 +1166,7 @@ refused(
     "a bundle",
     SaveError,
     "the disk is full .*bytes are needed",
-    "/btc'.*what was there before is unchanged",
+    "/btc'.*the previous content is unchanged",
     "make room and save again",
     full_in_a_save(lambda ground: save_bundle(ground.world.made, ground.place / "btc")),
 )
@@ -1067,12 +1175,18 @@ refused(
     "a model",
     ModelFileError,
     "the disk is full .*bytes are needed",
-    "model.keras'.*what was there before is unchanged",
+    "model.keras'.*the previous content is unchanged",
     "make room and save again",
     full_in_a_save(lambda ground: save_model(ground.world.made.model, ground.place / "model" / "model.keras")),
 )
 refused(
-    FULL, "logs", OutputFolderError, "the disk is full", "run/logs", "make room, or train without logs", resumed(raising(NO_ROOM_FOR_LOGS))
+    FULL,
+    "logs",
+    OutputFolderError,
+    "the disk is full",
+    "run/logs",
+    "make room, or train without logs",
+    resumed(raising(NO_ROOM_FOR_LOGS)),
 )
 
 FOLDER = "folder read-only, missing, a file, too long a name (found before epoch 1)"
@@ -1087,7 +1201,7 @@ def into(make: Callable[[Ground], Path]) -> Arrange:
 
 
 def read_only(ground: Ground) -> Path:
-    """As the system says it of a folder (of root's, it would not)."""
+    """`os.access` reports a read-only folder (for root the system would not)."""
     real = os.access
     ground.patch.setattr(os, "access", lambda path, mode: str(path) != str(ground.place) and real(path, mode))
     return ground.place / "run"
@@ -1105,9 +1219,23 @@ def others(ground: Ground) -> Path:
 
 
 refused(
-    FOLDER, "read-only", OutputFolderError, "no folder that may be written to", "can't write to '.*run'", "choose another", into(read_only)
+    FOLDER,
+    "read-only",
+    OutputFolderError,
+    "no folder that may be written to",
+    "can't write to '.*run'",
+    "choose another",
+    into(read_only),
 )
-refused(FOLDER, "a file", OutputFolderError, "the output must be a folder, but", "run' is a file", "choose another name", into(a_file))
+refused(
+    FOLDER,
+    "a file",
+    OutputFolderError,
+    "the output must be a folder, but",
+    "run' is a file",
+    "choose another name",
+    into(a_file),
+)
 refused(
     FOLDER,
     "below a file",
@@ -1127,7 +1255,13 @@ refused(
     into(lambda ground: ground.place / ("x" * 300)),
 )
 refused(
-    FOLDER, "no name", OutputFolderError, "null byte", "can't write to '.*'", "choose another", into(lambda ground: ground.place / "a\0b")
+    FOLDER,
+    "no name",
+    OutputFolderError,
+    "null byte",
+    "can't write to '.*'",
+    "choose another",
+    into(lambda ground: ground.place / "a\0b"),
 )
 refused(
     FOLDER,
@@ -1157,10 +1291,10 @@ refused(
 
 
 @survived(FOLDER, "missing: it is made")
-def _(ground: Ground) -> None:
+def a_missing_folder_is_made(ground: Ground) -> None:
     with lock_run_folder(ground.place / "a" / "b"):
         assert (ground.place / "a" / "b").is_dir()
-    assert not list(ground.place.iterdir()), "and removed where nothing was written"
+    assert not list(ground.place.iterdir()), "it is removed if nothing was written"
 
 
 def held(ground: Ground) -> Act:
@@ -1201,7 +1335,11 @@ refused(
     "the folder '.*run' holds another run",
     "choose another folder",
     lambda ground: partial(
-        train, HOURLY, CONFIG.replace(epochs=3), shutil.copytree(ground.world.run.output_dir, ground.place / "run"), **QUIET
+        train,
+        HOURLY,
+        CONFIG.replace(epochs=3),
+        shutil.copytree(ground.world.run.output_dir, ground.place / "run"),
+        **QUIET,
     ),
 )
 refused(
@@ -1231,15 +1369,15 @@ refused(
 )
 
 
-@survived("GPU absent or failing", "absent: the processor trains, and the reason can be read")
-def _(ground: Ground) -> None:
+@survived("GPU absent or failing", "absent: the processor trains, and the reason is stored")
+def without_a_gpu_the_processor_trains_and_the_reason_is_stored(ground: Ground) -> None:
     status = setup_gpu_memory(use_gpu=False)
     assert not status and "GPUs are not used" in status.reason
     assert ground.world.run.gpu.reason and ground.world.run.as_dict()["device"]["reason"]
 
 
-@survived("GPU absent or failing", "failing: its product is wrong, it is hidden, and the reason can be read")
-def _(ground: Ground) -> None:
+@survived("GPU absent or failing", "failing: it is hidden, and the reason is stored")
+def a_failing_gpu_is_hidden_and_the_reason_is_stored(ground: Ground) -> None:
     hidden: list[Any] = []
     ground.patch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU:0"] if kind == "GPU" else [])
     ground.patch.setattr("crypto_lstm.gpu._visible_gpus", lambda: ["GPU:0"])
@@ -1259,7 +1397,7 @@ def _(ground: Ground) -> None:
 
 
 def loads(make: Callable[[Ground], Path], **options: Any) -> Arrange:
-    """`load_model`, of what `make` left."""
+    """`load_model` of the path that `make` returns."""
 
     def arrange(ground: Ground) -> Act:
         path = make(ground)
@@ -1269,7 +1407,7 @@ def loads(make: Callable[[Ground], Path], **options: Any) -> Arrange:
 
 
 def opens(make: Callable[[Ground], Path], **options: Any) -> Arrange:
-    """`load_bundle`, of what `make` left."""
+    """`load_bundle` of the path that `make` returns."""
 
     def arrange(ground: Ground) -> Act:
         path = make(ground)
@@ -1298,11 +1436,17 @@ def spoilt_model(change: Callable[[bytes], bytes], format: str = "keras") -> Cal
     return make
 
 
-ANOTHER_COPY = "take another copy of it, or save it again"
+ANOTHER_COPY = "use another copy, or save it again"
 MISSING = "missing, empty, no manifest"
 PARTS = ("config.json", "golden.npz", "scaler.json", "weights.npz")
 refused(
-    MISSING, "no bundle", MissingFolderError, "there is no such folder", "/nothing'", "check|give", opens(lambda ground: ground.place / "nothing")
+    MISSING,
+    "no bundle",
+    MissingFolderError,
+    "there is no such folder",
+    "/nothing'",
+    "check|give",
+    opens(lambda ground: ground.place / "nothing"),
 )
 refused(
     MISSING,
@@ -1323,7 +1467,15 @@ refused(
     opens(spoilt(MANIFEST, None)),
 )
 for part in PARTS:
-    refused(MISSING, f"a bundle without {part}", IntegrityError, f"{part} is missing", "/btc'", ANOTHER_COPY, opens(spoilt(part, None)))
+    refused(
+        MISSING,
+        f"a bundle without {part}",
+        IntegrityError,
+        f"{part} is missing",
+        "/btc'",
+        ANOTHER_COPY,
+        opens(spoilt(part, None)),
+    )
     refused(
         MISSING,
         f"a bundle with an empty {part}",
@@ -1380,8 +1532,8 @@ refused(
 )
 
 
-@survived(MISSING, "a model without manifest: it loads, with what is not known")
-def _(ground: Ground) -> None:
+@survived(MISSING, "a model without manifest: it loads, and lists what was not checked")
+def a_model_without_manifest_loads_and_lists_what_was_not_checked(ground: Ground) -> None:
     path = ground.model()
     manifest_path(path).unlink()
     (path.parent / "model_metadata.json").unlink()
@@ -1389,7 +1541,7 @@ def _(ground: Ground) -> None:
 
 
 for part in (*PARTS, MANIFEST):
-    cause = "(expected .* bytes, got|no JSON that can be read|its seal does not fit)"
+    cause = "(expected .* bytes, got|not valid JSON|its seal does not fit)"
     for share in (0.01, 0.5, 0.99):
         refused(
             "truncated anywhere",
@@ -1413,8 +1565,10 @@ for format in ("keras", "h5"):
         )
 
 
-@survived("any bit flipped in any file", "no changed bundle and no changed model is let in")
-def _(ground: Ground) -> None:  # more of them: tests/test_bundle.py, tests/test_commit.py, tests/test_foreign.py
+@survived("any bit flipped in any file", "of a bundle and of a model")
+def a_bundle_or_model_with_a_flipped_bit_is_refused(
+    ground: Ground,
+) -> None:  # more of them: tests/storage, tests/saving, tests/inference
     chance, tried = np.random.default_rng(20260101), 0
     bundle, model = ground.bundle(), ground.model()
     files = [(path, load_bundle, bundle, IntegrityError) for path in sorted(bundle.iterdir())]
@@ -1428,13 +1582,14 @@ def _(ground: Ground) -> None:  # more of them: tests/test_bundle.py, tests/test
             before = digest(ground.place)
             with pytest.raises(error) as caught:
                 load(place)
-            assert type(caught.value) is error and str(place) in str(caught.value) and digest(ground.place) == before
+            assert type(caught.value) is error
+            assert str(place) in str(caught.value) and digest(ground.place) == before
             tried += 1
         path.write_bytes(whole)
     assert tried == 12 * 7 and load_bundle(bundle) and load_model(model)
 
 
-MIXED_UP = "weights of one generation with the scaler of another"
+MIXED_UP = "weights of one save with the scaler of another"
 
 
 def other_scaler(ground: Ground) -> bytes:
@@ -1479,7 +1634,7 @@ refused(
     IntegrityError,
     "it is not as it was saved: scaler.json: expected",
     "run/bundle'",
-    "take another copy of it, or save it again",
+    ANOTHER_COPY,
     run_with_another_scaler,
 )
 
@@ -1492,7 +1647,11 @@ for key, names in (("features", CONFIG.features), ("classes", CLASSES)):
         f"{key}: the files say .*, the manifest",
         "/btc'",
         ANOTHER_COPY,
-        opens(lambda ground, key=key, names=names: forged(ground.world.bundle_path, ground.place, "", facts={key: list(names[::-1])})),
+        opens(
+            lambda ground, key=key, names=names: forged(
+                ground.world.bundle_path, ground.place, "", facts={key: list(names[::-1])}
+            )
+        ),
     )
 
     def manifest_reordered(ground: Ground, key: str = key, names: tuple[str, ...] = names) -> Path:
@@ -1500,7 +1659,9 @@ for key, names in (("features", CONFIG.features), ("classes", CLASSES)):
         (path.parent / "model_metadata.json").unlink()
         document = json.loads(manifest_path(path).read_text())
         document["versions"][0]["facts"][key] = list(names[::-1])
-        manifest_path(path).write_bytes(encode_manifest({name: value for name, value in document.items() if name != "seal"}))
+        manifest_path(path).write_bytes(
+            encode_manifest({name: value for name, value in document.items() if name != "seal"})
+        )
         return path
 
     refused(
@@ -1519,7 +1680,11 @@ refused(
     "features: expected .*got .*it is the scaler of another model",
     "btc/scaler.json'",
     ANOTHER_COPY,
-    opens(lambda ground: ground.forged("config.json", config_with(features=list(CONFIG.features[::-1]))(ground.world.bundle))),
+    opens(
+        lambda ground: ground.forged(
+            "config.json", config_with(features=list(CONFIG.features[::-1]))(ground.world.bundle)
+        )
+    ),
 )
 
 
@@ -1532,11 +1697,16 @@ def numbers(name: str, format: str) -> Arrange:
     """A model from elsewhere with this change of one weight."""
 
     def make(ground: Ground) -> Path:
-        data, change = ground.world.models[format].read_bytes(), hdf5_attacks(WEIGHT[format], ground.place / "outside")[name]
+        data, change = (
+            ground.world.models[format].read_bytes(),
+            hdf5_attacks(WEIGHT[format], ground.place / "outside")[name],
+        )
         if format == "h5":
             return ground.foreign(_hdf5(data, change), format)
         members = _members(data)
-        return ground.foreign(_archive({**members, "model.weights.h5": _hdf5(members["model.weights.h5"], change)}), format)
+        return ground.foreign(
+            _archive({**members, "model.weights.h5": _hdf5(members["model.weights.h5"], change)}), format
+        )
 
     return loads(make)
 
@@ -1610,13 +1780,25 @@ for name, cause in (
     ("texts", "expected plain numbers, got object"),
 ):
     for format in ("keras", "h5"):
-        refused(TENSORS, f"{name}, in a .{format}", ModelIntegrityError, cause, f"foreign.{format}'", AGAIN, numbers(name, format))
+        refused(
+            TENSORS,
+            f"{name}, in a .{format}",
+            ModelIntegrityError,
+            cause,
+            f"foreign.{format}'",
+            AGAIN,
+            numbers(name, format),
+        )
 
 
 def swapped(ground: Ground) -> Path:
-    """Two weights of one shape change places in a saved model: its hash is another."""
+    """Reverse the rows of a weight in a saved model, which keeps its shape: the hash differs."""
     path = ground.model("h5")
-    path.write_bytes(_hdf5(path.read_bytes(), lambda file: file[WEIGHT["h5"]].write_direct(np.asarray(file[WEIGHT["h5"]])[::-1].copy())))
+    path.write_bytes(
+        _hdf5(
+            path.read_bytes(), lambda file: file[WEIGHT["h5"]].write_direct(np.asarray(file[WEIGHT["h5"]])[::-1].copy())
+        )
+    )
     return path
 
 
@@ -1676,7 +1858,9 @@ for name, cause in (
 
     def described(ground: Ground, name: str = name) -> Path:
         members = _members(ground.world.models["keras"].read_bytes())
-        return ground.foreign(_archive({**members, "config.json": _text_attacks(members["config.json"].decode())[name].encode()}))
+        return ground.foreign(
+            _archive({**members, "config.json": _text_attacks(members["config.json"].decode())[name].encode()})
+        )
 
     refused(JSON, f"{name}, in a model", ModelIntegrityError, cause, "foreign.keras'", AGAIN, loads(described))
 for name, text, cause in (
@@ -1696,7 +1880,15 @@ for name, text, cause in (
     )
 
 BOMBS = "zip and HDF5 bombs, units = 1e9"
-refused(BOMBS, "zip, a bundle", BundleError, "not compressed, got 12,000,", "btc/weights.npz'", ANOTHER_COPY, weights("a bomb"))
+refused(
+    BOMBS,
+    "zip, a bundle",
+    BundleError,
+    "not compressed, got 12,000,",
+    "btc/weights.npz'",
+    ANOTHER_COPY,
+    weights("a bomb"),
+)
 for name in ("bomb", "bomb, lzma", "packed"):
     refused(
         BOMBS,
@@ -1713,7 +1905,13 @@ for name in ("bomb", "bomb, lzma", "packed"):
     )
 for name in ("packed zeros", "a trillion numbers that are not there"):
     refused(
-        BOMBS, f"HDF5: {name}", ModelIntegrityError, "expected .* bytes in one piece, not packed", "foreign.h5'", AGAIN, numbers(name, "h5")
+        BOMBS,
+        f"HDF5: {name}",
+        ModelIntegrityError,
+        "expected .* bytes in one piece, not packed",
+        "foreign.h5'",
+        AGAIN,
+        numbers(name, "h5"),
     )
 refused(
     BOMBS,
@@ -1750,7 +1948,9 @@ def linked(kind: str) -> Callable[[Ground], Path]:
     def make(ground: Ground) -> Path:
         path = ground.bundle() / "scaler.json"
         path.rename(ground.place / "elsewhere")
-        path.symlink_to(ground.place / "elsewhere") if kind == "symbolic" else path.hardlink_to(ground.place / "elsewhere")
+        path.symlink_to(ground.place / "elsewhere") if kind == "symbolic" else path.hardlink_to(
+            ground.place / "elsewhere"
+        )
         return path.parent
 
     return make
@@ -1760,14 +1960,22 @@ def linked_model(kind: str) -> Callable[[Ground], Path]:
     def make(ground: Ground) -> Path:
         path = ground.model()
         path.rename(ground.place / "elsewhere")
-        path.symlink_to(ground.place / "elsewhere") if kind == "symbolic" else path.hardlink_to(ground.place / "elsewhere")
+        path.symlink_to(ground.place / "elsewhere") if kind == "symbolic" else path.hardlink_to(
+            ground.place / "elsewhere"
+        )
         return path
 
     return make
 
 
 refused(
-    LINKS, "symbolic, in a bundle", IntegrityError, "expected files and folders, got a link", "btc", ANOTHER_COPY, opens(linked("symbolic"))
+    LINKS,
+    "symbolic, in a bundle",
+    IntegrityError,
+    "expected files and folders, got a link",
+    "btc",
+    ANOTHER_COPY,
+    opens(linked("symbolic")),
 )
 refused(
     LINKS,
@@ -1788,7 +1996,13 @@ refused(
     loads(linked_model("symbolic")),
 )
 refused(
-    LINKS, "hard, a model", ModelIntegrityError, "has 2 names \\(hard links\\)", "model.keras'", "make a copy", loads(linked_model("hard"))
+    LINKS,
+    "hard, a model",
+    ModelIntegrityError,
+    "has 2 names \\(hard links\\)",
+    "model.keras'",
+    "make a copy",
+    loads(linked_model("hard")),
 )
 for name in ("soft link", "link to another file", "data of another file", "virtual"):
     refused(
@@ -1807,12 +2021,16 @@ refused(
     "expected a file, got a link",
     "foreign.keras'",
     "ask for a file that model.save",
-    loads(lambda ground: ground.foreign(archive_attacks(ground.world.models["keras"].read_bytes(), ground.place / "canary")["link"])),
+    loads(
+        lambda ground: ground.foreign(
+            archive_attacks(ground.world.models["keras"].read_bytes(), ground.place / "canary")["link"]
+        )
+    ),
 )
 
 
-@survived("replaced between check and read", "a bundle: what is used is what was hashed")
-def _(ground: Ground) -> None:
+@survived("replaced between check and read", "a bundle: the bytes that were hashed are used")
+def a_bundle_is_built_from_the_bytes_that_were_hashed(ground: Ground) -> None:
     from crypto_lstm.inference import bundle
 
     path, real = ground.bundle(), bundle._checked
@@ -1826,8 +2044,8 @@ def _(ground: Ground) -> None:
     assert np.array_equal(load_bundle(path).model.get_weights()[0], ground.world.bundle.model.get_weights()[0])
 
 
-@survived("replaced between check and read", "a model: what is used is what was hashed")
-def _(ground: Ground) -> None:
+@survived("replaced between check and read", "a model: the bytes that were hashed are used")
+def a_model_is_built_from_the_bytes_that_were_hashed(ground: Ground) -> None:
     from crypto_lstm import persistence
 
     path, real = ground.model(), persistence.read_content
@@ -1844,12 +2062,14 @@ for schema in (0, 2):
 
     def of_schema(path: Path, schema: int = schema) -> None:
         document = json.loads(path.read_text())
-        path.write_bytes(encode_manifest({**{key: value for key, value in document.items() if key != "seal"}, "schema": schema}))
+        path.write_bytes(
+            encode_manifest({**{key: value for key, value in document.items() if key != "seal"}, "schema": schema})
+        )
 
     refused(
         "older or newer schema",
         f"{schema}, a bundle",
-        IntegrityError,
+        SchemaVersionError,
         f"expected schema 1, got {schema}",
         "btc/manifest.json",
         "use the version that wrote it",
@@ -1883,12 +2103,14 @@ refused("Keras too old", "to save", *OLD, old_keras(lambda path, ground: save_mo
 
 
 def decided(frame: Any = HOURLY, now: Any = CLOSE, answer: Any = None) -> Arrange:
-    """`decide` on these candles, of a network that gives this answer."""
+    """`decide` on these candles, with a network that returns this answer."""
 
     def arrange(ground: Ground) -> Act:
         if answer is not None:
             ground.patch.setattr(
-                ground.world.bundle.model, "predict_on_batch", lambda windows: np.tile(np.float32(answer), (len(windows), 1))
+                ground.world.bundle.model,
+                "predict_on_batch",
+                lambda windows: np.tile(np.float32(answer), (len(windows), 1)),
             )
         return lambda: ground.world.bundle.decide(frame, now=now)
 
@@ -1913,7 +2135,9 @@ refused(
     "expected finite windows",
     "got 1 values that are not",
     "mend|drop|look",
-    lambda ground: lambda: ground.world.bundle.probabilities(np.where(np.arange(96).reshape(1, 12, 8) == 5, np.nan, 0.0)),
+    lambda ground: (
+        lambda: ground.world.bundle.probabilities(np.where(np.arange(96).reshape(1, 12, 8) == 5, np.nan, 0.0))
+    ),
 )
 
 ANSWERS = "probabilities that are not finite or don't sum to 1"
@@ -1980,7 +2204,15 @@ refused(
     "newer candles",
     decided(now=CLOSE + pd.Timedelta("70min")),
 )
-refused(WINDOW, "not closed yet", Decision, "is not closed yet", NEWEST, "leave it out", decided(now=CLOSE - pd.Timedelta("1s")))
+refused(
+    WINDOW,
+    "not closed yet",
+    Decision,
+    "is not closed yet",
+    NEWEST,
+    "leave it out",
+    decided(now=CLOSE - pd.Timedelta("1s")),
+)
 refused(
     WINDOW,
     "a hole in it",
@@ -2001,7 +2233,13 @@ refused(
 )
 refused(WINDOW, "reversed", Decision, "dates must rise", "row 1, column date", "read_candles", decided(BACKWARDS))
 refused(
-    WINDOW, "no clock", Decision, "expected a date with a time zone for now", "got '2024-03-07'", "add|give|UTC", decided(now="2024-03-07")
+    WINDOW,
+    "no clock",
+    Decision,
+    "expected a date with a time zone for now",
+    "got '2024-03-07'",
+    "add|give|UTC",
+    decided(now="2024-03-07"),
 )
 
 refused(
@@ -2015,8 +2253,8 @@ refused(
 )
 
 
-@survived("a batch of 1 against a batch of n", "an answer does not depend on its company")
-def _(ground: Ground) -> None:
+@survived("a batch of 1 against a batch of n", "equal answers")
+def an_answer_does_not_depend_on_the_other_windows_of_its_batch(ground: Ground) -> None:
     test = ground.world.made.data.test
     windows = test.gather(test.rows[:21])
     together = ground.world.bundle.probabilities(windows)
@@ -2027,7 +2265,7 @@ def _(ground: Ground) -> None:
 # ---------------------------------------------------------------- all of them
 
 
-def test_the_list_is_whole():
+def test_every_fault_of_the_list_has_a_case():
     assert len(ITEMS) == 52 == len(set(ITEMS))
     assert [item for item in ITEMS if not any(name == item or name.startswith(item + ": ") for name in CASES)] == []
 
@@ -2040,31 +2278,28 @@ def ground(world, tmp_path, monkeypatch) -> Iterator[Ground]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_fault(name, ground, capsys):
+def test_fault_is_refused_or_survived(name, ground, capsys):
     case = CASES[name]
     act = case.arrange(ground)
     if case.error is None:
         act()
         return
     before = digest(ground.place)
-    message = told(act, case.error, capsys)
+    message = catch_message(act, case.error, capsys)
     assert digest(ground.place) == before, "something was written"
-    for what, pattern in zip(("cause", "place", "remedy"), case.says, strict=True):
-        assert matches(pattern, message), f"{what}: expected {pattern!r} in {message!r}"
+    for part, pattern in zip(("cause", "place", "remedy"), case.patterns, strict=True):
+        is_found = re.search(pattern, message, re.DOTALL) is not None
+        assert is_found, f"{part}: expected {pattern!r} in {message!r}"
 
 
-def matches(pattern: str, text: str) -> bool:
-    return re.search(pattern, text, re.DOTALL) is not None
-
-
-def told(act: Act | list[str], error: type[Any], capsys: pytest.CaptureFixture[str]) -> str:
-    """The message, of an error of exactly this class, of the command, or of a decision not to trade."""
+def catch_message(act: Act | list[str], error: type[Any], capsys: pytest.CaptureFixture[str]) -> str:
+    """The message of an error of exactly this class, of the command, or of a decision not to trade."""
     if isinstance(act, list):
         assert main(act) == 1
         out, err = capsys.readouterr()
-        said = json.loads(out)["error"]
-        assert said["type"] == error.__name__ and said["message"] in err and "Traceback" not in err
-        return said["message"]
+        found = json.loads(out)["error"]
+        assert found["type"] == error.__name__ and found["message"] in err and "Traceback" not in err
+        return found["message"]
     if error is Decision:
         decision = act()
         assert isinstance(decision, Decision) and decision.action == NO_TRADE and decision.probabilities is None
