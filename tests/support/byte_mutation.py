@@ -1,7 +1,7 @@
-"""Changed bytes in everything that is saved: what do the readers make of them?
+"""Changed bytes in everything that is saved: do the readers refuse them?
 
-`rounds` changes a fresh copy of a saved folder and lets a process of its own read it: refused, the same numbers, or wrong (other numbers,
-an error that is not the package's, a process that died or gave no answer in time).
+`rounds` changes a fresh copy of a saved folder and lets another process read it. The result is refused, the same
+numbers, or wrong: other numbers, an error that is not the package's, or a process that died or did not answer in time.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from support import attacks
-from support import crash_injection as faults
 import keras
 import numpy as np
-from support import save_load_cases as saves
 import tensorflow as tf
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.inference.bundle import load_bundle, save_bundle
-from crypto_lstm.utils.errors import CryptoLSTMError
 from crypto_lstm.persistence import load_model, save_model
 from crypto_lstm.training.checkpointing import TrainingBackup, read_state
+from crypto_lstm.utils.errors import CryptoLSTMError
+from support import attacks
+from support import crash_injection as faults
+from support import save_load_cases as saves
 
 BYTES = ("bit", "truncate", "append", "splice", "zero page")
 
 
 @dataclass
 class MutationReport:
-    """`same`: accepted, with the very numbers that were saved. A mutation that changed nothing is not counted."""
+    """Counts of results. `same`: accepted, with exactly the saved numbers. A mutation without effect is not counted."""
 
     seed: int
     done: int = 0
@@ -41,28 +41,31 @@ class MutationReport:
     other: int = 0  # accepted with other numbers
     wrong: list[str] = field(default_factory=list)
 
-    def add(self, verdict: str, said: str) -> None:
+    def add(self, result: str, mutation: str) -> None:
         self.done += 1
-        if verdict in ("refused", "same"):
-            setattr(self, verdict, getattr(self, verdict) + 1)
-            return
-        self.other += verdict == "other numbers"
-        self.wrong.append(f"{said}: {verdict}")
+        if result == "refused":
+            self.refused += 1
+        elif result == "same":
+            self.same += 1
+        else:
+            self.other += result == "other numbers"
+            self.wrong.append(f"{mutation}: {result}")
 
     def __str__(self) -> str:
-        text = f"{self.done} mutations, {self.refused} refused, {self.same} with equal numbers, {len(self.wrong)} wrong, seed {self.seed}"
+        text = f"{self.done} mutations, {self.refused} refused, {self.same} with equal numbers"
+        text += f", {len(self.wrong)} wrong, seed {self.seed}"
         return "\n".join([text, *self.wrong[:5]])
 
 
 @dataclass(frozen=True)
 class Subject:
-    """How to save two networks, and what a reader gets: something to compare."""
+    """How to save a network, and how to read it as a list that can be compared."""
 
     save: Callable[[Path, int], object]  # into a folder, from a seed
     read: Callable[[Path], list[Any]]
     kinds: tuple[str, ...] = faults.MUTATIONS
-    errors: type[Exception] = CryptoLSTMError  # the good ones
-    only: str | None = None  # the one file that is changed
+    errors: type[Exception] = CryptoLSTMError  # accepted as a refusal
+    only: str | None = None  # the only file that is changed
 
 
 def _network(seed: int) -> keras.Model:
@@ -76,7 +79,8 @@ def _save_bundle(folder: Path, seed: int) -> None:
 
 def _read_bundle(folder: Path) -> list[Any]:
     found = load_bundle(folder / "bundle")
-    return [*found.model.get_weights(), found.config, found.scaler, found.metadata["features"], found.metadata["classes"]]
+    names = [found.metadata["features"], found.metadata["classes"]]
+    return [*found.model.get_weights(), found.config, found.scaler, *names]
 
 
 def _save_state(folder: Path, seed: int) -> None:
@@ -94,7 +98,7 @@ def _read_state(folder: Path) -> list[Any]:
     return [*found.arrays.values(), found.identity, found.config, found.epoch, found.batch]
 
 
-def _described(model: keras.Model) -> list[Any]:
+def _list_content(model: keras.Model) -> list[Any]:
     return [*model.get_weights(), str(model.get_config())]
 
 
@@ -105,14 +109,17 @@ def _model(format: str, sealed: bool = True) -> Subject:
         else:
             _network(seed).save(attacks.file_of(folder, format))
 
-    name = None if sealed else f"model.{format}"
-    kinds = faults.MUTATIONS if sealed else BYTES
-    return Subject(save, lambda folder: _described(load_model(attacks.file_of(folder, format), compile=False)), kinds, only=name)
+    def read(folder: Path) -> list[Any]:
+        return _list_content(load_model(attacks.file_of(folder, format), compile=False))
+
+    if sealed:
+        return Subject(save, read, faults.MUTATIONS)
+    return Subject(save, read, BYTES, only=f"model.{format}")
 
 
 def _plain(format: str) -> Subject:
     def read(folder: Path) -> list[Any]:
-        return _described(keras.saving.load_model(attacks.file_of(folder, format), compile=False))
+        return _list_content(keras.saving.load_model(attacks.file_of(folder, format), compile=False))
 
     return Subject(_model(format, sealed=False).save, read, BYTES, Exception, f"model.{format}")
 
@@ -127,38 +134,41 @@ SUBJECTS = {
 PLAIN = {"keras": _plain("keras"), "h5": _plain("h5")}
 
 
-def _equal(one: list[Any], other: list[Any]) -> bool:
-    return len(one) == len(other) and all(
-        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in zip(one, other, strict=True)
-    )
+def _is_equal(one: list[Any], other: list[Any]) -> bool:
+    if len(one) != len(other):
+        return False
+    for left, right in zip(one, other, strict=True):
+        is_equal = np.array_equal(left, right) if isinstance(left, np.ndarray) else left == right
+        if not is_equal:
+            return False
+    return True
 
 
 def _reader(subject: Subject, place: Path, seed: int) -> Callable[[int], tuple[str, str] | None]:
-    """What was done, and what came of it, for mutation `number`; None where it changed nothing."""
+    """Make a function that applies mutation `number`; it returns the mutation and its result, None without effect."""
     saved, folder = place / "saved", place / "place" / "now"
     for name, number in (("now", 1), ("other", 2)):
         (saved / name).mkdir(parents=True, exist_ok=True)
         subject.save(saved / name, number)
-    wanted = subject.read(saved / "now")
-    assert not _equal(wanted, subject.read(saved / "other"))
+    expected = subject.read(saved / "now")
+    assert not _is_equal(expected, subject.read(saved / "other"))
 
-    def one(number: int) -> tuple[str, str] | None:
+    def mutate_and_read(number: int) -> tuple[str, str] | None:
         dice = random.Random(f"{seed}-{number}")
         shutil.rmtree(folder.parent, ignore_errors=True)
         shutil.copytree(saved / "now", folder)
-        if not (said := _change(subject, folder, saved / "other", dice)):
+        mutation = _change(subject, folder, saved / "other", dice)
+        if mutation is None:
             return None
         try:
-            came = subject.read(folder)
-        except subject.errors:
-            return said, "refused"
-        except OSError as error:
-            return said, "refused" if isinstance(error, FileNotFoundError) else repr(error)
+            found = subject.read(folder)
+        except (subject.errors, FileNotFoundError):
+            return mutation, "refused"
         except Exception as error:
-            return said, repr(error)
-        return said, "same" if _equal(came, wanted) else "other numbers"
+            return mutation, repr(error)
+        return mutation, "same" if _is_equal(found, expected) else "other numbers"
 
-    return one
+    return mutate_and_read
 
 
 def _change(subject: Subject, folder: Path, other: Path, dice: random.Random) -> str | None:
@@ -172,7 +182,7 @@ def _change(subject: Subject, folder: Path, other: Path, dice: random.Random) ->
 
 
 def rounds(subject: Subject, n: int, place: Path, seed: int, timeout_s: float = 60.0) -> MutationReport:
-    """`n` mutations. TensorFlow is used only in the process that reads: this one may fork."""
+    """Apply `n` mutations. TensorFlow runs only in the process that reads, so this process may fork."""
     report, number = MutationReport(seed), 0
     with faults.Apart(lambda: _reader(subject, place, seed), timeout_s) as read:
         while report.done < n:
@@ -180,7 +190,7 @@ def rounds(subject: Subject, n: int, place: Path, seed: int, timeout_s: float = 
                 found = read(number)
             except faults.Died as error:
                 found = f"mutation {number}", str(error)
-                shutil.rmtree(place / "saved", ignore_errors=True)  # the next process saves anew
+                shutil.rmtree(place / "saved", ignore_errors=True)  # the next process saves again
             if found:
                 report.add(found[1], f"seed {seed}-{number}, {found[0]}")
             number += 1

@@ -1,8 +1,9 @@
-"""Kills, failing system calls and changed bytes, for anything that saves numbered generations and reads them back.
+"""Kills, failing system calls and changed bytes, for anything that saves numbered content and reads it back.
 
-`save(n)` saves generation n; `read()` gives the number of the generation that a reader finds, None where there is none, and raises
-where what it finds is not whole. Kills and real exits happen in forked children. A process that has TensorFlow at work must not fork:
-let one that has only imported it fork an `Apart` for the reader, and let `prepare` build what the killed child saves.
+`save(n)` saves content number n. `read()` returns the number of the content that a reader finds, None if there is none,
+and raises if the content is damaged. Kills and real exits happen in forked children. A process in which TensorFlow is
+running must not fork: let a process that has only imported TensorFlow fork an `Apart` for the reader, and let `prepare`
+build in the child what it saves.
 """
 
 from __future__ import annotations
@@ -34,28 +35,39 @@ Save = Callable[[int], None]
 Read = Callable[[], int | None]
 
 
+STORAGE = ("crypto_lstm.storage.verified", "crypto_lstm.storage.checkpoints", "crypto_lstm.storage.atomic")
+
+
 def places(*names: str) -> list[tuple[Any, str]]:
-    """Modules and names of private steps of writing; one that has moved out or lost its underscore is found, one that is gone raises."""
+    """Find functions of the storage modules by name, with or without underscore, as (module, name).
+
+    A function is listed once for each module that imports it, so every call can be replaced. Fails for unknown names.
+    """
     found = []
-    for module in (importlib.import_module(f"crypto_lstm.{name}") for name in ("storage.verified", "storage.checkpoints", "storage.atomic")):
-        found += [(module, word) for name in names for word in (name, f"_{name}") if hasattr(module, word)]
-    assert {word.lstrip("_") for _, word in found} == set(names), (names, found)
+    for module_name in STORAGE:
+        module = importlib.import_module(module_name)
+        for name in names:
+            found += [(module, spelling) for spelling in (name, f"_{name}") if hasattr(module, spelling)]
+    assert {spelling.lstrip("_") for _, spelling in found} == set(names), (names, found)
     return found
 
 
-# ---------------------------------------------------------------- a process of its own
+# ---------------------------------------------------------------- a separate process
 
 
 class Died(Exception):
-    """A process that ended, or gave no answer in time."""
+    """A process ended, or did not answer in time."""
 
 
 class Failed(Exception):
-    """What a function raised in another process, as text."""
+    """A function raised an exception in another process; the text of it."""
 
 
 class Apart:
-    """What `make()` returns, called in a forked process, which may use TensorFlow. Raises `Failed` for its errors, `Died` if it hangs."""
+    """Calls the function that `make()` returns in a forked process, which may use TensorFlow.
+
+    Raises `Failed` for its errors, and `Died` if the process ends or hangs.
+    """
 
     def __init__(self, make: Callable[[], Callable[..., Any]], timeout_s: float = 120.0) -> None:
         self.make, self.timeout_s, self.child = make, timeout_s, 0
@@ -78,7 +90,7 @@ class Apart:
         return answer
 
     def close(self) -> int:
-        """End the process; its exit code. The next call starts another."""
+        """End the process and return its exit code. The next call starts another."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.child, signal.SIGKILL)
         self.pipe.close()
@@ -125,11 +137,14 @@ class Apart:
 
 @dataclass
 class KillReport:
-    """What kills at random moments did. Lost: an older generation than the last whose save had ended, or none. Torn: `read` raised."""
+    """Results of kills at random moments.
+
+    Lost: a reader found older content than that of the last save that had ended, or none. Torn: `read` raised.
+    """
 
     seed: int
     kills: int = 0
-    inside: int = 0  # kills between the begin and the end of a save
+    inside: int = 0  # kills between the start and the end of a save
     lost: list[str] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
 
@@ -144,16 +159,17 @@ class KillReport:
 
 
 def kill_rounds(
-    save: Save | Sequence[str],  # or a command: its last argument is the first number; it prints "begin n" and "end n" around each save
+    # or a command, whose last argument will be the first number; it prints "begin n" and "end n" for each save
+    save: Save | Sequence[str],
     read: Read,
     *,
     kills: int,
     seed: int,
-    longest_s: float = 0.1,  # to the kill, at most; from the begin of the second save, of a command's first
-    pause_s: float = 0.001,  # between two saves, of a callable
+    longest_s: float = 0.1,  # until the kill, from the start of the second save (of the first save of a command)
+    pause_s: float = 0.001,  # between two saves of a function
     prepare: Callable[[], object] = lambda: None,  # in the child, before its first save
 ) -> KillReport:
-    """Let a child save generation after generation, kill it at a random moment after its first, read; again with the next numbers."""
+    """Let a child save repeatedly, kill it at a random moment after its first save, and read; repeat `kills` times."""
     chance, report, newest = random.Random(seed), KillReport(seed), 0
     for _ in range(kills):
         begun, ended = _one_kill(save, newest + 1, chance.uniform(0, longest_s), pause_s, prepare)
@@ -163,19 +179,21 @@ def kill_rounds(
         try:
             found = read()
         except Exception as error:
-            report.torn.append(f"kill {report.kills}, generations {ended} to {begun}: {error!r}")
+            report.torn.append(f"kill {report.kills}, saves {ended} to {begun}: {error!r}")
             continue
         if (found or 0) not in (ended, begun):
-            report.lost.append(f"kill {report.kills}: expected generation {ended} or {begun}, got {found}")
+            report.lost.append(f"kill {report.kills}: expected save {ended} or {begun}, got {found}")
         newest = max(found or 0, newest)
     return report
 
 
-def _one_kill(save: Save | Sequence[str], first: int, delay_s: float, pause_s: float, prepare: Callable[[], object]) -> tuple[int, int]:
-    """The numbers of the last save that was begun and of the last that had ended."""
+def _one_kill(
+    save: Save | Sequence[str], first: int, delay_s: float, pause_s: float, prepare: Callable[[], object]
+) -> tuple[int, int]:
+    """Kill one child; returns the numbers of the last save that had started and of the last that had ended."""
     child, pipe, process = _start(save, first, pause_s, prepare)
     with open(pipe, "rb", buffering=0) as log:
-        select.select([log], [], [], 120)  # until the save begins that is to be killed
+        select.select([log], [], [], 120)  # until the save starts that will be killed
         time.sleep(delay_s)
         os.kill(child, signal.SIGKILL)
         if process:
@@ -202,7 +220,7 @@ def _start(
         return child, out, None
     try:
         prepare()
-        save(first)  # whole: there is something to lose, and what is done once in a process is done
+        save(first)  # complete, so that there is content to lose, and one-time work of the process is over
         os.write(into, b"begin %d\nend %d\nbegin %d\n" % (first, first, first + 1))
         for number in range(first + 1, first + 100_000):
             save(number)
@@ -216,11 +234,10 @@ def _start(
 
 # ---------------------------------------------------------------- calls of the system that fail
 
-POINTS = {
-    os: ("open", "read", "write", "fsync", "close", "rename", "replace", "mkdir", "unlink", "rmdir", "scandir", "listdir", "ftruncate")
-}
+FILE_CALLS = "open read write fsync close rename replace mkdir unlink rmdir scandir listdir ftruncate"
+POINTS = {os: tuple(FILE_CALLS.split())}
 ACTIONS = ("ENOSPC", "EIO", "short write", "exit before", "exit after")
-_READS = ("os.read", "os.scandir", "os.listdir")  # they leave nothing behind: an error is enough
+_READS = ("os.read", "os.scandir", "os.listdir")  # they change nothing, so one kind of error is enough
 _DIED = 99
 
 
@@ -245,7 +262,7 @@ class _File:
 
 
 class _Calls:
-    """Counts calls, and lets one of them fail."""
+    """Counts calls, and makes one of them fail."""
 
     def __init__(self, number: int | None = None, action: str = "") -> None:
         self.number, self.action, self.names = number, action, []
@@ -268,7 +285,7 @@ class _Calls:
             *first, data = args
             half = real(*first, data[: len(data) // 2])
             if name == "os.write":
-                return half  # the caller must see that it was less
+                return half  # the caller must check the number of written bytes
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self.action == "exit after" or name.endswith("close"):
             result = real(*args, **kwargs)  # a close that fails has closed
@@ -281,9 +298,9 @@ class _Calls:
 
 @contextlib.contextmanager
 def failing(calls: _Calls, more: Sequence[tuple[Any, str]] = ()) -> Iterator[None]:
-    """Every call of `POINTS`, of Python's files and of `more` goes through `calls`. For a child: nothing else is running there."""
-    places = [(module, name) for module, names in POINTS.items() for name in names] + list(more)
-    real = {(module, name): getattr(module, name) for module, name in places}
+    """Route every call of `POINTS`, of Python's files and of `more` through `calls`. No other thread may be running."""
+    replaced = [(module, name) for module, names in POINTS.items() for name in names] + list(more)
+    real = {(module, name): getattr(module, name) for module, name in replaced}
     real_open, exit_, read = io.open, os._exit, os.read
     try:
         for (module, name), function in real.items():
@@ -300,15 +317,20 @@ def failing(calls: _Calls, more: Sequence[tuple[Any, str]] = ()) -> Iterator[Non
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a save with a fault ended: saved, refused (a `CryptoLSTMError`), died (the exit that was asked for) or crashed."""
+    """How a save with a fault ended: saved, refused (a `CryptoLSTMError`), died (the requested exit) or crashed."""
 
     end: str
     error: str = ""
     calls: tuple[str, ...] = ()
 
 
-def run_with_fault(save: Callable[[], None], number: int | None = None, action: str = "", more: Sequence[tuple[Any, str]] = ()) -> Outcome:
-    """Run `save` in a child in which call `number` fails; without a number it only counts."""
+def run_with_fault(
+    save: Callable[[], None],
+    number: int | None = None,  # of the call that fails; None: only count the calls
+    action: str = "",
+    more: Sequence[tuple[Any, str]] = (),
+) -> Outcome:
+    """Run `save` in a child in which one call fails."""
     out, into = os.pipe()
     if not (child := os.fork()):
         write, leave, calls = os.write, os._exit, _Calls(number, action)
@@ -336,7 +358,7 @@ def run_with_fault(save: Callable[[], None], number: int | None = None, action: 
 
 @dataclass
 class FaultReport:
-    """Each call of a save x each action."""
+    """Results of each call of a save x each action."""
 
     calls: int = 0
     faults: int = 0
@@ -344,25 +366,29 @@ class FaultReport:
     broken: list[str] = field(default_factory=list)  # promises that did not hold
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.calls} calls, {self.faults} faults: {self.ends}, {len(self.broken)} broken promises", *self.broken[:5]])
+        text = f"{self.calls} calls, {self.faults} faults: {self.ends}, {len(self.broken)} broken promises"
+        return "\n".join([text, *self.broken[:5]])
 
 
 def try_all_faults(
     make: Callable[[Path], tuple[Save, Read]],  # `save` and `read` for a place
     folder: Path,  # an empty one; on a memory disk this is quick
     *,
-    before: int = 1,  # the generation that is there when the fault comes; 0 is none
+    before: int = 1,  # number of the content that is there when the fault happens; 0 is none
     more: Sequence[tuple[Any, str]] = (),  # further functions that may fail: (module, name)
     actions: Sequence[str] = ACTIONS,
 ) -> FaultReport:
-    """After each fault a reader finds the old generation, or the new one where the save raised nothing; then a save goes well."""
+    """Check after each fault that a reader finds the old content, or the new one if the save succeeded.
+
+    The next save must succeed as well.
+    """
     report = FaultReport()
     _fresh(make, folder, before)
     names = run_with_fault(lambda: make(folder)[0](before + 1), more=more).calls
     report.calls = len(names)
     for action in actions:
         for number, name in enumerate(names):
-            if (action == "short write" and not name.endswith("write")) or (action != "EIO" and name in _READS):
+            if not _is_applicable(action, name):
                 continue
             save, read = _fresh(make, folder, before)
             listing = sorted(p.name for p in folder.rglob("*"))
@@ -372,6 +398,13 @@ def try_all_faults(
             if fault := _broken(outcome, name, before, save, read, folder, listing):
                 report.broken.append(f"call {number} ({name}), {action}: {outcome.end} {outcome.error}: {fault}")
     return report
+
+
+def _is_applicable(action: str, name: str) -> bool:
+    """Whether an action makes sense for a call: only writes can be short, and reads only fail with EIO."""
+    if action == "short write":
+        return name.endswith("write")
+    return action == "EIO" or name not in _READS
 
 
 def _fresh(make: Callable[[Path], tuple[Save, Read]], folder: Path, before: int) -> tuple[Save, Read]:
@@ -384,32 +417,55 @@ def _fresh(make: Callable[[Path], tuple[Save, Read]], folder: Path, before: int)
 
 
 def _broken(
-    outcome: Outcome, failed: str, before: int, save: Save, read: Read, folder: Path, listing: list[str], typed: bool = True
+    outcome: Outcome,
+    failed: str,  # name of the call that failed
+    before: int,
+    save: Save,
+    read: Read,
+    folder: Path,
+    listing: list[str],
+    typed: bool = True,
 ) -> str | None:
     """The promise that did not hold, if any."""
     allowed = {"saved": (before + 1,), "refused": (before,), "died": (before, before + 1)}
-    if not typed:  # somebody else's writer: all that is asked is that there is something to read
-        try:
-            found = read() or 0
-        except Exception as error:
-            return f"nothing can be read: {error!r}"[:300]
-        return None if found in allowed.get(outcome.end, (before, before + 1)) else f"the reader found generation {found}"
+    if not typed:
+        return _broken_untyped(allowed.get(outcome.end, (before, before + 1)), read)
     if outcome.end not in allowed:
         return "the error is not one of the package's"
     try:
-        if (found := read() or 0) not in allowed[outcome.end]:
-            return f"the reader found generation {found}"
-        now = sorted(p.name for p in folder.rglob("*") if failed != "fcntl.flock" or not p.name.startswith(".lock-"))
-        if outcome.end == "refused" and now != listing:  # (a lock file that could not be locked may be another's: it stays)
-            return f"the folder is not as it was: {set(now) ^ set(listing)}"
-        save(before + 2)
-        if read() != before + 2:
-            return f"the next save was not found, but {read()}"
-        if left := [p.name for p in folder.rglob(".*")]:
-            return f"the next save left {left}"
+        found = read() or 0
+        if found not in allowed[outcome.end]:
+            return f"the reader found save {found}"
+        if outcome.end == "refused":
+            now = sorted(p.name for p in folder.rglob("*") if not _is_foreign_lock(p, failed))
+            if now != listing:
+                return f"the folder was changed: {set(now) ^ set(listing)}"
+        return _broken_next_save(before + 2, save, read, folder)
     except Exception as error:
         return f"reading or saving again failed: {error!r}"
-    return None
+
+
+def _broken_untyped(allowed: tuple[int, ...], read: Read) -> str | None:
+    """For the writer of another package: it is enough that a reader finds allowed content."""
+    try:
+        found = read() or 0
+    except Exception as error:
+        return f"nothing can be read: {error!r}"[:300]
+    return None if found in allowed else f"the reader found save {found}"
+
+
+def _is_foreign_lock(path: Path, failed: str) -> bool:
+    """Whether a lock file remains because it could not be locked: it may be another writer's."""
+    return failed == "fcntl.flock" and path.name.startswith(".lock-")
+
+
+def _broken_next_save(number: int, save: Save, read: Read, folder: Path) -> str | None:
+    save(number)
+    found = read()
+    if found != number:
+        return f"the next save was not found, but {found}"
+    left = [path.name for path in folder.rglob(".*")]
+    return f"the next save left {left}" if left else None
 
 
 # ---------------------------------------------------------------- the same in one process, which may use TensorFlow
@@ -417,7 +473,7 @@ def _broken(
 
 @dataclass
 class _Moment:
-    """One content of the folder, and at how many exits it would have been left."""
+    """One state of the folder, and the number of exits that would have left it."""
 
     kept: Path
     when: str
@@ -425,7 +481,7 @@ class _Moment:
 
 
 class _Copies(_Calls):
-    """Lets all calls through, and keeps what a reader would find if the process had ended right before or right after each."""
+    """Passes all calls on, and copies the folder as an exit right before or right after each call would leave it."""
 
     def __init__(self, place: Path, store: Path) -> None:
         super().__init__()
@@ -448,38 +504,45 @@ class _Copies(_Calls):
 
     def _keep(self, when: str) -> None:
         self._busy = True
-        if (key := _tree(self.place)) not in self.found:
+        key = _hash_tree(self.place)
+        if key not in self.found:
             self.found[key] = _Moment(self.store / str(len(self.found)), when)
             shutil.copytree(self.place, self.found[key].kept, symlinks=True)
         self.found[key].exits += 1
         self._busy = False
 
 
-def _tree(folder: Path) -> str:
+def _hash_tree(folder: Path) -> str:
     """A hash of all names, kinds and bytes below a folder."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        kind = "link" if path.is_symlink() else "folder" if path.is_dir() else "file"
-        data = os.fsencode(path.readlink()) if kind == "link" else path.read_bytes() if kind == "file" else b""
+        if path.is_symlink():
+            kind, data = "link", os.fsencode(path.readlink())
+        elif path.is_dir():
+            kind, data = "folder", b""
+        else:
+            kind, data = "file", path.read_bytes()
         digest.update(f"{path.relative_to(folder)}\0{kind}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()
 
 
 @dataclass
 class SweepReport(FaultReport):
-    """As `FaultReport`. Exits are copies of the folder before and after each call; at limits of size the system itself refuses to write."""
+    """Results of `sweep_faults`.
+
+    An exit is a copy of the folder before or after a call. At a limit of size the system itself refuses to write.
+    """
 
     seed: int = 0
     exits: int = 0
-    moments: int = 0  # different contents of the folder among the exits
+    moments: int = 0  # different states of the folder among the exits
     limits: int = 0
-    litter: int = 0  # times that the next save left a temporary file that a process would have left behind
+    litter: int = 0  # times that the next save did not remove a temporary file
 
     def __str__(self) -> str:
-        text = (
-            f"{self.calls} calls; {self.faults} errors, {self.exits} exits ({self.moments} different folders), {self.limits} limits of size"
-        )
-        return "\n".join([f"{text}: {self.ends}, {len(self.broken)} broken promises, seed {self.seed}", *self.broken[:5]])
+        exits = f"{self.exits} exits ({self.moments} different folders)"
+        text = f"{self.calls} calls; {self.faults} errors, {exits}, {self.limits} limits of size: {self.ends}"
+        return "\n".join([f"{text}, {len(self.broken)} broken promises, seed {self.seed}", *self.broken[:5]])
 
 
 def sweep_faults(
@@ -487,18 +550,18 @@ def sweep_faults(
     folder: Path,  # an empty one; on a memory disk this is quick
     *,
     seed: int = 0,
-    share: float = 1.0,  # of the calls that fail and of the moments of an exit, chosen at random
-    limits: int = 40,  # sizes at which no file can grow: reaches what writes without Python
+    share: float = 1.0,  # of the failing calls and of the exits, chosen at random
+    limits: int = 40,  # number of size limits: they also reach code that writes without Python
     more: Sequence[tuple[Any, str]] = (),
-    typed: bool = True,  # False: any error is a good one, and only what a reader finds counts
+    typed: bool = True,  # False: any error is accepted, and only the content that a reader finds counts
 ) -> SweepReport:
-    """Each call x {ENOSPC, EIO, short write, exit before, exit after}, and a limit of size at `limits` places; then as `try_all_faults`.
+    """Check as `try_all_faults`: each call x {ENOSPC, EIO, short write, exit before, exit after}, and file size limits.
 
-    No process ends here: what it would have left is copied at that moment, with what Python has not yet given to the system lost.
+    No process ends here. The folder is copied at the moment of the exit instead, so data in Python's buffers is lost.
     """
     place, old, chance, report = folder / "place", folder / "old", random.Random(seed), SweepReport(seed=seed)
     save, read = _fresh(make, place, 1)
-    save(2)  # what is loaded late is loaded
+    save(2)  # late imports have happened
     save, read = _fresh(make, place, 1)
     shutil.copytree(place, old, symlinks=True)
     copies = _Copies(place, folder / "copies")
@@ -507,10 +570,12 @@ def sweep_faults(
     largest = max(path.stat().st_size for path in place.rglob("*") if path.is_file())
     moments = list(copies.found.values())
     if share < 1:
-        moments = chance.sample(moments, min(len(moments), max(5, round(share * len(moments)))))
-    report.calls, report.exits, report.moments = len(copies.names), sum(m.exits for m in moments), len(moments)
+        count = max(5, round(share * len(moments)))
+        moments = chance.sample(moments, min(len(moments), count))
+    report.calls, report.moments = len(copies.names), len(moments)
+    report.exits = sum(moment.exits for moment in moments)
 
-    def judge(end: str, error: str, called: str, what: str) -> None:
+    def check(end: str, error: str, called: str, what: str) -> None:
         report.ends[end] = report.ends.get(end, 0) + 1
         fault = _broken(Outcome(end, error), called, 1, save, read, place, listing, typed)
         if end == "died" and fault and fault.startswith("the next save left"):
@@ -521,22 +586,22 @@ def sweep_faults(
     listing = _listing(old)
     for moment in moments:
         _put_back(moment.kept, place)
-        judge("died", "", "", f"exit {moment.when}")
+        check("died", "", "", f"exit {moment.when}")
     for action in ("ENOSPC", "EIO", "short write"):
         for number, name in enumerate(copies.names):
-            if (action == "short write" and not name.endswith("write")) or (action != "EIO" and name in _READS) or chance.random() >= share:
+            if not _is_applicable(action, name) or chance.random() >= share:
                 continue
             _put_back(old, place)
             calls = _Calls(number, action)
             end, error = _here(save, calls, more)
             report.faults += len(calls.names) > number
-            judge(end, error, name, f"call {number} ({name}), {action}")
+            check(end, error, name, f"call {number} ({name}), {action}")
     for limit in sorted({0, *(chance.randrange(largest) for _ in range(limits - 1))}):
         _put_back(old, place)
         with _no_larger_than(limit):
             end, error = _here(save, _Calls(), ())
         report.limits += 1
-        judge(end, error, "", f"no file larger than {limit} bytes")
+        check(end, error, "", f"no file larger than {limit} bytes")
     return report
 
 
@@ -554,7 +619,7 @@ def _here(save: Save, calls: _Calls, more: Sequence[tuple[Any, str]]) -> tuple[s
 @contextlib.contextmanager
 def _no_larger_than(limit: int) -> Iterator[None]:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # Python ignores SIGXFSZ: a write gives EFBIG
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))  # Python ignores SIGXFSZ: a write fails with EFBIG
     try:
         yield
     finally:
@@ -581,14 +646,14 @@ MUTATIONS = (
     "delete",
     "duplicate",
     "swap",
-    "other generation",
+    "other save",
     "symbolic link",
     "hard link",
 )
 
 
 def mutate(folder: Path, other: Path, chance: random.Random, kind: str | None = None) -> str | None:
-    """Change a saved folder in one way; what was done, or None where it changed nothing. `other` is another generation of it."""
+    """Change a saved folder in one way; returns a description, None if nothing changed. `other` is another save."""
     kind = kind or chance.choice(MUTATIONS)
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     path = chance.choice(files)
@@ -607,7 +672,7 @@ def mutate(folder: Path, other: Path, chance: random.Random, kind: str | None = 
             return None
         path.write_bytes(second.read_bytes())
         second.write_bytes(data)
-    elif kind == "other generation":
+    elif kind == "other save":
         theirs = (other / path.relative_to(folder)).read_bytes()
         if theirs == data:
             return None
