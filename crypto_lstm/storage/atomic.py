@@ -27,7 +27,7 @@ from ..utils.errors import CryptoLSTMError
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['SaveError', 'displaced_path', 'move_into_place', 'sync_to_disk', 'write_new_file', 'exclusive_write',
+__all__ = ['SaveError', 'sync_to_disk', 'write_new_file', 'displaced_path', 'move_into_place', 'exclusive_write',
            'check_file_name', 'atomic_path', 'write_text', 'write_json', 'sha256_file']
 
 # %% ../../nbs/storage/03_atomic.ipynb #ee216810
@@ -48,6 +48,36 @@ class SaveError(CryptoLSTMError, OSError):
         self.path, self.fault, self.remedy, self.needed_bytes = Path(path), fault, remedy, needed_bytes
         super().__init__(f"{os.fspath(path)!r}: {fault}; {remedy}")
         self.errno = cause.errno if cause else None
+
+# %% ../../nbs/storage/03_atomic.ipynb #c5008c08
+def sync_to_disk(path: Path) -> None:
+    """Flush a file or folder to the disk (`fsync`)."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open a folder
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_new_file(path: Path, data: bytes) -> None:
+    """Write a file that does not exist yet, and sync it. Raises `OSError`."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        _write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """`os.write` may write less than it was given."""
+    view = memoryview(data)
+    while view:
+        written = os.write(descriptor, view)
+        view = view[written:]
 
 # %% ../../nbs/storage/03_atomic.ipynb #e039d525
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
@@ -136,36 +166,6 @@ def _rename_twice(new: Path, target: Path) -> Callable[[], object]:
         raise
     return undo
 
-
-def sync_to_disk(path: Path) -> None:
-    """Flush a file or folder to the disk (`fsync`)."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open a folder
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_new_file(path: Path, data: bytes) -> None:
-    """Write a file that does not exist yet, and sync it. Raises `OSError`."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags, 0o644)
-    try:
-        _write_all(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    """`os.write` may write less than it was given."""
-    view = memoryview(data)
-    while view:
-        written = os.write(descriptor, view)
-        view = view[written:]
-
 # %% ../../nbs/storage/03_atomic.ipynb #b9a24d17
 @contextlib.contextmanager
 def exclusive_write(
@@ -197,7 +197,7 @@ def exclusive_write(
     except OSError as error:
         raise _make_save_error(target, error, max(sizes)) from error
 
-
+# %% ../../nbs/storage/03_atomic.ipynb #4617edf7
 def check_file_name(path: Path) -> None:
     """Raise `OSError` for a name that the system does not allow there, such as one that is too long."""
     with contextlib.suppress(FileNotFoundError):

@@ -78,7 +78,7 @@ def hold_lock(
     finally:
         _release_lock(descriptor, file)
 
-
+# %% ../../nbs/storage/02_lock.ipynb #2e88eec3
 def _acquire_lock(file: Path, target: Path, wait_s: float) -> int:
     """A descriptor of the locked file. Raises `LockedError` after `wait_s` seconds."""
     end = time.monotonic() + wait_s

@@ -148,7 +148,7 @@ def _compare_with_manifest(
         fault = "is a folder that is not in the manifest" if name in folders else "is a folder that is missing"
         yield name + "/", None, fault
 
-
+# %% ../../nbs/storage/04_verified.ipynb #c24f3c6a
 def _examine_once(path: FilePath, folder: Path, max_bytes: int, contents: _Contents) -> _Examined:
     """Compare a folder with its manifest. Raises `SavedFileError` if the manifest or the tree cannot be read."""
     manifest, sha256 = read_manifest(folder / MANIFEST)
@@ -245,7 +245,7 @@ def write_manifest(folder: Path, document: Mapping[str, Any]) -> None:
     if not report.ok:
         raise OSError(errno.EIO, f"the content that was read back differs: {'; '.join(report.faults)}")
 
-
+# %% ../../nbs/storage/04_verified.ipynb #e671860d
 def _find_foreign_content(target: Path) -> str | None:
     """Describe content of `target` that this package did not save; None if there is none."""
     manifest = target / MANIFEST
