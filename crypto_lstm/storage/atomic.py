@@ -86,7 +86,10 @@ _RENAME_EXCHANGE = 2  # from <linux/fs.h>
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange the names of two files or folders in one step; False if the system cannot."""
+    """Exchange the names of two files or folders in one step; False if the system cannot.
+
+    Python has no function for renameat2(2), so it is called through ctypes.
+    """
     if not sys.platform.startswith("linux"):
         return False
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -176,7 +179,8 @@ def exclusive_write(
 ) -> Iterator[Path]:  # a temporary folder
     """Make a temporary folder in `parent` for the only writer of `target`.
 
-    Raises `SaveError` for an error of the system, `LockedError` for a second writer.
+    Written by hand: python-atomicwrites is archived, replaces single files only and has no lock. Raises
+    `SaveError` for an error of the system, `LockedError` for a second writer.
     """
     sizes = [needs_bytes]
     try:

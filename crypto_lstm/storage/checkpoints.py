@@ -35,6 +35,7 @@ _NAME = re.compile(r"checkpoint-(\d{6,15})")
 class CheckpointStore:
     """A folder of numbered checkpoints, written by one process at a time.
 
+    Written by hand: `tf.train.CheckpointManager` and Keras' `BackupAndRestore` store no hashes to detect damage with.
     After each save the last `max_to_keep` intact checkpoints and the one with the best score stay. Raises `SaveError`
     for `max_to_keep` below 1.
     """

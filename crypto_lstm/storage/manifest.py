@@ -92,7 +92,8 @@ def parse_json(
     """
     if len(data) > max_bytes:
         raise IntegrityError(path, f"expected at most {max_bytes:,} bytes of JSON, got more")
-    # Written by hand: `json` has no limit of depth, and a RecursionError depends on the caller's stack.
+    # Checked by hand: `json` has no limit of depth, and a RecursionError depends on the caller's stack. The hooks below
+    # refuse equal keys, of which `json` and orjson keep the last one without an error.
     depth = 0
     for bracket in _BRACKET.finditer(_STRING.sub(b"", data)):
         depth += 1 if bracket[0] in b"[{" else -1
@@ -207,6 +208,7 @@ _MAX_MANIFEST_BYTES = 4 << 20
 def encode_manifest(document: Mapping[str, Any]) -> bytes:
     """Encode a manifest, with its schema, the version of the package and its seal.
 
+    A format of our own: the Python library of BagIt (RFC 8493) checks a folder, and the caller then reads it again.
     Raises `ValueError` or `TypeError` for values that JSON cannot hold.
     """
     values = {"schema": _SCHEMA, "crypto_lstm": __version__, **document}

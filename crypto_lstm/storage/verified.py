@@ -26,11 +26,11 @@ from ..utils.checks import list_first_names
 from ..utils.display import html_table, text_table
 
 # %% auto #0
-__all__ = ['find_folder', 'FolderReport', 'VerifiedContent', 'verify_folder', 'read_folder', 'write_manifest', 'atomic_folder',
-           'manifest_path', 'atomic_file', 'read_file']
+__all__ = ['FolderReport', 'VerifiedContent', 'verify_folder', 'read_folder', 'write_manifest', 'atomic_folder', 'manifest_path',
+           'atomic_file', 'read_file']
 
 # %% ../../nbs/storage/04_verified.ipynb #535c2eb2
-def find_folder(
+def _find_folder(
     path: FilePath,
 ) -> Path:
     """Return the folder, or the old one that a killed writer left beside it. Raises `MissingFolderError`."""
@@ -169,7 +169,7 @@ def _examine_once(path: FilePath, folder: Path, max_bytes: int, contents: _Conte
 def _examine(path: FilePath, max_bytes: int, contents: _Contents) -> _Examined:
     """The report on a folder, and its manifest. A folder that was replaced while it was read is read again."""
     for is_last_attempt in (False, False, False, True):
-        folder = find_folder(path)
+        folder = _find_folder(path)
         before = _identify_manifest(folder)
         if contents is not None:
             contents.clear()
@@ -389,8 +389,8 @@ def read_file(
         data = read_bytes(target, max_bytes)
         sha256, versions = hashlib.sha256(data).hexdigest(), _read_versions(target)
         found = _find_version(versions, len(data), sha256)
-        if found and expected_sha256 not in (None, sha256):
-            raise PinMismatchError(path, str(expected_sha256), sha256)
+        if found and expected_sha256 is not None and expected_sha256.lower() != sha256:
+            raise PinMismatchError(path, expected_sha256, sha256)
         if found:
             return VerifiedContent(target, sha256, str(found["created"]), found.get("facts", {}), {target.name: data})
         if is_last_attempt or read_bytes(target, max_bytes) == data:
