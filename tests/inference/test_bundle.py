@@ -146,7 +146,7 @@ def test_changed_bundles_are_refused(saved, tmp_path):
     chance, tried = random.Random(SEED), 0
     for _ in range(150):
         shutil.copytree(saved, tmp_path / "btc")
-        if said := faults.mutate(tmp_path / "btc", saved, chance, chance.choice([k for k in faults.MUTATIONS if k != "other save"])):
+        if said := faults.mutate(tmp_path / "btc", saved, chance, chance.choice([k for k in faults.MUTATIONS if k != "other generation"])):
             tried += 1
             with pytest.raises(IntegrityError):
                 load_bundle(tmp_path / "btc")
