@@ -19,7 +19,7 @@ __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'GREY', 'CLASS_COLOURS', 
 
 # %% ../../nbs/utils/02_display.ipynb #0a6954e6
 _GAP = "  "  # between two columns
-_MIN_TEXT_WIDTH = 10  # characters to which columns of text are narrowed before columns of numbers
+_MIN_TEXT_WIDTH = 10  # characters; columns of text are narrowed to this before columns of numbers are narrowed
 _FALLBACK_WIDTH = 100  # columns, if the output is not a terminal
 
 
@@ -37,9 +37,9 @@ def text_table(
     columns = list(zip(header, *table, strict=True))
     numeric = [_is_numeric(column[1:]) for column in columns]
     limit = shutil.get_terminal_size((_FALLBACK_WIDTH, 24)).columns if width is None else width
-    widths = _fit_widths([_find_width(column) for column in columns], numeric, limit - len(_GAP) * (len(columns) - 1))
+    widths = _fit_widths(columns, numeric, available=limit - len(_GAP) * (len(columns) - 1))
     lines = _format_row(header, widths, numeric)
-    lines.append(_GAP.join("-" * size for size in widths))
+    lines.append(_GAP.join("-" * size for size in widths).rstrip())
     for row in table:
         lines += _format_row(row, widths, numeric)
     return "\n".join(lines)
@@ -50,29 +50,39 @@ def _is_numeric(cells: Sequence[str]) -> bool:
     return all(cell.lstrip("+-")[:1].isdigit() or cell in ("", "-", "nan") for cell in cells)
 
 
+def _fit_widths(columns: Sequence[Sequence[str]], numeric: Sequence[bool], available: int) -> list[int]:
+    """Widths of the columns, narrowed in three stages until their sum is `available` or less."""
+    widths = [_find_width(column) for column in columns]
+    whole_words, split_words = [], []
+    for column, width, is_number in zip(columns, widths, numeric, strict=True):
+        longest_word = max((len(word) for cell in column for word in cell.split()), default=1)
+        whole_words.append(width if is_number else max(longest_word, _MIN_TEXT_WIDTH))
+        split_words.append(width if is_number else _MIN_TEXT_WIDTH)
+    for minimums in (whole_words, split_words, [1] * len(widths)):
+        _narrow(widths, minimums, available)
+    return widths
+
+
 def _find_width(cells: Sequence[str]) -> int:
     """Length of the longest line in a column."""
-    return max(len(line) for cell in cells for line in (cell.splitlines() or [""]))
+    return max((len(line) for cell in cells for line in cell.splitlines()), default=0)
 
 
-def _fit_widths(widths: Sequence[int], numeric: Sequence[bool], available: int) -> list[int]:
-    """Narrow the widest columns until all fit: text down to `_MIN_TEXT_WIDTH`, then every column down to 1."""
-    fitted = [max(width, 1) for width in widths]
-    text = [index for index, is_number in enumerate(numeric) if not is_number]
-    for candidates, minimum in ((text, _MIN_TEXT_WIDTH), (range(len(fitted)), 1)):
-        while sum(fitted) > available and candidates:
-            widest = max(candidates, key=lambda index: fitted[index])
-            if fitted[widest] <= minimum:
-                break
-            fitted[widest] -= 1
-    return fitted
+def _narrow(widths: list[int], minimums: Sequence[int], available: int) -> None:
+    """Narrow the widest columns in place, but none below its minimum."""
+    while sum(widths) > available:
+        candidates = [index for index, width in enumerate(widths) if width > minimums[index]]
+        if not candidates:
+            return
+        widest = max(candidates, key=lambda index: widths[index])
+        widths[widest] -= 1
 
 
 def _format_row(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> list[str]:
     """One row as one or more lines: a cell that is too long is wrapped."""
     wrapped = [_wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
     lines = []
-    for number in range(max(map(len, wrapped))):
+    for number in range(max(map(len, wrapped), default=0)):
         parts = [cell[number] if number < len(cell) else "" for cell in wrapped]
         lines.append(_GAP.join(map(_pad, parts, widths, numeric)).rstrip())
     return lines
