@@ -188,7 +188,7 @@ def exclusive_write(
             check_file_name(target)
             _remove_leftovers(target, parent)
             if needs_bytes and needs_bytes > shutil.disk_usage(parent).free:
-                raise OSError(errno.ENOSPC, "there is no room for it")
+                raise OSError(errno.ENOSPC, "not enough free space")
             work = Path(tempfile.mkdtemp(prefix=_work_prefix(target), dir=parent))
             try:
                 yield work

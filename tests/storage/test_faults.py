@@ -682,7 +682,7 @@ def dataset(matrix: np.ndarray | None = None, labels: Any = None) -> WindowDatas
     return WindowDataset(matrix, np.arange(11, 21), labels, sequence_length=12, batch_size=4)
 
 
-def judged(rows: int = 4, **columns: Any) -> Act:
+def evaluated(rows: int = 4, **columns: Any) -> Act:
     """`evaluate` on the labels 0, 1, 2, or on others."""
     outcomes = pd.DataFrame({"label": [0, 1, 2], "long_return": 0.0, "short_return": 0.0} | columns)
     return lambda: evaluate("test", np.full((rows, 3), 1 / 3), outcomes, [1 / 3] * 3, [1 / 3] * 3, CONFIG)
@@ -705,7 +705,7 @@ refused(
     "one row for each label",
     r"shape \(3, 3\).* got \(4, 3\)",
     "give|judge",
-    lambda ground: judged(4),
+    lambda ground: evaluated(4),
 )
 
 refused(
@@ -745,7 +745,7 @@ refused(
     "one row for each label",
     r"got \(0, 3\)",
     "give|judge",
-    lambda ground: judged(0, label=np.zeros(0, int), long_return=np.zeros(0), short_return=np.zeros(0)),
+    lambda ground: evaluated(0, label=np.zeros(0, int), long_return=np.zeros(0), short_return=np.zeros(0)),
 )
 
 FEW = "fewer rows than a window, windows than a batch, nothing left for validation"
@@ -827,12 +827,12 @@ refused(
 )
 refused(
     ONE_HOT,
-    "one-hot, to be judged",
+    "one-hot, to evaluate",
     EvaluationError,
     "expected labels 0, 1 or 2",
     "got",
     "give",
-    lambda ground: judged(3, label=[[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+    lambda ground: evaluated(3, label=[[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
 )
 
 
@@ -854,12 +854,12 @@ for label in (-1, 3):
     )
     refused(
         "labels outside 0..2",
-        f"{label}, to be judged",
+        f"{label}, to evaluate",
         EvaluationError,
         "expected labels 0, 1 or 2",
         f"got {label} in row 2",
         "give",
-        lambda ground, label=label: judged(3, label=[0, 1, label]),
+        lambda ground, label=label: evaluated(3, label=[0, 1, label]),
     )
 
 FLAT = HOURLY.assign(open=100.0, high=100.001, low=99.999, close=100.0)
@@ -1012,13 +1012,13 @@ def monitored(monitor: str, logs: dict[str, float]) -> Arrange:
 
     def arrange(ground: Ground) -> Act:
         made = create_callbacks(CONFIG, ground.place, monitor=monitor, **QUIET)
-        told = keras.callbacks.CallbackList(made, model=build_model(CONFIG))
-        told.on_train_begin()
+        callbacks = keras.callbacks.CallbackList(made, model=build_model(CONFIG))
+        callbacks.on_train_begin()
 
         def act() -> None:
-            told.on_epoch_begin(0)
-            told.on_epoch_end(0, logs)
-            told.on_train_end()
+            callbacks.on_epoch_begin(0)
+            callbacks.on_epoch_end(0, logs)
+            callbacks.on_train_end()
 
         return act
 
@@ -2169,7 +2169,7 @@ refused(
 )
 refused(
     ANSWERS,
-    "to be judged",
+    "to evaluate",
     EvaluationError,
     "must be finite and sum to 1",
     "in row 0",

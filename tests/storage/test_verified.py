@@ -384,19 +384,20 @@ def test_a_changed_folder_is_never_accepted(seed, quick):
         save, _ = folder_place(quick / name)
         save(number)
     good, other = quick / "good" / "model", quick / "other" / "model"
-    want = read_folder(good)
+    expected = read_folder(good)
     for _ in range(750):
         place = Path(tempfile.mkdtemp(dir=quick))
         shutil.copytree(good, place / "model")
         kind = chance.choice(crash_injection.MUTATIONS)
-        if said := crash_injection.mutate(place / "model", other, chance, kind):
+        mutation = crash_injection.mutate(place / "model", other, chance, kind)
+        if mutation is not None:
             done[kind] += 1
-            assert not verify_folder(place / "model").ok, (seed, said)
+            assert not verify_folder(place / "model").ok, (seed, mutation)
             with pytest.raises(DAMAGE):
                 read_folder(place / "model")
-                pytest.fail(f"accepted with seed {seed}: {said}")
+                pytest.fail(f"accepted with seed {seed}: {mutation}")
         else:
-            assert read_folder(place / "model").files == want.files
+            assert read_folder(place / "model").files == expected.files
         shutil.rmtree(place)
     print(seed, sum(done.values()), done)
     assert sum(done.values()) > 600 and min(done.values()) > 20
@@ -568,8 +569,8 @@ def test_files_are_synced_before_the_rename_and_the_parent_after_it(place, quick
     }
     newest = targets[place]
     paths = [newest, *newest.rglob("*")] if newest.is_dir() else [newest, manifest_path(newest)]
-    wanted = {p.name: p.stat().st_ino for p in paths}
-    assert set(wanted.values()) <= set(synced), (wanted, synced)
+    inodes = {p.name: p.stat().st_ino for p in paths}
+    assert set(inodes.values()) <= set(synced), (inodes, synced)
     assert synced[-1] == newest.parent.stat().st_ino
 
 

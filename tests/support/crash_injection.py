@@ -659,9 +659,9 @@ def mutate(folder: Path, other: Path, chance: random.Random, kind: str | None = 
     path = chance.choice(files)
     data = path.read_bytes()
     where = chance.randrange(max(len(data), 1))
-    said = f"{kind} of {path.relative_to(folder)} at {where}"
+    description = f"{kind} of {path.relative_to(folder)} at {where}"
     if kind in ("bit", "truncate", "append", "splice", "zero page"):
-        return said if _rewrite(path, data, kind, where, chance) else None
+        return description if _rewrite(path, data, kind, where, chance) else None
     if kind == "delete":
         path.unlink()
     elif kind == "duplicate":
@@ -681,7 +681,7 @@ def mutate(folder: Path, other: Path, chance: random.Random, kind: str | None = 
         aside = folder.parent / f"aside-{chance.randrange(10**9)}"
         path.rename(aside)
         path.symlink_to(aside) if kind == "symbolic link" else path.hardlink_to(aside)
-    return said
+    return description
 
 
 def _rewrite(path: Path, data: bytes, kind: str, where: int, chance: random.Random) -> bool:
