@@ -25,7 +25,7 @@ import pyarrow.parquet
 
 from .candle_rules import COLUMNS, DATE_RANGE, PRICES, datetimes_to_ns, epochs_to_ns
 from ..utils.checks import shorten_repr
-from ..utils.errors import CryptoLSTMError
+from ..utils.errors import CryptoLSTMError, Suggestion
 
 # %% auto #0
 __all__ = ['CandleError', 'RawTable', 'parse_frame', 'parse_rows', 'parse_csv', 'parse_json', 'parse_arrow', 'read_table',
@@ -35,13 +35,16 @@ __all__ = ['CandleError', 'RawTable', 'parse_frame', 'parse_rows', 'parse_csv', 
 class CandleError(CryptoLSTMError, ValueError):
     """Candles that can't be read or used. `faults` holds one sentence for each fault."""
 
-    def __init__(self, faults: str | Iterable[str]) -> None:
+    def __init__(
+        self,
+        faults: str | Iterable[str],  # one sentence for each
+        suggestions: Iterable[Suggestion] = (),  # arguments that avoid a fault
+    ) -> None:
         self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
-        if len(self.faults) == 1:
-            super().__init__(self.faults[0])
-            return
-        lines = [f"{len(self.faults)} faults in the candles:", *(f"- {fault}" for fault in self.faults)]
-        super().__init__("\n".join(lines))
+        lines = list(self.faults)
+        if len(lines) > 1:
+            lines = [f"{len(lines)} faults in the candles:", *(f"- {fault}" for fault in lines)]
+        super().__init__("\n".join(lines), suggestions=suggestions)
 
 # %% ../../nbs/data/02_readers.ipynb #1066b0bc
 _ORDERS = {"ohlcv": COLUMNS, "ochlv": ("date", "open", "close", "high", "low", "volume")}
@@ -65,9 +68,9 @@ class RawTable:
         line = "" if self.first_line is None else f" (line {number + self.first_line})"
         return f"row {number}{line}"
 
-    def error(self, sentence: str) -> CandleError:
+    def error(self, sentence: str, *suggestions: Suggestion) -> CandleError:
         """A `CandleError` that begins with the place."""
-        return CandleError(f"{self.place}: {sentence}")
+        return CandleError(f"{self.place}: {sentence}", suggestions)
 
 # %% ../../nbs/data/02_readers.ipynb #821f4cbf
 def parse_frame(
@@ -450,12 +453,12 @@ def _parse_texts(texts: pd.Series, table: RawTable, timezone: str | None) -> np.
 def _localize(times: pd.Series, table: RawTable, timezone: str | None) -> pd.Series:
     zone = "UTC" if timezone is None and table.dates_are_utc else timezone
     if zone is None:
-        advice = "pass timezone='UTC' if they are in UTC, else name their zone"
-        raise table.error(f"dates without a time zone, the first is {times.iloc[0]}; {advice}")
+        sentence = f"dates without a time zone, the first is {times.iloc[0]}; name their zone"
+        raise table.error(sentence, Suggestion({"timezone": "UTC"}, "if they are UTC"))
     try:
         return times.dt.tz_localize(zone)
     except (ValueError, LookupError, TypeError, OSError) as error:  # a skipped or repeated hour, or an unknown zone
-        raise table.error(f"dates do not fit timezone={zone!r}: {error}") from error
+        raise table.error(f"the dates do not fit the time zone {zone!r}: {error}") from error
 
 
 def utc_datetimes(
