@@ -17,7 +17,7 @@ from crypto_lstm.data.candles import fill_gaps
 from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.config import CLASSES, FEATURES, Config
 from crypto_lstm.data.features import FeatureError, make_features, rolling_mean, warmup_candles
-from crypto_lstm.data.labels import OUTCOMES, LabelError, label_counts, make_labels, plot_labels
+from crypto_lstm.data.labels import OUTCOMES, LabelError, count_labels, make_labels, plot_labels
 from crypto_lstm.data.windows import prepare
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -286,7 +286,7 @@ def test_labels_equal_a_plain_loop(seed, window, tie, percentages):
 @pytest.mark.parametrize("tie", ["stop", "target"])
 def test_labels_equal_a_plain_loop_on_a_synthetic_market(tie):
     labels = assert_labels_match(synthetic_candles(20_000, seed=3, edge=0.0), Config(tie=tie))  # more than one portion of rows
-    assert min(label_counts(labels).values()) > 100
+    assert min(count_labels(labels).values()) > 100
 
 
 @pytest.mark.parametrize("tie", ["stop", "target"])
@@ -298,7 +298,7 @@ def test_labels_equal_a_plain_loop_on_real_candles(name, tie):
     filled = fill_gaps(part)
     assert filled["filled"].any() and filled["segment"].iloc[-1] > 0
     labels = assert_labels_match(part, Config(tie=tie))
-    assert min(label_counts(labels).values()) > 20
+    assert min(count_labels(labels).values()) > 20
 
 
 @settings(max_examples=40, deadline=None)
@@ -338,7 +338,7 @@ def test_too_few_candles_for_labels():
 def test_a_price_that_cannot_be_right():
     filled = fill_gaps(synthetic_candles(300, seed=0, edge=0.0))
     filled.loc[7, "low"] = np.nan
-    with pytest.raises(LabelError, match="low must be finite and above zero, got nan in row 7"):
+    with pytest.raises(LabelError, match="low must be a finite number, got nan in row 7"):
         make_labels(filled, Config())
 
 

@@ -298,7 +298,7 @@ refused(
     FeatureError,
     "volume_change must fit into float32, got inf",
     "in row 2001 \\(20",
-    "mend or drop",
+    "fix or drop",
     trained(changed(2001, frame=changed(2000, volume=1e-300), volume=1e300)),
 )
 
