@@ -214,7 +214,7 @@ def require_sound_candles(
 ) -> None:
     """Raise `StreamError` for the first unsound row, for dates that don't rise, and for another timeframe."""
     columns = dict(zip(VALUE_COLUMNS, rows.T, strict=True))
-    unsound = [violation.row for violation in find_violations(columns) if violation.count]
+    unsound = [violation.first for violation in find_violations(columns) if violation.rows]
     off_grid = is_off_grid(times, step)
     if off_grid.any():
         unsound.append(int(off_grid.argmax()))

@@ -132,8 +132,15 @@ class CandleRule(NamedTuple):
     kind: str  # the kind of fault, as reports name it
     column: str  # the column that a message names
     requirement: str  # completes the sentence "<column> must be ..."
-    needs: tuple[str, ...]  # columns whose values `is_broken` takes, in this order
-    is_broken: Callable[..., Any]  # numbers -> bool; (rows,) arrays -> (rows,) bool
+    needs: tuple[str, ...]  # columns whose values `test` takes, in this order
+    test: Callable[..., Any]  # whether they break it: numbers -> bool; (rows,) arrays -> (rows,) bool
+
+    def is_broken_by(
+        self,
+        columns: Mapping[str, Any],  # column -> number, or column -> (rows,) array
+    ) -> Any:  # bool, or (rows,) bool
+        """Whether a candle, or each row of a table, breaks this rule."""
+        return self.test(*[columns[name] for name in self.needs])
 
 
 def _is_not_finite(value: Any) -> Any:
@@ -164,9 +171,9 @@ def _rules_of_columns(
     kind: str,
     requirement: str,
     names: Iterable[str],  # one rule for each of these columns
-    is_broken: Callable[[Any], Any],
+    test: Callable[[Any], Any],
 ) -> list[CandleRule]:
-    return [CandleRule(kind, name, requirement, (name,), is_broken) for name in names]
+    return [CandleRule(kind, name, requirement, (name,), test) for name in names]
 
 
 CANDLE_RULES = (
@@ -184,7 +191,7 @@ def find_broken_rule(
 ) -> CandleRule | None:
     """The first rule that one candle breaks, or None."""
     for rule in CANDLE_RULES:
-        if rule.is_broken(*[candle[name] for name in rule.needs]):
+        if rule.is_broken_by(candle):
             return rule
     return None
 
@@ -193,8 +200,8 @@ class Violation(NamedTuple):
     """How many rows break the rules of one kind, and the first of them."""
 
     kind: str
-    count: int  # rows; 0 where none breaks the rules
-    row: int = 0  # the first such row
+    rows: int  # how many; 0 where none breaks the rules
+    first: int = 0  # the first such row
     column: str = ""  # the column to name for that row
     requirement: str = ""  # what that column must be
 
@@ -210,7 +217,7 @@ def find_violations(
 
 
 def _count_violations(kind: str, rules: list[CandleRule], columns: Mapping[str, np.ndarray]) -> Violation:
-    masks = [rule.is_broken(*[columns[name] for name in rule.needs]) for rule in rules]
+    masks = [rule.is_broken_by(columns) for rule in rules]
     broken = np.logical_or.reduce(masks)
     count = int(np.count_nonzero(broken))
     if not count:

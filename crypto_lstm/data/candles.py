@@ -19,7 +19,7 @@ from ..config import TIMEFRAME_MINUTES, Config
 from .candle_rules import COLUMNS, DATE_RANGE, MINUTE_NS, PRICES, VALUE_COLUMNS
 from .candle_rules import datetimes_to_ns, find_other_step, find_unordered_rows, find_usual_step
 from .candle_rules import find_violations, format_step, format_time, is_off_grid
-from .readers import CandleError, RawTable, parse_dates, parse_numbers, read_table, utc_datetimes
+from .readers import CandleError, RawTable, parse_dates, parse_numbers, read_table, to_utc_datetimes
 from ..utils.checks import shorten_repr
 from ..utils.display import BLUE, GREY, RED, html_table, new_axes, text_table
 from ..utils.errors import Suggestion
@@ -179,8 +179,8 @@ class CandleReport:
     missing_candles: int = 0
     longest_gap_minutes: float = 0.0  # missing minutes; the dates around it are one candle further apart
     zero_volume_share: float = 0.0  # in [0, 1]
-    findings: tuple[Finding, ...] = field(default=(), repr=False)
-    cleaning: dict[str, Any] = field(default_factory=dict, repr=False)  # the counts of `read_candles`
+    findings: tuple[Finding, ...] = ()
+    cleaning: dict[str, Any] = field(default_factory=dict)  # the counts of `read_candles`
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -206,6 +206,10 @@ class CandleReport:
         counts = {finding.kind: finding.count for finding in self.findings}
         errors = list(self.errors)
         return {"ok": self.ok, **plain, "counts": counts, "errors": errors, "cleaning": dict(self.cleaning)}
+
+    def __repr__(self) -> str:
+        state = "sound" if self.ok else f"{len(self.errors)} kinds of fault"
+        return f"CandleReport({self.rows} rows, timeframe {self.timeframe}, {self.gaps} gaps, {state})"
 
     def _facts(self) -> list[tuple[str, object, str]]:
         facts = [
@@ -270,7 +274,7 @@ def _find_times(candles: pd.DataFrame) -> np.ndarray | None:
     """(rows,) int64 nanoseconds; a date without a zone counts as UTC. None where a date is missing or out of range."""
     if "date" not in candles or candles["date"].dtype.kind != "M" or candles["date"].isna().any():
         return None
-    times, beyond = datetimes_to_ns(utc_datetimes(candles["date"]))
+    times, beyond = datetimes_to_ns(to_utc_datetimes(candles["date"]))
     return None if beyond.any() else times
 
 
@@ -318,7 +322,7 @@ def _date_findings(dates: pd.Series) -> Iterator[Finding]:
     empty = dates.isna().to_numpy()
     yield _date_finding("date missing", empty, "is empty")
     if dates.dtype.kind == "M":
-        beyond = datetimes_to_ns(utc_datetimes(dates))[1] & ~empty
+        beyond = datetimes_to_ns(to_utc_datetimes(dates))[1] & ~empty
         shown = dates.iloc[int(beyond.argmax())] if beyond.any() else ""
         yield _date_finding("date range", beyond, f"is {shown}", f": dates go {DATE_RANGE}")
 
@@ -374,7 +378,7 @@ def read_candles(
 
 def _require_sound(table: RawTable, times: np.ndarray, values: dict[str, np.ndarray], columns: str, now: Any) -> None:
     """Raise `CandleError` with all faults of the values, and for candles in the future."""
-    findings = [*_value_findings(values, table.row), _future_finding(times, now, table.row)]
+    findings = [*_value_findings(values, table.describe_row), _future_finding(times, now, table.describe_row)]
     faults = [f"{table.place}: {finding.sentence}" for finding in findings if finding.count]
     if not faults:
         return
@@ -392,7 +396,7 @@ def _suggest_order(values: Mapping[str, np.ndarray], columns: str) -> list[Sugge
         order, names = "ohlcv", ("open", "close", "high", "low")
         owner = "open, high, low, close"
     reordered = {name: values[other] for name, other in zip(PRICES, names, strict=True)}
-    if any(violation.kind == "OHLC order" and violation.count for violation in find_violations(reordered)):
+    if any(violation.kind == "OHLC order" and violation.rows for violation in find_violations(reordered)):
         return []
     return [Suggestion({"columns": order}, f"if the order is {owner}: then every row is in order")]
 
@@ -416,7 +420,7 @@ def _conflict_error(candles: pd.DataFrame, times: np.ndarray, conflicting: np.nd
     second = int(conflicting.argmax())
     first = int((times == times[second]).argmax())
     name = next(name for name in VALUE_COLUMNS if candles[name][first] != candles[name][second])
-    rows = f"{table.row(first)} and {table.row(second)}"
+    rows = f"{table.describe_row(first)} and {table.describe_row(second)}"
     values = f"{candles[name][first]:g} and {candles[name][second]:g}"
     count = _count_rows(int(conflicting.sum()))
     return table.error(

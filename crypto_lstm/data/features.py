@@ -13,7 +13,7 @@ from .candles import describe_bad_value, ensure_filled, is_filled, select_dates
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
-__all__ = ['FeatureError', 'rolling_mean', 'warmup_candles', 'feature_matrix', 'make_features']
+__all__ = ['FeatureError', 'rolling_mean', 'count_warmup_candles', 'make_feature_matrix', 'make_features']
 
 # %% ../../nbs/data/05_features.ipynb #e2a82592
 class FeatureError(CryptoLSTMError, ValueError):
@@ -75,7 +75,7 @@ def _mean_span(name: str, config: Config) -> int:
     return spans.get(name.rpartition("_")[2], 0)
 
 # %% ../../nbs/data/05_features.ipynb #c752f4f7
-def warmup_candles(
+def count_warmup_candles(
     config: Config,  # its features and timeframe
 ) -> int:  # candles at the start without all features
     """Candles at the very start for which some feature of `config.features` has no value; at least one more is needed."""
@@ -86,7 +86,7 @@ def warmup_candles(
 def _find_usable(candles: pd.DataFrame, config: Config) -> np.ndarray:
     """(rows,) bool: the candle has every feature of `config.features`."""
     rows = len(candles)
-    needed = warmup_candles(config) + 1
+    needed = count_warmup_candles(config) + 1
     if rows < needed:
         longest = max(config.features, key=lambda name: _mean_span(name, config))
         raise FeatureError(
@@ -131,7 +131,7 @@ def _to_float32(name: str, values: np.ndarray, usable: np.ndarray, dates: pd.Ser
 _PORTION = 131_072  # candles, about
 
 
-def feature_matrix(
+def make_feature_matrix(
     filled: pd.DataFrame,  # candles filled by `fill_gaps`
     config: Config,  # features, timeframe
 ) -> tuple[np.ndarray, np.ndarray]:  # (candles, features) float32; (candles,) bool: it has all features
@@ -159,12 +159,12 @@ def make_features(
 ) -> pd.DataFrame:  # `date` and one float32 column for each of config.features; index: row number in the filled candles
     """Features of every candle that has all of them, each computed from that candle and those before it.
 
-    Gaps are filled first. The first `warmup_candles(config)` rows are left out and, if a change is among the features,
+    Gaps are filled first. The first `count_warmup_candles(config)` rows are left out and, if a change is among the features,
     the first row of each segment. Raises `FeatureError` for too few candles, for values that no candle may have, and
     for features that float32 can't hold; `CandleError` for candles that are not sound.
     """
     filled = ensure_filled(candles, config)
-    matrix, usable = feature_matrix(filled, config)
+    matrix, usable = make_feature_matrix(filled, config)
     dates = select_dates(filled, usable)
     values = matrix.take(dates.index, axis=0)
     features = pd.DataFrame(values, columns=list(config.features), index=dates.index, copy=False)

@@ -29,7 +29,7 @@ from ..utils.errors import CryptoLSTMError, Suggestion
 
 # %% auto #0
 __all__ = ['CandleError', 'RawTable', 'parse_frame', 'parse_rows', 'parse_csv', 'parse_json', 'parse_arrow', 'read_table',
-           'parse_dates', 'utc_datetimes', 'parse_numbers']
+           'parse_dates', 'to_utc_datetimes', 'parse_numbers']
 
 # %% ../../nbs/data/02_readers.ipynb #75dccb37
 class CandleError(CryptoLSTMError, ValueError):
@@ -63,7 +63,7 @@ class RawTable:
     dates_are_utc: bool = False  # the format defines that dates without a time zone are UTC
     has_names: bool = True  # the source names its columns, so their order is known
 
-    def row(self, number: int) -> str:
+    def describe_row(self, number: int) -> str:
         """A row as messages name it: `row 5 (line 7)`."""
         line = "" if self.first_line is None else f" (line {number + self.first_line})"
         return f"row {number}{line}"
@@ -393,7 +393,7 @@ def parse_dates(
     column = table.frame["date"]
     if column.isna().any():
         first = int(column.isna().to_numpy().argmax())
-        raise table.error(f"{table.row(first)}, column date is empty: fix or drop this row")
+        raise table.error(f"{table.describe_row(first)}, column date is empty: fix or drop this row")
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         return _require_range(column, table)
     if pd.api.types.is_datetime64_dtype(column.dtype):
@@ -415,7 +415,7 @@ def _require_one_kind(column: pd.Series, table: RawTable) -> None:
     row = int(differs.argmax())
     also = f", row 0 {column.iloc[0]!r}" if row else ""
     expected = "column date must hold dates or epoch numbers of one kind"
-    raise table.error(f"{expected}: {table.row(row)} is {column.iloc[row]!r}{also}")
+    raise table.error(f"{expected}: {table.describe_row(row)} is {column.iloc[row]!r}{also}")
 
 
 def _parse_epochs(values: np.ndarray, table: RawTable) -> np.ndarray:
@@ -423,7 +423,7 @@ def _parse_epochs(values: np.ndarray, table: RawTable) -> np.ndarray:
     if unknown.any():
         first = int(unknown.argmax())
         raise table.error(
-            f"{table.row(first)}, column date: {values[first]} is no epoch in s, ms, us or ns between 2000 and 2100; "
+            f"{table.describe_row(first)}, column date: {values[first]} is no epoch in s, ms, us or ns between 2000 and 2100; "
             f"{np.count_nonzero(unknown)} such rows: fix or drop these rows"
         )
     return times
@@ -440,13 +440,13 @@ def _parse_texts(texts: pd.Series, table: RawTable, timezone: str | None) -> np.
     if times.isna().any():
         first = int(times.isna().to_numpy().argmax())
         known = "ISO 8601 such as 2024-01-31 23:59:00+00:00, or an epoch number"
-        raise table.error(f"{table.row(first)}, column date: {texts.iloc[first]!r} is no date ({known})")
+        raise table.error(f"{table.describe_row(first)}, column date: {texts.iloc[first]!r} is no date ({known})")
     if has_zone.all():
         return _require_range(times, table)
     if has_zone.any():
         first = int((~has_zone).to_numpy().argmax())
         shown = f"column date: {texts.iloc[first]!r} names no time zone while other rows do"
-        raise table.error(f"{table.row(first)}, {shown}: fix the file")
+        raise table.error(f"{table.describe_row(first)}, {shown}: fix the file")
     return _require_range(_localize(times, table, timezone), table)
 
 
@@ -461,7 +461,7 @@ def _localize(times: pd.Series, table: RawTable, timezone: str | None) -> pd.Ser
         raise table.error(f"the dates do not fit the time zone {zone!r}: {error}") from error
 
 
-def utc_datetimes(
+def to_utc_datetimes(
     dates: pd.Series,  # datetime64 of any unit; a date without a zone counts as UTC
 ) -> np.ndarray:  # (rows,) datetime64 of the same unit, in UTC
     """The dates of a column without their zone, as `datetimes_to_ns` takes them."""
@@ -469,10 +469,10 @@ def utc_datetimes(
 
 
 def _require_range(dates: pd.Series, table: RawTable) -> np.ndarray:
-    times, beyond = datetimes_to_ns(utc_datetimes(dates))
+    times, beyond = datetimes_to_ns(to_utc_datetimes(dates))
     if beyond.any():
         first = int(beyond.argmax())
-        raise table.error(f"{table.row(first)}, column date is {dates.iloc[first]}: dates go {DATE_RANGE}, fix or drop this row")
+        raise table.error(f"{table.describe_row(first)}, column date is {dates.iloc[first]}: dates go {DATE_RANGE}, fix or drop this row")
     return times
 
 # %% ../../nbs/data/02_readers.ipynb #9eb718f5
@@ -488,7 +488,7 @@ def parse_numbers(
     for row, cell in enumerate(column.tolist()):
         value = _parse_number(cell)
         if value is None:
-            shown = f"{table.row(row)}, column {name}: {cell!r} is no number"
+            shown = f"{table.describe_row(row)}, column {name}: {cell!r} is no number"
             raise table.error(f"{shown}: fix the file, write numbers like 1234.5")
         numbers[row] = value
     return numbers

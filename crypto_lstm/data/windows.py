@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..config import CLASSES, Config
 from .candles import ensure_filled
-from .features import feature_matrix
+from .features import make_feature_matrix
 from .labels import label_filled
 from .scaler import Scaler
 from ..utils.display import html_table, text_table
@@ -320,7 +320,7 @@ def prepare(
     """
     config = config or Config()
     filled = ensure_filled(candles, config)
-    matrix, has_features = feature_matrix(filled, config)
+    matrix, has_features = make_feature_matrix(filled, config)
     outcomes = label_filled(filled, config)
     targets = _find_targets(filled, outcomes, has_features, config)
     train, validation, test = split_rows(targets.usable, config)
@@ -424,7 +424,7 @@ def prediction_windows(
         found = f"the scaler is for the features {scaler.features}, the configuration has {config.features}"
         raise DataError(f"{found}: give both of one model")
     filled = ensure_filled(candles, config)
-    matrix, has_features = feature_matrix(filled, config)
+    matrix, has_features = make_feature_matrix(filled, config)
     ends = find_window_ends(has_features, filled["segment"].to_numpy(), config.sequence_length)
     rows = np.flatnonzero(ends & ~filled["filled"].to_numpy())
     if not len(rows):

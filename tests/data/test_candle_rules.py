@@ -14,8 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crypto_lstm.data.candle_input import StreamError, parse_time, require_sound_candle, require_sound_candles
-from crypto_lstm.data.candle_rules import CANDLE_RULES, MINUTE_NS, VALUE_COLUMNS, datetime_to_ns, datetimes_to_ns
-from crypto_lstm.data.candle_rules import epochs_to_ns, find_broken_rule, find_violations, format_time, is_in_date_range
+from crypto_lstm.data.candle_rules import (
+    CANDLE_RULES,
+    MINUTE_NS,
+    VALUE_COLUMNS,
+    datetime_to_ns,
+    datetimes_to_ns,
+    epochs_to_ns,
+    find_broken_rule,
+    find_violations,
+    format_time,
+    is_in_date_range,
+)
 from crypto_lstm.data.candles import check_candles
 
 START_NS = 1_704_067_200 * 10**9  # 2024-01-01
@@ -58,9 +68,9 @@ def test_arrays_break_the_rules_that_single_candles_break(rows):
     candles = [dict(zip(VALUE_COLUMNS, row, strict=True)) for row in rows]
     for violation in find_violations(columns):
         rules = [rule for rule in CANDLE_RULES if rule.kind == violation.kind]
-        broken = [any(rule.is_broken(*[candle[name] for name in rule.needs]) for rule in rules) for candle in candles]
-        assert violation.count == sum(broken)
-        assert not violation.count or violation.row == broken.index(True)
+        broken = [any(rule.is_broken_by(candle) for rule in rules) for candle in candles]
+        assert violation.rows == sum(broken)
+        assert not violation.rows or violation.first == broken.index(True)
 
 
 @pytest.mark.parametrize(
