@@ -151,10 +151,10 @@ def parse_candles(
     if wrong:
         raise StreamError(f"expected numbers, got others in {', '.join(wrong)}: convert them first")
     times = _parse_dates(columns["date"], candles)
-    shapes = [array.shape for array in (times, *arrays.values())]
-    if times.ndim != 1 or len(set(shapes)) > 1:
-        expected = f"expected a date for each row of values, got the shapes {', '.join(map(str, shapes))}"
-        raise StreamError(f"{expected} for {', '.join(COLUMNS)}: give columns of one length")
+    shapes = {"date": times.shape} | {name: array.shape for name, array in arrays.items()}
+    if times.ndim != 1 or len(set(shapes.values())) > 1:
+        found = ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
+        raise StreamError(f"expected candles with columns of one length, got {found}: give one value for each row")
     values = np.stack([array.astype(np.float64, copy=False) for array in arrays.values()], axis=1)
     if "filled" in list(getattr(candles, "columns", ())):
         is_original = np.not_equal(np.asarray(candles["filled"]), True)

@@ -209,7 +209,7 @@ class Violation(NamedTuple):
 def find_violations(
     columns: Mapping[str, np.ndarray],  # column -> (rows,) float64; columns may be missing
 ) -> Iterator[Violation]:
-    """One `Violation` for each kind of rule, also where no row breaks it. Rules that need a missing column are skipped."""
+    """One `Violation` for each kind of rule, also if no row breaks it. Rules that need a missing column are skipped."""
     for kind, group in itertools.groupby(CANDLE_RULES, key=lambda rule: rule.kind):
         rules = [rule for rule in group if columns.keys() >= set(rule.needs)]
         if rules:

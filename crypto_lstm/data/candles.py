@@ -69,7 +69,7 @@ def describe_bad_value(
     candles: pd.DataFrame,  # filled candles
     names: Sequence[str],  # columns to look at: prices and volume
 ) -> str | None:
-    """A sentence about the first value that no candle may have, or None. Features and labels raise their own errors with it."""
+    """A sentence about the first value that no candle may have, or None; for the errors of features and labels."""
     values = {name: candles[name].to_numpy() for name in names}
     for _, count, row, column, requirement in find_violations(values):
         if count:
@@ -484,7 +484,7 @@ def ensure_filled(
 
 # %% ../../nbs/data/04_candles.ipynb #853f9b16
 def _require_unbroken(filled: pd.DataFrame, step: int) -> None:
-    """Raise `CandleError` if rows were removed from a filled frame or added to it: nothing later would notice the gap."""
+    """Raise `CandleError` if rows were removed from a filled frame or added: nothing later would notice the gap."""
     remedy = "give the candles as they were read, without the columns filled and segment"
     kinds = [filled[name].dtype for name in ("date", "filled", "segment")]
     if [kind.kind for kind in kinds] != ["M", "b", "i"]:

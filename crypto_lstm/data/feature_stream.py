@@ -24,7 +24,10 @@ __all__ = ['RollingMean', 'FeatureRows', 'FeatureStream']
 
 # %% ../../nbs/data/07_feature_stream.ipynb #7fe51504
 class RollingMean:
-    """Mean of the last `span` values, in constant time per value; the sums from the right are recomputed once in `span` values."""
+    """Mean of the last `span` values, in constant time per value.
+
+    The sums from the right are recomputed once in `span` values.
+    """
 
     def __init__(self, span: int) -> None:
         self.span = span
@@ -100,7 +103,9 @@ class _FeatureComputer:
 
     def __init__(self, config: Config) -> None:
         self.plan = _plan_features(config)
-        self.means = {(feature.column, feature.span): RollingMean(feature.span) for feature in self.plan if feature.span}
+        self.means = {
+            (feature.column, feature.span): RollingMean(feature.span) for feature in self.plan if feature.span
+        }
         self.has_changes = any(not feature.span for feature in self.plan)
 
     def compute_one(
@@ -311,7 +316,7 @@ class _StreamState:
         return FeatureRows(grid.times, scaled, run, grid.filled)
 
     def _drop_known(self, times: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Drop the first candle if it is the last one again. Raises `StreamError` if it is older, or has other values."""
+        """Drop the first candle if it is the last one again. Raises `StreamError` if it is older or differs."""
         if self.time is None or times[0] > self.time:
             return times, rows
         date, values = format_time(int(times[0])), tuple(rows[0].tolist())
@@ -371,7 +376,7 @@ def _restore_state(state: _StreamState, arrays: Mapping[str, np.ndarray]) -> Non
 
 # %% ../../nbs/data/07_feature_stream.ipynb #dce1b1d4
 class FeatureStream:
-    """Features of candles that come one by one, or many at a time, equal to those of `make_features`. Not thread-safe."""
+    """Features of candles, one or many at a time, equal to those of `make_features`. Not thread-safe."""
 
     def __init__(
         self,

@@ -78,7 +78,7 @@ def _mean_span(name: str, config: Config) -> int:
 def count_warmup_candles(
     config: Config,  # its features and timeframe
 ) -> int:  # candles at the start without all features
-    """Candles at the very start for which some feature of `config.features` has no value; at least one more is needed."""
+    """Candles at the very start for which some feature of `config.features` has no value. One more is needed."""
     spans = [_mean_span(name, config) for name in config.features]
     return max(span - 1 if span else 1 for span in spans)
 
@@ -100,8 +100,8 @@ def _find_usable(candles: pd.DataFrame, config: Config) -> np.ndarray:
         usable[1:] &= segment[1:] == segment[:-1]
     if not usable.any():
         raise FeatureError(
-            f"none of the {rows} candles has all features: each one from row {needed - 1} on follows a gap of more than "
-            f"{config.max_gap_minutes} minutes; give a longer history, or raise max_gap_minutes"
+            f"none of the {rows} candles has all features: each one from row {needed - 1} on follows a gap of more "
+            f"than {config.max_gap_minutes} minutes; give a longer history, or raise max_gap_minutes"
         )
     return usable
 
@@ -159,9 +159,9 @@ def make_features(
 ) -> pd.DataFrame:  # `date` and one float32 column for each of config.features; index: row number in the filled candles
     """Features of every candle that has all of them, each computed from that candle and those before it.
 
-    Gaps are filled first. The first `count_warmup_candles(config)` rows are left out and, if a change is among the features,
-    the first row of each segment. Raises `FeatureError` for too few candles, for values that no candle may have, and
-    for features that float32 can't hold; `CandleError` for candles that are not sound.
+    Gaps are filled first. The first `count_warmup_candles(config)` rows are left out and, if a change is among the
+    features, the first row of each segment. Raises `FeatureError` for too few candles, for values that no candle may
+    have, and for features that float32 can't hold; `CandleError` for candles that are not sound.
     """
     filled = ensure_filled(candles, config)
     matrix, usable = make_feature_matrix(filled, config)

@@ -380,7 +380,7 @@ RAGGED = {
 def test_columns_of_different_lengths_are_refused(name):
     stream = FeatureStream(CONFIG)
     with pytest.raises(
-        StreamError, match="date for each row|expected candles with date|dates from 1678 to 2261|column date must be"
+        StreamError, match="expected candles with|dates from 1678 to 2261|column date must be"
     ):
         stream.feed(RAGGED[name])
     assert stream.time is None
