@@ -226,8 +226,8 @@ def stream_parity(candles: int, source: str | None) -> dict[str, Any]:
         start = time.perf_counter()
         stream.push(row)
         spent += time.perf_counter() - start
-        if stream._run:
-            wanted, came = matrix[np.searchsorted(times, stream.time)], stream._ring[stream._at - 1]
+        if (came := stream.latest()) is not None:
+            wanted = matrix[np.searchsorted(times, stream.time)]
             worst = max(worst, float(np.max(np.abs(came - wanted) / np.maximum(np.abs(wanted), 1))))
             same, compared = same + bool((came == wanted).all()), compared + 1
     counts = {"candles": len(frame), "compared": compared, "equal_bits": same}

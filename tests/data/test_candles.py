@@ -1,4 +1,4 @@
-"""Candles from every format, refused in words where they can't be right, and filled as a plain loop fills them."""
+"""Candles of every format are read, faults are refused by name, and gaps are filled as a plain loop fills them."""
 
 import gzip
 import io
@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from crypto_lstm.config import Config
 from crypto_lstm.data.candles import check_candles, fill_gaps, plot_candles, read_candles, require_candles
+from crypto_lstm.data.labels import make_labels
 from crypto_lstm.data.readers import CandleError
 from crypto_lstm.data.synthetic import synthetic_candles
-from crypto_lstm.config import Config
 from crypto_lstm.utils.errors import CryptoLSTMError
-from crypto_lstm.data.labels import make_labels
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 COLUMNS = ["date", "open", "high", "low", "close", "volume"]
@@ -49,9 +49,33 @@ def csv_text(rows, head="date,open,high,low,close,volume\n"):
 # Real files: rows, first, last, timeframe, gaps, missing candles, rows without a trade
 
 FILES = {
-    "BTCUSD-1m-20180101-20190630-bitfinex.feather": (773_837, "2018-01-01 00:00", "2019-06-30 23:59", "1m", 9_350, 12_403, 0),
-    "ETHUSD-1m-20190101-20190630-bitfinex.feather": (238_857, "2019-01-01 00:00", "2019-06-30 23:59", "1m", 15_491, 21_783, 0),
-    "LTCUSD-1m-20190101-20190630-bitfinex.feather": (205_158, "2019-01-01 00:00", "2019-06-30 23:59", "1m", 32_575, 55_482, 0),
+    "BTCUSD-1m-20180101-20190630-bitfinex.feather": (
+        773_837,
+        "2018-01-01 00:00",
+        "2019-06-30 23:59",
+        "1m",
+        9_350,
+        12_403,
+        0,
+    ),
+    "ETHUSD-1m-20190101-20190630-bitfinex.feather": (
+        238_857,
+        "2019-01-01 00:00",
+        "2019-06-30 23:59",
+        "1m",
+        15_491,
+        21_783,
+        0,
+    ),
+    "LTCUSD-1m-20190101-20190630-bitfinex.feather": (
+        205_158,
+        "2019-01-01 00:00",
+        "2019-06-30 23:59",
+        "1m",
+        32_575,
+        55_482,
+        0,
+    ),
     "FILUSDT-1m-202308-202311-binance-um.feather": (175_680, "2023-08-01 00:00", "2023-11-30 23:59", "1m", 0, 0, 79),
     "AVAXUSDT-1m-202606-202607-binance-um.feather": (87_840, "2026-06-01 00:00", "2026-07-31 23:59", "1m", 0, 0, 0),
     "raw/binance-um-FILUSDT-1m-2023-10.csv": (44_640, "2023-10-01 00:00", "2023-10-31 23:59", "1m", 0, 0, None),
@@ -65,7 +89,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_real_file(name):
+def test_real_file_is_read_in_full(name):
     candles = read_candles(real(name), now="2026-08-01")
     rows, first, last, timeframe, gaps, missing, quiet = FILES[name]
     report = check_candles(candles, timeframe, now="2026-08-01")
@@ -86,12 +110,14 @@ def test_feather_is_read_as_it_is():
 
 
 def test_two_formats_of_one_market_agree():
-    from_json, from_feather = (read_candles(real(f"raw/freqtrade-UNITTEST_BTC-1m.{suffix}")) for suffix in ("json", "feather"))
+    from_json, from_feather = (
+        read_candles(real(f"raw/freqtrade-UNITTEST_BTC-1m.{suffix}")) for suffix in ("json", "feather")
+    )
     pd.testing.assert_frame_equal(from_json, from_feather)
 
 
 @pytest.mark.parametrize("keep", ["first", "last"])
-def test_messy_file(keep):
+def test_messy_file_is_cleaned_as_counted(keep):
     messy = real("raw/binance-klines-noheader-messy-DERIVED.csv")
     candles = read_candles(messy, on_conflict=keep, timeframe="1m")
     report = check_candles(candles)
@@ -108,7 +134,7 @@ def test_messy_file(keep):
 
 
 def test_messy_file_is_refused_without_a_choice():
-    words = r"two different candles of 2023-10-07 07:32.*\(line 9001\).*column close.*on_conflict='first' or 'last'"
+    words = r"two different candles of 2023-10-07 07:32.*\(line 9001\).*column close.*='first'.*on_conflict='last'"
     with pytest.raises(CandleError, match=words):
         read_candles(real("raw/binance-klines-noheader-messy-DERIVED.csv"))
 
@@ -121,7 +147,7 @@ def test_messy_file_agrees_with_its_origin():
     assert sum((both[f"{name}_x"] != both[f"{name}_y"]) for name in COLUMNS[1:]).sum() <= 1  # the conflicting close
 
 
-def test_bitfinex():
+def test_bitfinex_order_is_suggested_and_read():
     path = real("raw/bitfinex-BTCUSD-1m-OCHL.json")
     with pytest.raises(CandleError, match="columns='ochlv'"):
         read_candles(path)
@@ -139,12 +165,12 @@ def test_cryptodatadownload_volume_is_in_coins():
     assert len(midnight) == 1
 
 
-def test_kraken_values():
+def test_kraken_rows_keep_their_values():
     candles = read_candles(real("raw/kraken-XBTUSDC-1m-noheader.csv"))
     assert candles.iloc[1].tolist() == [pd.Timestamp("2023-01-01 00:09", tz="UTC"), *[16513.41] * 4, 0.00039585]
 
 
-# What is refused
+# Refusals
 
 CELLS = [
     (2, 4, "abc", "row 2, column close: 'abc' is no number"),
@@ -168,7 +194,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("row", "column", "cell", "words"), CELLS)
-def test_bad_cell(row, column, cell, words):
+def test_a_bad_cell_is_named(row, column, cell, words):
     rows = some_rows()
     rows[4][5] += 1  # so that a repeated time is a conflict
     rows[row][column] = cell
@@ -187,8 +213,14 @@ TEXTS = {
     "zeros": (b"\0" * 100, "neither text in UTF-8 nor feather"),
     "header only": (b"date,open,high,low,close,volume\n", "no candles in it"),
     "no volume": (b"date,open,high,low,close,trades\n1,1,1,1,1,1\n", "no column volume"),
-    "thousands": (csv_text([[START, 10, 12, 9, '"1,011.5"', 5]]).encode(), "row 0 (line 2), column close: '1,011.5' is no number"),
-    "empty cell": (csv_text([ROW, [START * 1000 + 60_000, 10, "", 9, 11, 5]]).encode(), "row 1 (line 3), column high is nan"),
+    "thousands": (
+        csv_text([[START, 10, 12, 9, '"1,011.5"', 5]]).encode(),
+        "row 0 (line 2), column close: '1,011.5' is no number",
+    ),
+    "empty cell": (
+        csv_text([ROW, [START * 1000 + 60_000, 10, "", 9, 11, 5]]).encode(),
+        "row 1 (line 3), column high is nan",
+    ),
     "long row": (csv_text([ROW, [*ROW, 1]]).encode(), "Expected 6 fields in line 3, saw 7"),
     "cut row": (csv_text([ROW, ROW[:3]]).encode(), "the last line has 3 cells, the first has 6: the file is cut short"),
     "naive": (csv_text([["2024-01-01 00:00:00", *ROW[1:]]]).encode(), "dates without a time zone"),
@@ -209,7 +241,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_bad_file(name, tmp_path):
+def test_a_bad_file_is_refused(name, tmp_path):
     content, words = TEXTS[name]
     with pytest.raises(CandleError) as caught:
         read_candles(write(tmp_path, content))
@@ -217,14 +249,14 @@ def test_bad_file(name, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["feather", "parquet", "csv.gz", "zip"])
-def test_file_cut_anywhere(suffix, tmp_path):
+def test_a_file_cut_anywhere_is_refused(suffix, tmp_path):
     data = packed(synthetic_candles(300))[suffix]
     for part in range(1, 20):
         with pytest.raises(CandleError):
             read_candles(write(tmp_path, data[: len(data) * part // 20]))
 
 
-def test_bad_sources(tmp_path):
+def test_a_bad_source_is_refused(tmp_path):
     for source, words in (
         (tmp_path, "is a folder"),
         (tmp_path / "none.csv", "No such file"),
@@ -247,10 +279,10 @@ def test_bad_sources(tmp_path):
         ({"timeframe": "7m"}, "timeframe must be one of 1m"),
         ({"timeframe": "5m"}, "candles of 5m are expected, most are 1m apart"),
         ({"now": "2024-01-01 00:01"}, "no candle may lie in the future: row 2, column date is 2024-01-01 00:02"),
-        ({"columns": "ochlv"}, "say columns='ohlcv'"),
+        ({"columns": "ochlv"}, "pass columns='ohlcv'"),
     ],
 )
-def test_bad_arguments(arguments, words):
+def test_a_bad_argument_is_refused(arguments, words):
     with pytest.raises(CandleError) as caught:
         read_candles(some_rows(20), **arguments)
     assert words in str(caught.value)
@@ -267,12 +299,12 @@ def test_zip_of_two_is_refused(tmp_path):
 
 @given(st.binary(max_size=200))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bytes_are_refused_in_words(tmp_path, data):
+def test_any_bytes_raise_a_candle_error(tmp_path, data):
     with pytest.raises(CandleError):
         read_candles(write(tmp_path, data))
 
 
-def test_all_faults_at_once():
+def test_all_faults_are_reported_at_once():
     candles = synthetic_candles(50).drop(columns="volume")
     candles.loc[3, "high"] = 1.0
     candles.loc[4, "close"] = np.nan
@@ -280,11 +312,17 @@ def test_all_faults_at_once():
     with pytest.raises(CandleError) as caught:
         require_candles(candles)
     assert len(caught.value.faults) == 5
-    for words in ("no column volume", "row 3, column high is 1", "row 4, column close is nan", "dates must rise: row 50", "there twice"):
+    for words in (
+        "no column volume",
+        "row 3, column high is 1",
+        "row 4, column close is nan",
+        "dates must rise: row 50",
+        "there twice",
+    ):
         assert words in str(caught.value)
 
 
-# What is read
+# Reading
 
 
 def packed(candles):
@@ -305,7 +343,9 @@ def packed(candles):
         "zip": archive.getvalue(),
         "json": json.dumps(rows).encode(),
         "json.gz": gzip.compress(json.dumps(rows).encode()),
-        "klines as text": json.dumps([[row[0], *map(repr, row[1:]), 0, "0", 0, "0", "0", "0"] for row in rows]).encode(),
+        "klines as text": json.dumps(
+            [[row[0], *map(repr, row[1:]), 0, "0", 0, "0", "0", "0"] for row in rows]
+        ).encode(),
         "records": json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows]).encode(),
         "index": candles.set_index("date").to_csv().encode(),
         "semicolons": text.replace(",", ";").encode(),
@@ -322,12 +362,14 @@ def candle_frames(draw):
     volume = draw(st.lists(st.floats(0, 1e15), min_size=n, max_size=n))
     dates = pd.to_datetime((START // 60 + minutes) * 60, unit="s", utc=True).as_unit("ns")
     high, low = prices.max(axis=1), prices.min(axis=1)
-    return pd.DataFrame({"date": dates, "open": prices[:, 0], "high": high, "low": low, "close": prices[:, 1], "volume": volume})
+    return pd.DataFrame(
+        {"date": dates, "open": prices[:, 0], "high": high, "low": low, "close": prices[:, 1], "volume": volume}
+    )
 
 
 @given(candle_frames())
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_round_trip(tmp_path, candles):
+def test_every_format_returns_the_same_candles(tmp_path, candles):
     for name, data in packed(candles).items():
         read = read_candles(write(tmp_path, data))
         pd.testing.assert_frame_equal(read, candles, check_exact=True, obj=name)
@@ -345,7 +387,7 @@ def test_order_and_repeats_do_not_matter(candles, random):
 
 
 @pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
-def test_units(unit, tmp_path):
+def test_epochs_of_every_unit_are_read(unit, tmp_path):
     rows = [[(START + 60 * i) * unit, *ROW[1:]] for i in range(3)]
     dates = pd.date_range("2024-01-01", periods=3, freq="min", tz="UTC", unit="ns")
     for name in ("", "time", "OPEN_TIME", "Timestamp", " datetime "):
@@ -354,7 +396,7 @@ def test_units(unit, tmp_path):
     assert (read_candles(np.array(rows)).date == dates).all()
 
 
-def test_time_zones(tmp_path):
+def test_dates_of_every_zone_are_read(tmp_path):
     for text, zone in (
         ("2024-01-01 00:00:00", "UTC"),
         ("2024-01-01T00:00:00Z", None),
@@ -370,12 +412,12 @@ def test_time_zones(tmp_path):
         read_candles(write(tmp_path, csv_text([["2024-01-01", *ROW[1:]]])), timezone="Mars/Base")
 
 
-def test_frame_with_dates_as_index():
+def test_dates_may_be_the_index():
     candles = synthetic_candles(10)
     pd.testing.assert_frame_equal(read_candles(candles.set_index("date")), candles)
 
 
-def test_source_is_left_alone():
+def test_the_source_is_not_changed():
     candles = synthetic_candles(10)[::-1]
     copy = candles.copy()
     read = read_candles(candles)
@@ -401,7 +443,7 @@ def fill_slowly(candles, limit, minutes=1):
 
 @given(candle_frames(), st.integers(0, 100))
 @settings(max_examples=100, deadline=None)
-def test_fill_gaps_as_a_loop(candles, limit):
+def test_fill_gaps_equals_a_plain_loop(candles, limit):
     filled = fill_gaps(candles, limit)
     pd.testing.assert_frame_equal(filled, fill_slowly(candles, limit), check_exact=True)
     assert fill_gaps(filled, 0) is filled
@@ -411,11 +453,13 @@ def test_fill_gaps_as_a_loop(candles, limit):
 
 @pytest.mark.parametrize("limit", [0, 14, 15, 60])
 def test_fill_gaps_counts_minutes(limit):
-    candles = synthetic_candles(60, timeframe="15m").drop(index=[3, 10, 11, 20, 21, 22, 23, 24, 40]).reset_index(drop=True)
+    candles = (
+        synthetic_candles(60, timeframe="15m").drop(index=[3, 10, 11, 20, 21, 22, 23, 24, 40]).reset_index(drop=True)
+    )
     pd.testing.assert_frame_equal(fill_gaps(candles, limit, "15m"), fill_slowly(candles, limit, 15), check_exact=True)
 
 
-def test_fill_gaps_real():
+def test_fill_gaps_of_real_candles():
     candles = read_candles(real("BTCUSD-1m-20180101-20190630-bitfinex.feather"))
     filled = fill_gaps(candles)
     spaces = candles.date.diff().dt.total_seconds().to_numpy()[1:] / 60 - 1
@@ -433,14 +477,17 @@ def test_fill_gaps_real():
         (lambda c: c.assign(date=c.date.dt.tz_localize(None)), "column date must be datetime64 in UTC"),
         (lambda c: c.assign(date=c.date + pd.Timedelta("7s")), "dates must be whole steps of 1m: row 0"),
         (lambda c: c.iloc[::5], "no error"),
-        (lambda c: c.assign(volume=np.nan), "volume must be a finite number: row 0, column volume is nan; 30 such rows"),
+        (
+            lambda c: c.assign(volume=np.nan),
+            "volume must be a finite number: row 0, column volume is nan; 30 such rows",
+        ),
         (lambda c: c.drop(columns="date"), "no column date"),
         (lambda c: c.to_numpy(), "candles must be a DataFrame, got ndarray"),
         (lambda c: c[:0], "no candles in it"),
         (lambda c: c.astype({"open": "float32"}), "column open must be float64, got float32"),
     ],
 )
-def test_fill_gaps_refuses(spoil, words):
+def test_fill_gaps_refuses_unsound_candles(spoil, words):
     candles = spoil(synthetic_candles(30))
     if words == "no error":  # six rows five minutes apart may as well be gaps
         assert fill_gaps(candles).filled.sum() == 20
@@ -455,7 +502,7 @@ def test_another_timeframe_is_noticed():
         fill_gaps(synthetic_candles(30, timeframe="5m"))
 
 
-# The invented market
+# The synthetic market
 
 
 def test_synthetic_is_a_function_of_its_arguments():
@@ -483,7 +530,7 @@ def test_fair_market_has_no_direction(seed):
     assert ((returns - returns.mean()) ** 4).mean() / returns.var() ** 2 > 4
 
 
-def test_edge_can_be_seen():
+def test_an_edge_is_measurable():
     for seed in range(3):
         candles = synthetic_candles(50_000, seed, 1.0)
         past = np.log(candles.close).diff(30).to_numpy()[30:-30]
@@ -495,7 +542,7 @@ def test_edge_can_be_seen():
 
 
 @pytest.mark.parametrize("n", [1, 2, 300, 301, 5_000])
-def test_plot(n):
+def test_plot_shows_all_candles(n):
     import matplotlib
 
     matplotlib.use("Agg")
@@ -517,7 +564,9 @@ def test_a_filled_frame_that_was_cut_is_refused():
     filled = fill_gaps(whole.drop(index=range(100, 104)).reset_index(drop=True), 60, "1h")  # two segments
     assert fill_gaps(filled, 60, "1h") is filled
     assert fill_gaps(filled[90:110], 60, "1h")["segment"].nunique() == 2  # cut at its ends only
-    with pytest.raises(CandleError, match="row 50, column date is .* candles of a segment are 1h apart.*has been cut since"):
+    with pytest.raises(
+        CandleError, match="row 50, column date is .* candles of a segment are 1h apart.*has been cut since"
+    ):
         fill_gaps(filled.drop(index=[50]), 60, "1h")
     with pytest.raises(CandleError, match="filled for another timeframe: give the candles as they were read"):
         fill_gaps(filled, 60, "5m")
@@ -530,6 +579,12 @@ def test_a_filled_frame_that_was_cut_is_refused():
 
 def test_dates_that_nanoseconds_cannot_hold():
     frame = synthetic_candles(30, seed=1, timeframe="1h")
-    frame["date"] = frame["date"].dt.as_unit("s").where(frame.index != 7, pd.Timestamp("2500-01-01", tz="UTC").as_unit("s"))
+    frame["date"] = (
+        frame["date"].dt.as_unit("s").where(frame.index != 7, pd.Timestamp("2500-01-01", tz="UTC").as_unit("s"))
+    )
     report = check_candles(frame)
-    assert not report.ok and "row 7, column date is 2500-01-01" in report.errors[0] and "dates go from 1678 to 2261" in report.errors[0]
+    assert (
+        not report.ok
+        and "row 7, column date is 2500-01-01" in report.errors[0]
+        and "dates go from 1678 to 2261" in report.errors[0]
+    )

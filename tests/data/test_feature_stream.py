@@ -1,10 +1,8 @@
-"""The stream's features against those of the whole history, against a plain loop, and bad candles that must change nothing."""
+"""The stream equals the batch and a plain loop, and a refused candle changes nothing."""
 
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crypto_lstm.data.candles import read_candles
 from crypto_lstm.config import FEATURES, Config, ConfigError
+from crypto_lstm.data.candle_input import StreamError, parse_candle, parse_candles, parse_time
+from crypto_lstm.data.candle_rules import VALUE_COLUMNS
+from crypto_lstm.data.candles import fill_gaps, read_candles
+from crypto_lstm.data.feature_stream import FeatureStream, RollingMean
 from crypto_lstm.data.features import make_features
-from crypto_lstm.data.feature_stream import VALUE_COLUMNS, FeatureStream, RollingMean, StreamError, parse_candles, parse_candle, parse_time
 from crypto_lstm.data.synthetic import synthetic_candles
-from crypto_lstm.data.windows import window_ends
+from crypto_lstm.data.windows import find_window_ends
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 HOUR_NS = 3_600_000_000_000
@@ -27,7 +27,7 @@ CONFIG = Config(timeframe="12h", sequence_length=5, max_gap_minutes=2160)  # 30 
 
 
 def gappy(rows: int, seed: int, timeframe: str = "12h", keep: float = 0.8) -> pd.DataFrame:
-    """Candles with dead minutes, small gaps, and some long ones."""
+    """Candles with minutes without trades, small gaps, and some long ones."""
     rng = np.random.default_rng(seed)
     candles = synthetic_candles(rows, seed=seed, timeframe=timeframe)
     candles.loc[rng.random(rows) < 0.2, "volume"] = 0.0
@@ -47,13 +47,13 @@ def streamed(stream: FeatureStream, candles: pd.DataFrame) -> dict[pd.Timestamp,
     rows = {}
     for candle in records(candles):
         stream.push(candle)
-        if stream._run:
-            rows[candle["date"]] = stream._ring[stream._at - 1].copy()
+        if stream.latest() is not None:
+            rows[candle["date"]] = stream.latest().copy()
     return rows
 
 
 def plain_features(candles: pd.DataFrame, config: Config) -> dict[pd.Timestamp, list[float]]:
-    """The specification's words as one loop, with a fresh mean for each candle; only for the full set of features."""
+    """The definitions as one loop, with a fresh mean for each candle; only for the full set of features."""
     step, history, found = pd.Timedelta(minutes=config.timeframe_minutes), [], {}
     for candle in records(candles):
         missing = int((candle["date"] - history[-1]["date"]) / step) - 1 if history else 0
@@ -77,7 +77,7 @@ def plain_features(candles: pd.DataFrame, config: Config) -> dict[pd.Timestamp, 
     return found
 
 
-# ---------------------------------------------------------------- the same as the batch
+# Equal to the batch
 
 
 @settings(max_examples=40, deadline=None)
@@ -130,7 +130,9 @@ def test_many_at_once_equal_one_by_one(seed, cuts):
     for name, array in one.state_dict().items():
         if name == "ring":  # the place of the window differs
             window = one.window()
-            assert (window is None) == (many.window() is None) and (window is None or np.array_equal(window, many.window()))
+            assert (window is None) == (many.window() is None) and (
+                window is None or np.array_equal(window, many.window())
+            )
         elif name == "header":
             assert np.array_equal(np.delete(array, 2), np.delete(many.state_dict()[name], 2))
         else:
@@ -138,21 +140,19 @@ def test_many_at_once_equal_one_by_one(seed, cuts):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_runs_are_the_windows_of_training(seed):
-    from crypto_lstm.data.candles import fill_gaps
-
+def test_runs_equal_the_windows_of_training(seed):
     candles = gappy(400, seed)
     filled = fill_gaps(candles, CONFIG.max_gap_minutes, CONFIG.timeframe)
     has = np.zeros(len(filled), dtype=bool)
     has[make_features(filled, CONFIG).index] = True
     fed = FeatureStream(CONFIG).feed(candles)
-    assert np.array_equal(fed.run >= 5, window_ends(has, filled["segment"].to_numpy(), 5))
+    assert np.array_equal(fed.run >= 5, find_window_ends(has, filled["segment"].to_numpy(), 5))
     assert np.array_equal(fed.filled, filled["filled"].to_numpy())
     assert np.array_equal(fed.times, filled["date"].dt.as_unit("ns").astype("int64"))
 
 
 @pytest.mark.parametrize("timeframe", ["1m", "1h", "1d"])
-def test_every_timeframe(timeframe):
+def test_the_stream_equals_the_batch_on_every_timeframe(timeframe):
     config = Config(timeframe=timeframe, sequence_length=7)
     rows = config.month_candles + 60
     candles = synthetic_candles(rows, seed=3, timeframe=timeframe)
@@ -164,9 +164,11 @@ def test_every_timeframe(timeframe):
     assert np.array_equal(stream.window(), expected[-7:])
 
 
-@pytest.mark.parametrize("name", ["LTCUSD-1m-20190101-20190630-bitfinex.feather", "FILUSDT-1m-202308-202311-binance-um.feather"])
-def test_real_candles(name):
-    """A year of many gaps, and one with dead minutes: one by one after 30 days, beside the whole."""
+@pytest.mark.parametrize(
+    "name", ["LTCUSD-1m-20190101-20190630-bitfinex.feather", "FILUSDT-1m-202308-202311-binance-um.feather"]
+)
+def test_the_stream_equals_the_batch_on_real_candles(name):
+    """A year of many gaps, and one with minutes without trades: one by one after 30 days, beside the whole."""
     if not (DATA / name).is_file():
         pytest.skip(f"real candles are not here: {name}")
     config, candles = Config(), read_candles(DATA / name)[:60_000]
@@ -177,13 +179,16 @@ def test_real_candles(name):
     for candle in records(candles[20_000:]):
         stream.push(candle)
         doubts += stream.suspicion() is not None
-        if stream._run:
-            came = stream._ring[stream._at - 1]
-            worst = max(worst, float(np.max(np.abs(came - expected.loc[candle["date"]].to_numpy()) / np.maximum(np.abs(came), 1))))
+        if stream.latest() is not None:
+            came = stream.latest()
+            worst = max(
+                worst,
+                float(np.max(np.abs(came - expected.loc[candle["date"]].to_numpy()) / np.maximum(np.abs(came), 1))),
+            )
     assert worst <= 1e-6 and doubts == 0, (worst, doubts)
 
 
-def test_a_mean_over_a_long_time_does_not_drift():
+def test_a_long_rolling_mean_does_not_drift():
     rng = np.random.default_rng(0)
     values = rng.lognormal(0, 3, 200_000) * np.where(np.arange(200_000) % 40_000 < 20_000, 1e9, 1e-3)
     mean = RollingMean(1440)
@@ -204,7 +209,7 @@ def test_missing_counts_down_to_the_first_window():
     assert stream.missing() == 5 and stream.window() is None
 
 
-# ---------------------------------------------------------------- bad candles
+# Refused candles
 
 
 GOOD = synthetic_candles(100, seed=1, timeframe="12h")
@@ -216,10 +221,10 @@ BAD = {
     "NaN": (NEXT | {"close": math.nan}, "close must be a finite number"),
     "infinity": (NEXT | {"high": math.inf}, "high must be a finite number"),
     "negative infinity": (NEXT | {"low": -math.inf}, "low must be a finite number"),
-    "zero price": (NEXT | {"low": 0.0}, "low must be a finite number above zero"),
+    "zero price": (NEXT | {"low": 0.0}, "low must be above zero"),
     "negative volume": (NEXT | {"volume": -1.0}, "at least zero"),
-    "high below low": (NEXT | {"high": NEXT["low"] / 2}, "high must be the highest"),
-    "close above high": (NEXT | {"close": NEXT["high"] * 2}, "high must be the highest"),
+    "high below low": (NEXT | {"high": NEXT["low"] / 2}, "high must be at least open, low and close"),
+    "close above high": (NEXT | {"close": NEXT["high"] * 2}, "high must be at least open, low and close"),
     "off the grid": (NEXT | {"date": NEXT["date"] + pd.Timedelta(minutes=5)}, "whole steps"),
     "a nanosecond off": (NEXT | {"date": NEXT["date"] + pd.Timedelta(1, "ns")}, "whole steps"),
     "another timeframe": (NEXT | {"date": LAST["date"] + pd.Timedelta(hours=1)}, "whole steps"),
@@ -233,7 +238,7 @@ BAD = {
     "five values": ([int(NEXT["date"].timestamp() * 1000), 1, 1, 1, 1], "as numbers"),
     "nothing": (None, "expected a candle"),
     "a number": (7, "expected a candle"),
-    "too large": (NEXT | {"high": 1e200}, "high must be a finite number"),
+    "too large": (NEXT | {"high": 1e200}, "high must be at most 1e\\+100"),
     "too large for a float": (NEXT | {"high": 10**400}, "high must be a finite number"),
     "the year 9999": (NEXT | {"date": datetime(9999, 1, 1, tzinfo=UTC)}, "dates from 1678 to 2261"),
     "the year 9999, of NumPy": (NEXT | {"date": np.datetime64("9999-01-01")}, "dates from 1678 to 2261"),
@@ -255,7 +260,7 @@ def test_a_refused_candle_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", [name for name in BAD if name not in ("nothing", "a number", "five values", "None")])
-def test_many_are_refused_for_one(name):
+def test_feed_refuses_all_candles_for_one(name):
     candle, _ = BAD[name]
     stream = FeatureStream(CONFIG)
     stream.feed(GOOD)
@@ -265,7 +270,7 @@ def test_many_are_refused_for_one(name):
     assert all(np.array_equal(array, stream.state_dict()[name]) for name, array in before.items())
 
 
-def test_the_newest_candle_once_more_is_not_new():
+def test_the_newest_candle_again_is_not_new():
     stream = FeatureStream(CONFIG)
     stream.feed(GOOD)
     before = stream.state_dict()
@@ -298,17 +303,17 @@ def test_another_timeframe_is_suspected_where_it_fits_the_grid(minutes, often):
     assert stream.suspicion() is None
 
 
-def test_a_history_of_another_timeframe():
-    with pytest.raises(StreamError, match="most are 60 minutes apart"):
+def test_a_history_of_another_timeframe_is_refused():
+    with pytest.raises(StreamError, match="most are 1h apart"):
         FeatureStream(Config()).feed(synthetic_candles(100, timeframe="1h"))
-    with pytest.raises(StreamError, match="whole steps of 60 minutes"):
+    with pytest.raises(StreamError, match="whole steps of 1h"):
         FeatureStream(Config(timeframe="1h")).feed(synthetic_candles(100, timeframe="1m"))
 
 
-# ---------------------------------------------------------------- shapes of input, and the state
+# Shapes of input, and the state
 
 
-def test_dates_in_every_shape():
+def test_dates_are_read_in_every_shape():
     expected = 1_709_805_600_000_000_000
     zoned = pd.Timestamp(expected, tz="Asia/Tokyo")
     numbers = (1_709_805_600_000, np.int64(1_709_805_600_000), 1_709_805_600_000.0)
@@ -321,13 +326,13 @@ def test_dates_in_every_shape():
 
 
 @pytest.mark.parametrize("unit", ["ns", "us", "ms", "s"])
-def test_units_of_a_column_of_dates(unit):
+def test_a_column_of_dates_may_have_any_unit(unit):
     candles = synthetic_candles(50, seed=1)
     times, _ = parse_candles(candles.assign(date=candles["date"].dt.as_unit(unit)))
     assert np.array_equal(times, parse_candles(candles)[0])
 
 
-def test_a_state_goes_on_and_a_strange_one_is_refused():
+def test_a_state_continues_and_an_unknown_one_is_refused():
     stream, other = FeatureStream(CONFIG), FeatureStream(CONFIG)
     stream.feed(GOOD[:80])
     state = stream.state_dict()
@@ -352,12 +357,6 @@ def test_a_state_goes_on_and_a_strange_one_is_refused():
     assert fresh.time is None
 
 
-def test_numpy_is_all_it_needs():
-    heavy = {"tensorflow", "keras", "pandas", "pyarrow", "sklearn", "matplotlib", "psutil"}
-    code = f"import sys, crypto_lstm.data.feature_stream; print(sorted({heavy} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-
-
 def test_a_configuration_is_still_checked():
     with pytest.raises(ConfigError):
         FeatureStream(CONFIG.replace(sequence_length=0))
@@ -378,14 +377,16 @@ RAGGED = {
 
 
 @pytest.mark.parametrize("name", RAGGED)
-def test_columns_that_do_not_belong_together(name):
+def test_columns_of_different_lengths_are_refused(name):
     stream = FeatureStream(CONFIG)
-    with pytest.raises(StreamError, match="date for each row|expected candles with date|dates from 1678 to 2261|column date must be"):
+    with pytest.raises(
+        StreamError, match="expected candles with|dates from 1678 to 2261|column date must be"
+    ):
         stream.feed(RAGGED[name])
     assert stream.time is None
 
 
-def test_what_is_not_known_to_be_filled_was_traded():
+def test_a_candle_without_a_filled_mark_counts_as_traded():
     whole = FeatureStream(CONFIG)
     whole.feed(GOOD)
     joined = pd.concat([GOOD[:300].assign(filled=False), GOOD[300:]], ignore_index=True)  # NaN from row 300 on

@@ -1,4 +1,4 @@
-"""Features and labels against plain loops, on invented and on real candles, and nothing from the future in either."""
+"""Features and labels equal plain loops, on synthetic and on real candles, without look-ahead."""
 
 import gc
 import math
@@ -11,18 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crypto_lstm.config import CLASSES, FEATURES, Config
 from crypto_lstm.data import features as features_module
 from crypto_lstm.data import labels as labels_module
 from crypto_lstm.data.candles import fill_gaps
+from crypto_lstm.data.features import FeatureError, count_warmup_candles, make_features, rolling_mean
+from crypto_lstm.data.labels import OUTCOMES, LabelError, count_labels, make_labels, plot_labels
 from crypto_lstm.data.synthetic import synthetic_candles
-from crypto_lstm.config import CLASSES, FEATURES, Config
-from crypto_lstm.data.features import FeatureError, make_features, rolling_mean, warmup_candles
-from crypto_lstm.data.labels import OUTCOMES, LabelError, label_counts, make_labels, plot_labels
 from crypto_lstm.data.windows import prepare
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 PRICES = ["open", "high", "low", "close"]
-HALF_DAYS = Config(timeframe="12h", max_gap_minutes=1440)  # means over 2 and 60 candles: small enough for thousands of tries
+HALF_DAYS = Config(
+    timeframe="12h", max_gap_minutes=1440
+)  # means over 2 and 60 candles: small enough for thousands of tries
 
 
 def real_candles(name, start=0, stop=None):
@@ -54,7 +56,7 @@ def random_candles(seed, n, minutes, lost=0.1, tick=0.25):
     return candles[~gone].reset_index(drop=True)
 
 
-# --- features -----------------------------------------------------------------------------------------------------------
+# Features
 
 
 def plain_features(filled, t, config):
@@ -76,14 +78,19 @@ def plain_features(filled, t, config):
 
 def assert_features_match(candles, config, rows=None):
     filled = fill_gaps(candles, config.max_gap_minutes, config.timeframe)
-    columns, segment = [filled[name].tolist() for name in ("high", "low", "close", "volume")], filled["segment"].tolist()
+    columns, segment = (
+        [filled[name].tolist() for name in ("high", "low", "close", "volume")],
+        filled["segment"].tolist(),
+    )
     features = make_features(candles, config)
     for t in range(len(filled)) if rows is None else rows:
         want = plain_features(columns, t, config)
         if want is None or segment[t] != segment[t - 1]:
             assert t not in features.index
         else:
-            np.testing.assert_allclose(features.loc[t, list(FEATURES)].to_numpy(dtype=np.float64), want, rtol=2e-7, atol=1e-30)
+            np.testing.assert_allclose(
+                features.loc[t, list(FEATURES)].to_numpy(dtype=np.float64), want, rtol=2e-7, atol=1e-30
+            )
             assert features.at[t, "date"] == filled.at[t, "date"]
 
 
@@ -92,7 +99,9 @@ def test_features_equal_the_definitions(seed):
     assert_features_match(random_candles(seed, 160, 720, lost=0.15), HALF_DAYS)
 
 
-@pytest.mark.parametrize("name", ["BTCUSD-1m-20180101-20190630-bitfinex.feather", "LTCUSD-1m-20190101-20190630-bitfinex.feather"])
+@pytest.mark.parametrize(
+    "name", ["BTCUSD-1m-20180101-20190630-bitfinex.feather", "LTCUSD-1m-20190101-20190630-bitfinex.feather"]
+)
 def test_features_equal_the_definitions_on_real_candles(name):
     candles = real_candles(name, stop=60_000)
     filled = fill_gaps(candles)
@@ -102,16 +111,16 @@ def test_features_equal_the_definitions_on_real_candles(name):
     assert_features_match(candles, Config(), [int(row) for row in rows])
 
 
-def test_hourly_features_on_real_candles():
+def test_hourly_features_equal_the_definitions_on_real_candles():
     candles = real_candles("raw/freqtrade-BTC_USDT-1h.feather", stop=4000)[["date", *PRICES, "volume"]]
     config = Config(timeframe="1h", max_gap_minutes=240)
-    assert (config.day_candles, config.month_candles, warmup_candles(config)) == (24, 720, 719)
+    assert (config.day_candles, config.month_candles, count_warmup_candles(config)) == (24, 720, 719)
     assert_features_match(candles, config, range(0, len(fill_gaps(candles, 240, "1h")), 7))
 
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), cut=st.integers(0, 158), scale=st.sampled_from([0.01, 0.5, 3.0, 1e6]))
-def test_features_do_not_see_the_future(seed, cut, scale):
+def test_features_do_not_look_ahead(seed, cut, scale):
     candles = random_candles(seed, 160, 720)
     cut = min(cut, len(candles) - 2)
     now = candles["date"][cut]
@@ -126,7 +135,7 @@ def test_features_do_not_see_the_future(seed, cut, scale):
         assert make_features(candles[: cut + 1], HALF_DAYS).equals(past)
 
 
-def test_causality_test_can_fail():
+def test_the_look_ahead_test_can_fail():
     """The same comparison finds a mean that is centred on its row."""
     close = random_candles(3, 160, 720)["close"]
     changed = close.where(close.index <= 100, close * 2)
@@ -156,7 +165,7 @@ def test_rolling_mean_of_prices_over_a_year():
         assert abs(mean[t] / (math.fsum(prices[t - 43_199 : t + 1]) / 43_200) - 1) < 1e-11
 
 
-def test_some_features_in_another_order():
+def test_features_may_be_chosen_in_any_order():
     candles = random_candles(5, 160, 720)
     chosen = ["volume_to_ma1440", "close_change"]
     some, all_of_them = make_features(candles, HALF_DAYS.replace(features=chosen)), make_features(candles, HALF_DAYS)
@@ -174,7 +183,7 @@ def test_means_run_over_a_long_gap_and_changes_do_not():
     assert means.at[100, "price_to_ma43200"] == pytest.approx(candles["close"][100] / fresh, rel=1e-6)
 
 
-def test_filled_candles_give_the_same():
+def test_filled_candles_give_the_same_features_and_labels():
     candles = random_candles(2, 160, 720)
     filled = fill_gaps(candles, HALF_DAYS.max_gap_minutes, HALF_DAYS.timeframe)
     assert make_features(candles, HALF_DAYS).equals(make_features(filled, HALF_DAYS))
@@ -182,7 +191,7 @@ def test_filled_candles_give_the_same():
     assert make_labels(candles, config).equals(make_labels(filled, config))
 
 
-def test_candles_are_left_as_they_were():
+def test_candles_are_not_changed():
     candles = random_candles(2, 160, 720)
     copy = candles.copy(deep=True)
     make_features(candles, HALF_DAYS)
@@ -190,7 +199,7 @@ def test_candles_are_left_as_they_were():
     assert candles.equals(copy)
 
 
-def test_too_few_candles_for_features():
+def test_too_few_candles_for_features_are_refused():
     with pytest.raises(FeatureError, match="at least 43200 candles of 1m .* got 200"):
         make_features(synthetic_candles(200, seed=0, edge=0.0), Config())
     with pytest.raises(FeatureError, match="at least 2 candles"):
@@ -198,8 +207,10 @@ def test_too_few_candles_for_features():
     assert len(make_features(random_candles(0, 60, 720, lost=0)[:60], HALF_DAYS.replace(max_gap_minutes=10**6))) == 1
 
 
-@pytest.mark.parametrize(("column", "value"), [("volume", np.nan), ("volume", -1.0), ("volume", np.inf), ("close", 0.0), ("high", np.nan)])
-def test_values_that_cannot_be_right(column, value):
+@pytest.mark.parametrize(
+    ("column", "value"), [("volume", np.nan), ("volume", -1.0), ("volume", np.inf), ("close", 0.0), ("high", np.nan)]
+)
+def test_unsound_values_are_refused(column, value):
     filled = fill_gaps(random_candles(0, 160, 720, lost=0), HALF_DAYS.max_gap_minutes, "12h")
     filled.loc[70, column] = value
     with pytest.raises(FeatureError, match=f"{column} must be .* in row 70"):
@@ -214,13 +225,15 @@ def test_a_value_beyond_float32_is_named():
         make_features(filled, HALF_DAYS)
 
 
-# --- labels -------------------------------------------------------------------------------------------------------------
+# Labels
 
 
 def plain_side(high, low, close, t, side, config):
     """How a trade entered at close[t] ends, walking from candle to candle: outcome, candles until it, percent."""
     entry = close[t]
-    up, down = (config.long_tp_pct, config.long_sl_pct) if side == "long" else (config.short_sl_pct, config.short_tp_pct)
+    up, down = (
+        (config.long_tp_pct, config.long_sl_pct) if side == "long" else (config.short_sl_pct, config.short_tp_pct)
+    )
     above, below = entry * (1 + up / 100), entry * (1 - down / 100)
     for k in range(1, config.future_window + 1):
         rose, fell = high[t + k] >= above, low[t + k] <= below
@@ -245,7 +258,11 @@ def plain_labels(candles, config):
         if len(future) < config.future_window or any(number != segment[t] for number in future):
             continue
         long, short = (plain_side(high, low, close, t, side, config) for side in ("long", "short"))
-        wins = [(end[1], order, name) for order, (name, end) in enumerate([("LONG", long), ("SHORT", short)]) if end[0] == "target"]
+        wins = [
+            (end[1], order, name)
+            for order, (name, end) in enumerate([("LONG", long), ("SHORT", short)])
+            if end[0] == "target"
+        ]
         found[t] = (min(wins)[2] if wins else "HOLD", long, short)
     return found
 
@@ -285,12 +302,16 @@ def test_labels_equal_a_plain_loop(seed, window, tie, percentages):
 
 @pytest.mark.parametrize("tie", ["stop", "target"])
 def test_labels_equal_a_plain_loop_on_a_synthetic_market(tie):
-    labels = assert_labels_match(synthetic_candles(20_000, seed=3, edge=0.0), Config(tie=tie))  # more than one portion of rows
-    assert min(label_counts(labels).values()) > 100
+    labels = assert_labels_match(
+        synthetic_candles(20_000, seed=3, edge=0.0), Config(tie=tie)
+    )  # more than one portion of rows
+    assert min(count_labels(labels).values()) > 100
 
 
 @pytest.mark.parametrize("tie", ["stop", "target"])
-@pytest.mark.parametrize("name", ["BTCUSD-1m-20180101-20190630-bitfinex.feather", "LTCUSD-1m-20190101-20190630-bitfinex.feather"])
+@pytest.mark.parametrize(
+    "name", ["BTCUSD-1m-20180101-20190630-bitfinex.feather", "LTCUSD-1m-20190101-20190630-bitfinex.feather"]
+)
 def test_labels_equal_a_plain_loop_on_real_candles(name, tie):
     candles = real_candles(name)
     around = int(np.flatnonzero(candles["date"].diff() > pd.Timedelta(minutes=61))[0])  # a gap too long to fill
@@ -298,7 +319,7 @@ def test_labels_equal_a_plain_loop_on_real_candles(name, tie):
     filled = fill_gaps(part)
     assert filled["filled"].any() and filled["segment"].iloc[-1] > 0
     labels = assert_labels_match(part, Config(tie=tie))
-    assert min(label_counts(labels).values()) > 20
+    assert min(count_labels(labels).values()) > 20
 
 
 @settings(max_examples=40, deadline=None)
@@ -316,7 +337,7 @@ def test_a_label_sees_its_entry_and_its_window_only(seed, t):
         assert labels.loc[[t]].equals(others.loc[[t]])
 
 
-def test_types_of_the_columns():
+def test_labels_have_their_types():
     labels = make_labels(synthetic_candles(500, seed=0, edge=0.0), Config())
     assert list(labels)[:4] == ["date", "label", "long_outcome", "short_outcome"]
     assert list(labels)[4:] == ["long_offset", "short_offset", "long_return", "short_return"]
@@ -324,7 +345,7 @@ def test_types_of_the_columns():
     assert labels.index.tolist() == list(range(380))
 
 
-def test_too_few_candles_for_labels():
+def test_too_few_candles_for_labels_are_refused():
     candles = synthetic_candles(300, seed=0, edge=0.0)
     with pytest.raises(LabelError, match="at least 121 candles .* longest of 120 candles has 120"):
         make_labels(candles[:120], Config())
@@ -335,14 +356,14 @@ def test_too_few_candles_for_labels():
     assert len(make_labels(candles[:121], Config())) == 1
 
 
-def test_a_price_that_cannot_be_right():
+def test_an_unsound_price_is_refused():
     filled = fill_gaps(synthetic_candles(300, seed=0, edge=0.0))
     filled.loc[7, "low"] = np.nan
-    with pytest.raises(LabelError, match="low must be finite and above zero, got nan in row 7"):
+    with pytest.raises(LabelError, match="low must be a finite number, got nan in row 7"):
         make_labels(filled, Config())
 
 
-def test_features_and_labels_meet_in_the_row_number():
+def test_features_and_labels_share_row_numbers():
     candles = random_candles(4, 200, 720)
     config = HALF_DAYS.replace(future_window=3)
     features, labels = make_features(candles, config), make_labels(candles, config)
@@ -350,7 +371,7 @@ def test_features_and_labels_meet_in_the_row_number():
     assert len(rows) > 50 and features.loc[rows, "date"].equals(labels.loc[rows, "date"])
 
 
-def test_plot_of_a_label():
+def test_labels_can_be_plotted():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     candles = synthetic_candles(400, seed=0, edge=0.0)
@@ -362,7 +383,7 @@ def test_plot_of_a_label():
     matplotlib.pyplot.close("all")
 
 
-# --- portions and shared columns ----------------------------------------------------------------------------------------
+# Portions and shared columns
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.1])
@@ -382,7 +403,11 @@ def test_a_change_stays_in_its_own_table(lost):
     """Tables share their dates where they can; who writes into one changes no other."""
     candles = synthetic_candles(1000, timeframe="12h").drop(index=lost).reset_index(drop=True)
     before, late = candles.copy(deep=True), pd.Timestamp("2001-01-01", tz="UTC")
-    filled, features, labels = fill_gaps(candles, 1440, "12h"), make_features(candles, HALF_DAYS), make_labels(candles, HALF_DAYS)
+    filled, features, labels = (
+        fill_gaps(candles, 1440, "12h"),
+        make_features(candles, HALF_DAYS),
+        make_labels(candles, HALF_DAYS),
+    )
     for table in (filled, features, labels):
         table.loc[table.index[3], "date"] = late
         table.iloc[4, 0] = late
@@ -393,8 +418,8 @@ def test_a_change_stays_in_its_own_table(lost):
 
 
 @pytest.mark.parametrize(("lost", "allowed"), [(0, 64), (10, 80)])
-def test_what_prepare_keeps(lost, allowed):
-    """Bytes a candle: features 32, outcomes 19, row numbers and classes 5; with gaps also dates, and the row numbers of the outcomes."""
+def test_prepare_keeps_little_memory(lost, allowed):
+    """Bytes per candle: features 32, outcomes 19, row numbers and classes 5; with gaps also dates and row numbers."""
     candles = synthetic_candles(100_000, timeframe="1h")
     candles = candles.drop(index=range(50_000, 50_000 + lost)).reset_index(drop=True)
     config = Config(timeframe="1h", max_gap_minutes=60, balance="none")

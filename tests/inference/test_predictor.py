@@ -242,10 +242,10 @@ HISTORIES = {
     "reversed": (CANDLES[::-1], CLOSE, "dates must rise"),
     "naive dates": (CANDLES.assign(date=CANDLES["date"].dt.tz_localize(None)), CLOSE, "UTC"),
     "zero price": (CANDLES.assign(close=CANDLES["close"].where(CANDLES.index != 1599, 0.0)), CLOSE, "close must be"),
-    "low above high": (CANDLES.assign(low=CANDLES["high"] * 2), CLOSE, "high must be the highest"),
+    "low above high": (CANDLES.assign(low=CANDLES["high"] * 2), CLOSE, "high must be at least open, low and close"),
     "doubled row": (pd.concat([CANDLES, CANDLES[-1:]]), CLOSE, "the same candle twice"),
-    "another timeframe": (synthetic_candles(1600, timeframe="30m"), CLOSE, "whole steps of 60 minutes"),
-    "a slower timeframe": (synthetic_candles(1600, timeframe="4h"), CLOSE, "most are 240 minutes apart"),
+    "another timeframe": (synthetic_candles(1600, timeframe="30m"), CLOSE, "whole steps of 1h"),
+    "a slower timeframe": (synthetic_candles(1600, timeframe="4h"), CLOSE, "most are 4h apart"),
     "a hole": (hole(range(1580, 1590)), CLOSE, "ends no full window, 3 more"),
     "doubled column": (pd.concat([CANDLES, CANDLES[["close"]]], axis=1), CLOSE, "expected candles with"),
 }
@@ -281,7 +281,7 @@ def test_the_stream_refuses_or_does_not_trade(predictor):
         (CANDLES.iloc[-5].to_dict(), soon, "comes late"),
         (last | {"close": last["close"] * 1.0001, "high": last["high"] * 2}, soon, "came before with other values"),
         (next_ | {"volume": np.nan}, soon, "volume must be a finite number"),
-        (next_ | {"date": last["date"] + HOUR / 2}, soon, "whole steps of 60 minutes"),
+        (next_ | {"date": last["date"] + HOUR / 2}, soon, "whole steps of 1h"),
         (next_, soon - pd.Timedelta("1s"), "not closed yet"),
     ]:
         with pytest.raises(StreamError, match=message):
