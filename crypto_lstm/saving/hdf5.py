@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -283,6 +284,9 @@ def _unpack(data: bytes) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     return texts, arrays
 
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
 def _invalid_answer(fault: str) -> Hdf5Error:
     return Hdf5Error(f"the child process that read it returned an invalid answer ({fault})")
 
@@ -292,8 +296,8 @@ def _check_head(head: Any) -> tuple[dict[str, str], list[tuple[str, np.dtype, li
     texts, listed = (head.get("texts"), head.get("arrays")) if isinstance(head, dict) else (None, None)
     if not isinstance(texts, dict) or not isinstance(listed, list):
         raise _invalid_answer("expected texts and arrays")
-    if not all(isinstance(text, str) for text in texts.values()):
-        raise _invalid_answer("expected texts")
+    if not all(isinstance(text, str) and not _SURROGATES.search(text) for text in texts.values()):
+        raise _invalid_answer("expected texts that UTF-8 can encode")
     return texts, [_check_listed(item) for item in listed]
 
 
