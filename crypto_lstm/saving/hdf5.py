@@ -167,7 +167,7 @@ def _check_dataset(path: str, dataset: Any) -> int:
     size = math.prod(header.shape) * dtype.itemsize
     if not header.is_plain or header.stored_bytes != size:
         wanted = f"{size:,} bytes in one piece, not compressed, in this file"
-        came = f"{header.stored_bytes:,}" if header.stored_bytes != size else "another way of storing them"
+        came = f"{header.stored_bytes:,}" + ("" if header.is_plain else ", stored otherwise")
         raise Hdf5Error(f"{path[:200]}: expected {wanted}; got {came}")
     return size
 

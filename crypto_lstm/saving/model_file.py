@@ -226,11 +226,15 @@ def _select_weights(found: _Arrays, expected: _Shapes, path: FilePath) -> tuple[
     """The arrays in the order of the layers. Raises `ModelIntegrityError`."""
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or extra:
-        names = f"missing {list_first_names(missing, 3, 60)}, not expected {list_first_names(extra, 3, 60)}"
+        names = f"missing {_list_or_none(missing)}, not expected {_list_or_none(extra)}"
         raise ModelIntegrityError(path, f"its weights do not fit its network: {names}", _AGAIN)
     for name, shape in expected.items():
         _check_weight(name, found[name], shape, path)
     return tuple(found[name] for name in expected)
+
+
+def _list_or_none(names: list[str]) -> str:
+    return list_first_names(names, limit=3, width=60) if names else "none"
 
 
 def _check_weight(name: str, array: np.ndarray, shape: tuple[int, ...], path: FilePath) -> None:
@@ -329,7 +333,7 @@ def load_report(
 
 
 UNCHECKED = (
-    "whether these are the bytes that were saved: there is no manifest beside the file",
+    "whether these are the bytes that were saved: there is no manifest beside it",
     "which features it was trained on, in which order and scale",
     "the order of its classes",
 )
