@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['MAX_BYTES', 'MEMBERS', 'UNCHECKED', 'read_archive', 'ModelContent', 'detect_format', 'parse_model_file',
+__all__ = ['MAX_BYTES', 'UNCHECKED', 'read_archive', 'ModelContent', 'detect_format', 'parse_model_file',
            'build_model_from_content', 'LoadReport', 'load_report']
 
 # %% ../../nbs/saving/03_model_file.ipynb #4aa53261
 MAX_BYTES = 2 << 30  # of a model file: it is read into memory
-MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
+_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
 _AGAIN = "take another copy of the file, or save the model again"
 _OTHERS = "ask for a file that model.save of Keras wrote"
 # the errors that `zipfile` raises for malformed archives
@@ -72,8 +72,8 @@ def read_archive(
         archive = zipfile.ZipFile(io.BytesIO(data))
         infos = archive.infolist()
     names = [info.filename for info in infos]
-    if sorted(names) != sorted(MEMBERS):
-        fault = f"expected an archive of {', '.join(MEMBERS)}, got {list_first_names(names, limit=5)}"
+    if sorted(names) != sorted(_MEMBERS):
+        fault = f"expected an archive of {', '.join(_MEMBERS)}, got {list_first_names(names, limit=5)}"
         raise UnsafeModelError(path, fault, _OTHERS)
     members = {}
     for info in infos:

@@ -27,11 +27,10 @@ if TYPE_CHECKING:
     import keras
 
 # %% auto #0
-__all__ = ['MIN_KERAS_VERSION', 'Predicate', 'MAX_WIDTH', 'ACTIVATIONS', 'INITIALIZERS', 'DTYPE_POLICIES', 'LAYER_SETTINGS',
-           'OPTIMIZERS', 'SCHEDULES', 'LOSSES', 'METRICS', 'ModelFileError', 'ModelIntegrityError', 'UnsafeModelError',
-           'KerasVersionError', 'require_keras', 'silence_keras', 'is_one_of', 'is_number_within', 'is_whole_within',
-           'satisfies_any', 'is_list_of', 'is_name', 'is_keras_object', 'LayerDescription', 'NetworkDescription',
-           'check_network', 'build_network', 'compile_network']
+__all__ = ['MIN_KERAS_VERSION', 'MAX_WIDTH', 'ACTIVATIONS', 'INITIALIZERS', 'DTYPE_POLICIES', 'OPTIMIZERS', 'SCHEDULES', 'LOSSES',
+           'METRICS', 'ModelFileError', 'ModelIntegrityError', 'UnsafeModelError', 'KerasVersionError', 'require_keras',
+           'silence_keras', 'LayerDescription', 'NetworkDescription', 'check_network', 'build_network',
+           'compile_network']
 
 # %% ../../nbs/saving/02_model_schema.ipynb #aa79fb87
 class ModelFileError(CryptoLSTMError, OSError):
@@ -85,10 +84,10 @@ def silence_keras() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 # %% ../../nbs/saving/02_model_schema.ipynb #f206d06e
-Predicate = Callable[[Any], bool]
+_Predicate = Callable[[Any], bool]
 
 
-def is_one_of(*allowed: Any) -> Predicate:
+def _is_one_of(*allowed: Any) -> _Predicate:
     """A predicate: the value equals one of these and has its type, so 1 is not True."""
 
     def is_allowed(value: Any) -> bool:
@@ -97,7 +96,7 @@ def is_one_of(*allowed: Any) -> Predicate:
     return is_allowed
 
 
-def is_number_within(low: float, high: float) -> Predicate:
+def _is_number_within(low: float, high: float) -> _Predicate:
     """A predicate: the value is a number from `low` to `high`. NaN and bool are not."""
 
     def is_allowed(value: Any) -> bool:
@@ -106,7 +105,7 @@ def is_number_within(low: float, high: float) -> Predicate:
     return is_allowed
 
 
-def is_whole_within(low: int, high: int) -> Predicate:
+def _is_whole_within(low: int, high: int) -> _Predicate:
     """A predicate: the value is a whole number from `low` to `high`. A float and a bool are not."""
 
     def is_allowed(value: Any) -> bool:
@@ -115,7 +114,7 @@ def is_whole_within(low: int, high: int) -> Predicate:
     return is_allowed
 
 
-def satisfies_any(*predicates: Predicate) -> Predicate:
+def _satisfies_any(*predicates: _Predicate) -> _Predicate:
     """A predicate: at least one of the predicates holds."""
 
     def is_allowed(value: Any) -> bool:
@@ -124,7 +123,7 @@ def satisfies_any(*predicates: Predicate) -> Predicate:
     return is_allowed
 
 
-def is_list_of(predicate: Predicate, maximum: int) -> Predicate:
+def _is_list_of(predicate: _Predicate, maximum: int) -> _Predicate:
     """A predicate: the value is a list of at most `maximum` items, and the predicate holds for each."""
 
     def is_allowed(value: Any) -> bool:
@@ -133,7 +132,7 @@ def is_list_of(predicate: Predicate, maximum: int) -> Predicate:
     return is_allowed
 
 
-def is_name(value: Any) -> bool:
+def _is_name(value: Any) -> bool:
     """Whether the value is a text of 1 to 200 letters, digits, spaces, points, dashes and underscores."""
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\- ]{0,199}", value) is not None
 
@@ -141,11 +140,11 @@ def is_name(value: Any) -> bool:
 _OBJECT_KEYS = {"module", "class_name", "config", "registered_name", "shared_object_id"}
 
 
-def is_keras_object(
+def _is_keras_object(
     value: Any,
     module: str,  # the only module that is allowed
     classes: tuple[str, ...],  # the class names that are allowed
-    is_setting: Predicate,  # must hold for each of its settings
+    is_setting: _Predicate,  # must hold for each of its settings
 ) -> bool:
     """Whether the value is an object of one of these classes, as Keras writes it."""
     if not isinstance(value, dict) or not {"class_name", "config"} <= set(value) <= _OBJECT_KEYS:
@@ -169,38 +168,38 @@ INITIALIZERS = (
 )
 DTYPE_POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
 
-_is_flag = is_one_of(True, False)
-_is_false = is_one_of(False)
-_is_none = is_one_of(None)
-_is_rate = is_number_within(0, 0.999)
-_is_seed = satisfies_any(_is_none, is_whole_within(0, 2**63))
-_is_activation = is_one_of(*ACTIVATIONS)
-_is_initializer_setting = satisfies_any(
-    is_one_of(None, True, False, "fan_in", "fan_out", "fan_avg", "uniform", "normal"),
-    is_number_within(-(2.0**63), 2.0**63),
+_is_flag = _is_one_of(True, False)
+_is_false = _is_one_of(False)
+_is_none = _is_one_of(None)
+_is_rate = _is_number_within(0, 0.999)
+_is_seed = _satisfies_any(_is_none, _is_whole_within(0, 2**63))
+_is_activation = _is_one_of(*ACTIVATIONS)
+_is_initializer_setting = _satisfies_any(
+    _is_one_of(None, True, False, "fan_in", "fan_out", "fan_avg", "uniform", "normal"),
+    _is_number_within(-(2.0**63), 2.0**63),
 )
-_is_policy_name = is_one_of(*DTYPE_POLICIES)
+_is_policy_name = _is_one_of(*DTYPE_POLICIES)
 
 
 def _is_initializer(value: Any) -> bool:
-    return is_keras_object(value, "keras.initializers", INITIALIZERS, _is_initializer_setting)
+    return _is_keras_object(value, "keras.initializers", INITIALIZERS, _is_initializer_setting)
 
 
 def _is_dtype_policy(value: Any) -> bool:
-    return _is_policy_name(value) or is_keras_object(value, "keras", ("DTypePolicy",), _is_policy_name)
+    return _is_policy_name(value) or _is_keras_object(value, "keras", ("DTypePolicy",), _is_policy_name)
 
 
 def _is_batch_shape(value: Any) -> bool:
     """None for the batch, then one or two sizes."""
     if not isinstance(value, list) or not 2 <= len(value) <= 3 or value[0] is not None:
         return False
-    is_size = is_whole_within(1, MAX_VALUES)
+    is_size = _is_whole_within(1, MAX_VALUES)
     return all(is_size(size) for size in value[1:])
 
 # %% ../../nbs/saving/02_model_schema.ipynb #271e316e
-_OF_ALL_LAYERS: dict[str, Predicate] = {"name": is_name, "trainable": _is_flag, "dtype": _is_dtype_policy}
-_OF_LAYERS_WITH_WEIGHTS: dict[str, Predicate] = {
-    "units": is_whole_within(1, MAX_WIDTH),
+_OF_ALL_LAYERS: dict[str, _Predicate] = {"name": _is_name, "trainable": _is_flag, "dtype": _is_dtype_policy}
+_OF_LAYERS_WITH_WEIGHTS: dict[str, _Predicate] = {
+    "units": _is_whole_within(1, MAX_WIDTH),
     "activation": _is_activation,
     "use_bias": _is_flag,
     "activity_regularizer": _is_none,
@@ -213,10 +212,10 @@ _OF_LAYERS_WITH_WEIGHTS: dict[str, Predicate] = {
     "bias_regularizer": _is_none,
     "bias_constraint": _is_none,
 }
-LAYER_SETTINGS: dict[str, dict[str, Predicate]] = {
+_LAYER_SETTINGS: dict[str, dict[str, _Predicate]] = {
     "InputLayer": {
-        "name": is_name,
-        "dtype": is_one_of("float32"),
+        "name": _is_name,
+        "dtype": _is_one_of("float32"),
         "batch_shape": _is_batch_shape,
         "sparse": _is_false,
         "ragged": _is_false,
@@ -294,8 +293,8 @@ def check_network(
     kind, config = _check_network_class(document, path)
     for key, value, predicate in [
         ("module", document.get("module", "keras"), _is_network_module),
-        ("registered_name", document.get("registered_name"), is_one_of(None, *_NETWORK_CLASSES)),
-        ("name", config.get("name"), is_name),
+        ("registered_name", document.get("registered_name"), _is_one_of(None, *_NETWORK_CLASSES)),
+        ("name", config.get("name"), _is_name),
     ]:
         _require(path, "the network", key, value, predicate)
     layers = config.get("layers")
@@ -314,7 +313,7 @@ def check_network(
 
 
 _NETWORK_CLASSES = ("Functional", "Sequential", "Model")
-_is_network_module = is_one_of("keras", "keras.models", "keras.src.models.functional")
+_is_network_module = _is_one_of("keras", "keras.models", "keras.src.models.functional")
 
 
 def _check_network_class(document: Any, path: FilePath) -> tuple[str, Mapping[str, Any]]:
@@ -327,7 +326,7 @@ def _check_network_class(document: Any, path: FilePath) -> tuple[str, Mapping[st
     return "Functional" if class_name == "Model" else class_name, document["config"]
 
 
-def _require(path: FilePath, where: str, key: str, value: Any, predicate: Predicate) -> None:
+def _require(path: FilePath, where: str, key: str, value: Any, predicate: _Predicate) -> None:
     if not predicate(value):
         raise UnsafeModelError(path, f"{where}: {key} {shorten_repr(value, 80)} is not allowed", _REBUILD)
 
@@ -359,19 +358,18 @@ def _check_layers(layers: list[Any], path: FilePath) -> Iterator[LayerDescriptio
 def _check_layer(position: int, layer: Any, path: FilePath) -> tuple[str, dict[str, Any]]:
     """Class and settings of one layer."""
     kind = layer.get("class_name") if isinstance(layer, dict) else layer
-    is_known = isinstance(kind, str) and kind in LAYER_SETTINGS
-    if not is_known or (kind == "InputLayer") != (position == 0):
+    if not isinstance(kind, str) or kind not in _LAYER_SETTINGS or (kind == "InputLayer") != (position == 0):
         fault = f"layer {position}: expected InputLayer first, then LSTM, Dense, Dropout; got {shorten_repr(kind, 80)}"
         raise UnsafeModelError(path, fault, _REBUILD)
     where, settings, required = f"layer {position} ({kind})", layer.get("config"), _REQUIRED_SETTINGS[kind]
-    _require(path, where, "module", layer.get("module", "keras.layers"), is_one_of("keras.layers"))
-    _require(path, where, "registered_name", layer.get("registered_name"), is_one_of(None, kind))
+    _require(path, where, "module", layer.get("module", "keras.layers"), _is_one_of("keras.layers"))
+    _require(path, where, "registered_name", layer.get("registered_name"), _is_one_of(None, kind))
     if not isinstance(settings, dict) or not required <= set(settings):
         wanted = ", ".join(sorted(required))
         fault = f"{where}: expected settings with {wanted}, got {shorten_repr(settings, 80)}"
         raise UnsafeModelError(path, fault, _REBUILD)
     for key, value in settings.items():
-        _require(path, where, key, value, LAYER_SETTINGS[kind].get(key, _is_never_allowed))
+        _require(path, where, key, value, _LAYER_SETTINGS[kind].get(key, _is_never_allowed))
     return kind, settings
 
 
@@ -421,7 +419,7 @@ def _require_chain(
             raise UnsafeModelError(path, fault, _REBUILD)
     for key, description in (("input_layers", described[0]), ("output_layers", described[-1])):
         end = [description.name, 0, 0]
-        _require(path, "the network", key, config.get(key), is_one_of(end, [end]))
+        _require(path, "the network", key, config.get(key), _is_one_of(end, [end]))
 
 
 def _reads_only(nodes: list[Any], name: str) -> bool:
@@ -435,7 +433,7 @@ def _reads_only(nodes: list[Any], name: str) -> bool:
     if not isinstance(source, dict) or source.get("class_name") != "__keras_tensor__":
         return False
     tensor = source.get("config")
-    return isinstance(tensor, dict) and is_one_of([name, 0, 0])(tensor.get("keras_history"))
+    return isinstance(tensor, dict) and _is_one_of([name, 0, 0])(tensor.get("keras_history"))
 
 # %% ../../nbs/saving/02_model_schema.ipynb #0f9827dd
 _NOT_BUILT = "ask for a file that model.save of Keras wrote"
@@ -510,33 +508,33 @@ METRICS = (
     *("accuracy", "acc", "categorical_accuracy", "sparse_categorical_accuracy"),
     *("categorical_crossentropy", "mse", "mae"),
 )
-_COMPILE_SETTINGS: dict[str, Predicate] = {
-    "loss": is_one_of(None, *LOSSES),
-    "metrics": satisfies_any(_is_none, is_list_of(is_one_of(*METRICS), maximum=19)),
+_COMPILE_SETTINGS: dict[str, _Predicate] = {
+    "loss": _is_one_of(None, *LOSSES),
+    "metrics": _satisfies_any(_is_none, _is_list_of(_is_one_of(*METRICS), maximum=19)),
     "loss_weights": _is_none,
-    "weighted_metrics": is_one_of(None, []),
+    "weighted_metrics": _is_one_of(None, []),
     "run_eagerly": _is_flag,
-    "steps_per_execution": is_whole_within(1, 10_000),
-    "jit_compile": is_one_of(True, False, None, "auto"),
+    "steps_per_execution": _is_whole_within(1, 10_000),
+    "jit_compile": _is_one_of(True, False, None, "auto"),
     "auto_scale_loss": _is_flag,
 }
 _WITHOUT_COMPILE = "pass compile=False, which is enough for predictions"
-_is_plain_setting = satisfies_any(is_one_of(None, True, False), is_number_within(-1e18, 1e18), is_name)
+_is_plain_setting = _satisfies_any(_is_one_of(None, True, False), _is_number_within(-1e18, 1e18), _is_name)
 
 
 def _is_optimizer_setting(value: Any) -> bool:
-    is_schedule = is_keras_object(value, "keras.optimizers.schedules", SCHEDULES, _is_plain_setting)
+    is_schedule = _is_keras_object(value, "keras.optimizers.schedules", SCHEDULES, _is_plain_setting)
     return is_schedule or _is_plain_setting(value)
 
 
 def _is_optimizer(value: Any) -> bool:
-    return is_keras_object(value, "keras.optimizers", OPTIMIZERS, _is_optimizer_setting)
+    return _is_keras_object(value, "keras.optimizers", OPTIMIZERS, _is_optimizer_setting)
 
 
 def _is_scaling_optimizer(value: Any) -> bool:
     """Whether the value is the optimizer that Keras wraps around another one for float16."""
-    is_setting = satisfies_any(_is_plain_setting, _is_optimizer)
-    return is_keras_object(value, "keras.optimizers", ("LossScaleOptimizer",), is_setting)
+    is_setting = _satisfies_any(_is_plain_setting, _is_optimizer)
+    return _is_keras_object(value, "keras.optimizers", ("LossScaleOptimizer",), is_setting)
 
 
 def _build_optimizer(value: Any, path: FilePath) -> keras.optimizers.Optimizer:
