@@ -15,7 +15,7 @@ from .utils.keras_internals import draw_dropout_masks, draw_row_mask, get_compil
 from .utils.keras_internals import replace_attributes, set_public_name
 
 # %% auto #0
-__all__ = ['PARTS', 'gate_weights', 'lstm_sequence', 'find_fallback_reason', 'LowMemoryLSTM', 'to_keras_layer', 'to_keras_model',
+__all__ = ['PARTS', 'gate_weights', 'lstm_sequence', 'find_fallback_reason', 'LowMemoryLSTM', 'to_keras_model',
            'to_saveable_model']
 
 # %% ../nbs/07_layers.ipynb #073345e2
@@ -327,7 +327,7 @@ LowMemoryLSTM.__name__ = "LSTM"
 set_public_name(LowMemoryLSTM, "keras.layers.LSTM")
 
 # %% ../nbs/07_layers.ipynb #c95a5895
-def to_keras_layer(
+def _to_keras_layer(
     layer: keras.layers.Layer,
 ) -> keras.layers.Layer:  # without weights
     """A new layer with the same settings. A `LowMemoryLSTM` becomes Keras' own LSTM, whose dropout is per sample."""
@@ -346,7 +346,7 @@ def to_keras_model(
         return model
     # a model that is not compiled: a clone of a compiled one would look up the class of a user's optimizer
     uncompiled = keras.Model(model.input, model.output, name=model.name)
-    copy = keras.models.clone_model(uncompiled, clone_function=to_keras_layer)
+    copy = keras.models.clone_model(uncompiled, clone_function=_to_keras_layer)
     copy.set_weights(model.get_weights())
     if model.compiled and model.optimizer is not None:
         if not model.optimizer.built:

@@ -218,8 +218,12 @@ def _enter_sandbox(size: int) -> None:
 
     memory = 5 * size + (1 << 30)
     limits = {
-        **{"NOFILE": 3, "AS": memory, "CPU": int(CHILD_TIMEOUT_S)},
-        **{"FSIZE": 3 * size + _MAX_TEXT, "CORE": 0, "NPROC": 0},
+        "NOFILE": 3,
+        "AS": memory,
+        "CPU": int(CHILD_TIMEOUT_S),
+        "FSIZE": 3 * size + _MAX_TEXT,
+        "CORE": 0,
+        "NPROC": 0,
     }
     for name, value in limits.items():
         which = getattr(resource, f"RLIMIT_{name}", None)

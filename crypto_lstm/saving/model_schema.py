@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     import keras
 
 # %% auto #0
-__all__ = ['MIN_KERAS_VERSION', 'MAX_WIDTH', 'ACTIVATIONS', 'INITIALIZERS', 'DTYPE_POLICIES', 'OPTIMIZERS', 'SCHEDULES', 'LOSSES',
-           'METRICS', 'ModelFileError', 'ModelIntegrityError', 'UnsafeModelError', 'KerasVersionError', 'require_keras',
+__all__ = ['MIN_KERAS_VERSION', 'ModelFileError', 'ModelIntegrityError', 'UnsafeModelError', 'KerasVersionError', 'require_keras',
            'silence_keras', 'LayerDescription', 'NetworkDescription', 'check_network', 'build_network',
            'compile_network']
 
@@ -157,32 +156,32 @@ def _is_keras_object(
     return all(is_setting(setting) for setting in settings.values())
 
 # %% ../../nbs/saving/02_model_schema.ipynb #585665ab
-MAX_WIDTH = 65_536  # of a layer
-ACTIVATIONS = (
+_MAX_WIDTH = 65_536  # of a layer
+_ACTIVATIONS = (
     *("tanh", "sigmoid", "relu", "linear", "softmax", "elu", "selu"),
     *("gelu", "silu", "softplus", "softsign", "hard_sigmoid", "leaky_relu"),
 )
-INITIALIZERS = (
+_INITIALIZERS = (
     *("GlorotUniform", "GlorotNormal", "HeUniform", "HeNormal", "LecunUniform", "LecunNormal"),
     *("Orthogonal", "Zeros", "Ones", "RandomUniform", "RandomNormal", "TruncatedNormal"),
 )
-DTYPE_POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
+_DTYPE_POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
 
 _is_flag = _is_one_of(True, False)
 _is_false = _is_one_of(False)
 _is_none = _is_one_of(None)
 _is_rate = _is_number_within(0, 0.999)
 _is_seed = _satisfies_any(_is_none, _is_whole_within(0, 2**63))
-_is_activation = _is_one_of(*ACTIVATIONS)
+_is_activation = _is_one_of(*_ACTIVATIONS)
 _is_initializer_setting = _satisfies_any(
     _is_one_of(None, True, False, "fan_in", "fan_out", "fan_avg", "uniform", "normal"),
     _is_number_within(-(2.0**63), 2.0**63),
 )
-_is_policy_name = _is_one_of(*DTYPE_POLICIES)
+_is_policy_name = _is_one_of(*_DTYPE_POLICIES)
 
 
 def _is_initializer(value: Any) -> bool:
-    return _is_keras_object(value, "keras.initializers", INITIALIZERS, _is_initializer_setting)
+    return _is_keras_object(value, "keras.initializers", _INITIALIZERS, _is_initializer_setting)
 
 
 def _is_dtype_policy(value: Any) -> bool:
@@ -199,7 +198,7 @@ def _is_batch_shape(value: Any) -> bool:
 # %% ../../nbs/saving/02_model_schema.ipynb #271e316e
 _OF_ALL_LAYERS: dict[str, _Predicate] = {"name": _is_name, "trainable": _is_flag, "dtype": _is_dtype_policy}
 _OF_LAYERS_WITH_WEIGHTS: dict[str, _Predicate] = {
-    "units": _is_whole_within(1, MAX_WIDTH),
+    "units": _is_whole_within(1, _MAX_WIDTH),
     "activation": _is_activation,
     "use_bias": _is_flag,
     "activity_regularizer": _is_none,
@@ -498,19 +497,19 @@ def build_network(
     return keras.Model(window, outputs, name=network.name)
 
 # %% ../../nbs/saving/02_model_schema.ipynb #38f2ad91
-OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop", "Nadam", "Adamax", "Adagrad", "Lion")
-SCHEDULES = ("ExponentialDecay", "CosineDecay", "CosineDecayRestarts", "InverseTimeDecay", "PolynomialDecay")
-LOSSES = (
+_OPTIMIZERS = ("Adam", "AdamW", "SGD", "RMSprop", "Nadam", "Adamax", "Adagrad", "Lion")
+_SCHEDULES = ("ExponentialDecay", "CosineDecay", "CosineDecayRestarts", "InverseTimeDecay", "PolynomialDecay")
+_LOSSES = (
     *("categorical_crossentropy", "sparse_categorical_crossentropy", "mse"),
     *("mean_squared_error", "kl_divergence", "categorical_focal_crossentropy"),
 )
-METRICS = (
+_METRICS = (
     *("accuracy", "acc", "categorical_accuracy", "sparse_categorical_accuracy"),
     *("categorical_crossentropy", "mse", "mae"),
 )
 _COMPILE_SETTINGS: dict[str, _Predicate] = {
-    "loss": _is_one_of(None, *LOSSES),
-    "metrics": _satisfies_any(_is_none, _is_list_of(_is_one_of(*METRICS), maximum=19)),
+    "loss": _is_one_of(None, *_LOSSES),
+    "metrics": _satisfies_any(_is_none, _is_list_of(_is_one_of(*_METRICS), maximum=19)),
     "loss_weights": _is_none,
     "weighted_metrics": _is_one_of(None, []),
     "run_eagerly": _is_flag,
@@ -523,12 +522,12 @@ _is_plain_setting = _satisfies_any(_is_one_of(None, True, False), _is_number_wit
 
 
 def _is_optimizer_setting(value: Any) -> bool:
-    is_schedule = _is_keras_object(value, "keras.optimizers.schedules", SCHEDULES, _is_plain_setting)
+    is_schedule = _is_keras_object(value, "keras.optimizers.schedules", _SCHEDULES, _is_plain_setting)
     return is_schedule or _is_plain_setting(value)
 
 
 def _is_optimizer(value: Any) -> bool:
-    return _is_keras_object(value, "keras.optimizers", OPTIMIZERS, _is_optimizer_setting)
+    return _is_keras_object(value, "keras.optimizers", _OPTIMIZERS, _is_optimizer_setting)
 
 
 def _is_scaling_optimizer(value: Any) -> bool:
@@ -547,7 +546,7 @@ def _build_optimizer(value: Any, path: FilePath) -> keras.optimizers.Optimizer:
         raise UnsafeModelError(path, fault, _WITHOUT_COMPILE)
     settings = dict(value["config"])
     for key, item in settings.items():
-        if isinstance(item, dict) and item["class_name"] in SCHEDULES:
+        if isinstance(item, dict) and item["class_name"] in _SCHEDULES:
             with _compiling(path):
                 settings[key] = getattr(keras.optimizers.schedules, item["class_name"])(**item["config"])
         elif isinstance(item, dict):
