@@ -88,9 +88,9 @@ def _forward(x: Any, weights: Any, masks: Any, h: Any, c: Any) -> tuple[Any, Any
 
 # %% ../nbs/07_layers.ipynb #218d026e
 def _gate_gradients(gate: Any, cell_before: Any, cell: Any, d_h: Any, d_c: Any, per_gate: bool) -> tuple[Any, Any]:
-    """Gradients of what the gates of one timestep read from the weights' product, and of the cell before it.
+    """Gradients of the arguments of the four gates at one timestep, and of the cell before it.
 
-    The first is (4, batch, units), or (batch, 4 units) unless `per_gate`.
+    The first is (4, batch, units) if `per_gate`, otherwise (batch, 4 units).
     """
     import tensorflow as tf
 
@@ -239,7 +239,7 @@ class LowMemoryLSTM(keras.layers.LSTM):
     """Keras' LSTM layer, with a loop that stores less for the backward pass.
 
     Shapes: (batch, timesteps, inputs) -> (batch, timesteps, units), or (batch, units) of the last timestep.
-    `kind` sets what recurrent dropout drops: `per_sample` as Keras does, or `per_batch` rows of the recurrent kernel.
+    `kind` selects the recurrent dropout: `per_sample` as in Keras, or `per_batch`, which drops rows of the kernel.
     All other settings, the weights and their names are those of `keras.layers.LSTM`, and so is the layer in a file:
     `get_config` does not contain `kind`, so a clone drops per sample. Raises `ConfigError` for another kind, and for a
     rate of `per_batch` outside [0, 1).

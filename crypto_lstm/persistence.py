@@ -213,7 +213,7 @@ def _collect_facts(model: keras.Model, content: bytes, format: str, config: Conf
 # %% ../nbs/05_persistence.ipynb #e3e8b632
 @contextlib.contextmanager
 def _convert_storage_errors(path: FilePath, doing: str, remedy: str) -> Iterator[None]:
-    """Turn errors of the file system and of `storage` into a `ModelFileError` for `path`. All other errors pass."""
+    """Convert errors of the file system and of `storage` into a `ModelFileError` for `path`. Other errors pass."""
     try:
         yield
     except SaveError as error:

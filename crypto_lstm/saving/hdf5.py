@@ -246,7 +246,7 @@ def _warm_up() -> None:
 
 
 def _run_child() -> None:
-    """The whole life of the child process."""
+    """Read HDF5 from standard input inside the limits, and write texts and arrays to standard output."""
     data = sys.stdin.buffer.read()
     _warm_up()
     _enter_sandbox(len(data))

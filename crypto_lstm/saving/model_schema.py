@@ -69,7 +69,7 @@ def require_keras() -> None:
 # %% ../../nbs/saving/02_model_schema.ipynb #4d50b0dc
 @contextlib.contextmanager
 def silence_keras() -> Iterator[None]:
-    """Keep notes of Keras and TensorFlow that help no user out of the log.
+    """Suppress log messages of Keras and TensorFlow that are of no use to a user.
 
     Examples: HDF5 is a legacy format (the caller chose it), the path of a temporary file, the tracing of a new network.
     """

@@ -236,8 +236,8 @@ def archive_attacks(data: bytes, canary: Path) -> dict[str, bytes]:
     lying = bytearray(data)
     end = data.rfind(b"PK\x01\x02")
     struct.pack_into("<II", lying, end + 20, 0xFFFFFFF0, 0xFFFFFFF0)
-    secret = bytearray(data)
-    secret[end + 8] |= 1
+    encrypted = bytearray(data)
+    encrypted[end + 8] |= 1
     without_weights = {name: content for name, content in members.items() if "h5" not in name}
     twice = io.BytesIO()
     with zipfile.ZipFile(twice, "w") as file, warnings.catch_warnings(action="ignore"):
@@ -259,7 +259,7 @@ def archive_attacks(data: bytes, canary: Path) -> dict[str, bytes]:
         "a thousand members": _archive({**members, **{f"m{k}": b"" for k in range(1000)}}),
         "one member twice": twice.getvalue(),
         "sizes that lie": bytes(lying),
-        "a secret": bytes(secret),
+        "encrypted": bytes(encrypted),
         "no weights": _archive({**members, "model.weights.h5": b""}),
     }
 
@@ -394,7 +394,7 @@ def bundle_attacks(folder: Path, canary: Path) -> dict[str, tuple[str, bytes]]:
         "huge number": ("config.json", huge.encode()),
         "a window of a billion": ("config.json", json.dumps({**settings, "sequence_length": 10**9}).encode()),
         "unknown setting": ("config.json", json.dumps({**settings, "hook": "os.system"}).encode()),
-        "scaler of nobody": ("scaler.json", b"{}"),
+        "an empty scaler": ("scaler.json", b"{}"),
         "code beside": ("evil.py", b"open('x', 'w')"),
         "path upwards": ("../evil", b"x"),
     }
