@@ -25,6 +25,8 @@ from .memory import EmptyHistoryError
 from .profiling.memory_monitor import MemoryMonitorCallback
 from .layers import to_saveable_model
 
+from .utils.keras_internals import is_improvement, should_save_model
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -94,7 +96,7 @@ class _Careful:
         logs[self.monitor] = value
 
     def _is_improvement(self, value: float, reference: float | None) -> bool:
-        return math.isfinite(value) and bool(super()._is_improvement(value, reference))  # type: ignore[misc]
+        return math.isfinite(value) and is_improvement(super(), value, reference)
 
 
 def _bad_losses(logs: Mapping[str, Any] | None) -> list[str]:
@@ -143,7 +145,7 @@ class BestCheckpoint(_Careful, keras.callbacks.ModelCheckpoint):
 
     def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
         """Keras' hook for "decide and save"; the base class writes over the old file in place."""
-        if self._should_save_model(epoch, batch, logs, self.filepath):
+        if should_save_model(self, epoch, batch, logs):
             save_checkpoint(self.model, self.filepath, {"epoch": epoch + 1, self.monitor: float(logs[self.monitor])})
 
 

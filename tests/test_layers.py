@@ -1,5 +1,8 @@
-"""The recurrent layer against Keras' own: answers, every gradient, masks, weights, files for others, and what a GPU would be given."""
+"""LowMemoryLSTM against keras.layers.LSTM: outputs, all gradients, masks, weights, files, and the loop for a GPU."""
 
+from __future__ import annotations
+
+import functools
 import json
 import logging
 import subprocess
@@ -13,43 +16,54 @@ import tensorflow as tf
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.callbacks import save_checkpoint
-from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.config import Config, ConfigError
+from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.gpu import GpuStatus
-from crypto_lstm.persistence import load_model, save_model
 from crypto_lstm.layers import LowMemoryLSTM, find_fallback_reason, to_keras_model
+from crypto_lstm.persistence import load_model, save_model
 
+SMALL = Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,))
 RATES = [(0.3, 0.3), (0.3, 0.0), (0.0, 0.3), (0.0, 0.0)]
 
 
-def network(make, steps, units, rates, **settings):
-    answer = inputs = keras.Input((steps, 8))
-    for place, width in enumerate(units):
-        answer = make(
+def build_network(layer_class, steps, units, rates, **settings):
+    outputs = inputs = keras.Input((steps, 8))
+    for position, width in enumerate(units):
+        outputs = layer_class(
             width,
-            return_sequences=place < len(units) - 1,
+            return_sequences=position < len(units) - 1,
             dropout=rates[0],
             recurrent_dropout=rates[1],
-            kernel_initializer=keras.initializers.GlorotUniform(seed=place),
-            recurrent_initializer=keras.initializers.Orthogonal(seed=place),
-            seed=place,
+            kernel_initializer=keras.initializers.GlorotUniform(seed=position),
+            recurrent_initializer=keras.initializers.Orthogonal(seed=position),
+            seed=position,
             **settings,
-        )(answer)
-    return keras.Model(inputs, keras.layers.Dense(3, "softmax", kernel_initializer=keras.initializers.GlorotUniform(seed=9))(answer))
+        )(outputs)
+    last = keras.layers.Dense(3, "softmax", kernel_initializer=keras.initializers.GlorotUniform(seed=9))
+    return keras.Model(inputs, last(outputs))
 
 
-def judged(model, windows, graph):
-    """Answers and all gradients of one training step, those of the windows first."""
+def outputs_and_gradients(model, windows, graph):
+    """Outputs and all gradients of one training step, those of the windows first."""
 
     def step(given):
         with tf.GradientTape() as tape:
             tape.watch(given)
-            answers = model(given, training=True)
-            total = tf.reduce_mean(-tf.math.log(answers[:, 1]))
-        return answers, tape.gradient(total, [given, *model.trainable_variables])
+            outputs = model(given, training=True)
+            total = tf.reduce_mean(-tf.math.log(outputs[:, 1]))
+        return outputs, tape.gradient(total, [given, *model.trainable_variables])
 
-    answers, gradients = (tf.function(step) if graph else step)(tf.constant(windows))
-    return [answers.numpy(), *(gradient.numpy() for gradient in gradients)]
+    run = tf.function(step) if graph else step
+    outputs, gradients = run(tf.constant(windows))
+    return [outputs.numpy(), *(gradient.numpy() for gradient in gradients)]
+
+
+def build_pair(windows, layer_class=LowMemoryLSTM, **settings):
+    """A layer of `layer_class` and Keras' LSTM with the same settings and weights, both built."""
+    ours, theirs = layer_class(**settings), keras.layers.LSTM(**settings)
+    ours.build(windows.shape), theirs.build(windows.shape)
+    theirs.set_weights(ours.get_weights())
+    return ours, theirs
 
 
 @pytest.mark.parametrize("rates", RATES)
@@ -57,29 +71,30 @@ def judged(model, windows, graph):
     ("batch", "steps", "units", "graph"),
     [(1, 1, (3,), False), (7, 5, (6, 4), True), (16, 12, (10, 6, 4), True), (3, 4, (1, 1, 1), False)],
 )
-def test_equal_to_keras_with_the_same_masks(rates, batch, steps, units, graph):
+def test_outputs_and_gradients_equal_keras_with_the_same_masks(rates, batch, steps, units, graph):
     windows = np.random.default_rng(0).normal(size=(batch, steps, 8)).astype("float32")
-    ours, theirs = (judged(network(make, steps, units, rates), windows, graph) for make in (LowMemoryLSTM, keras.layers.LSTM))
+    models = [build_network(layer_class, steps, units, rates) for layer_class in (LowMemoryLSTM, keras.layers.LSTM)]
+    ours, theirs = (outputs_and_gradients(model, windows, graph) for model in models)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5, rtol=0)
-    assert max(np.abs(gradient).max() for gradient in ours[1:]) > 1e-3  # something was compared
+    assert max(np.abs(gradient).max() for gradient in ours[1:]) > 1e-3  # not all of them are zero
 
 
 @pytest.mark.parametrize("sequences", [True, False])
-def test_dropped_rows_equal_keras_with_a_thinned_kernel(sequences):
+def test_dropped_rows_equal_keras_with_rows_dropped_by_hand(sequences):
     windows = np.random.default_rng(1).normal(size=(5, 7, 3)).astype("float32")
     layer = LowMemoryLSTM(6, kind="per_batch", recurrent_dropout=0.4, return_sequences=sequences, seed=3)
-    stock = keras.layers.LSTM(6, return_sequences=sequences)
-    layer.build(windows.shape), stock.build(windows.shape)
+    keras_layer = keras.layers.LSTM(6, return_sequences=sequences)
+    layer.build(windows.shape), keras_layer.build(windows.shape)
     mask = tf.constant(keras.random.dropout(np.ones((6, 1), "float32"), 0.4, seed=keras.random.SeedGenerator(3)))
-    stock.set_weights(layer.get_weights()[:3])
-    stock.cell.recurrent_kernel.assign(stock.cell.recurrent_kernel * mask)
+    keras_layer.set_weights(layer.get_weights()[:3])
+    keras_layer.cell.recurrent_kernel.assign(keras_layer.cell.recurrent_kernel * mask)
     found = []
-    for model in (layer, stock):
+    for model in (layer, keras_layer):
         with tf.GradientTape() as tape:
-            answers = model(windows, training=True)
-            total = tf.reduce_sum(tf.sin(answers))
-        found.append([answers, *tape.gradient(total, model.trainable_variables)])
+            outputs = model(windows, training=True)
+            total = tf.reduce_sum(tf.sin(outputs))
+        found.append([outputs, *tape.gradient(total, model.trainable_variables)])
     (ours, kernel, rows, bias), (theirs, *expected) = found
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     np.testing.assert_allclose(kernel, expected[0], atol=1e-5)
@@ -88,7 +103,7 @@ def test_dropped_rows_equal_keras_with_a_thinned_kernel(sequences):
     assert not np.any(rows.numpy()[mask.numpy().ravel() == 0]) and (mask.numpy() == 0).any()
 
 
-def test_rows_are_drawn_anew_each_step_and_the_seed_is_state():
+def test_each_step_drops_other_rows_and_the_seed_restores_them():
     layer = LowMemoryLSTM(8, kind="per_batch", recurrent_dropout=0.5, seed=5)
     windows = np.ones((2, 4, 3), "float32")
     layer.build(windows.shape)
@@ -101,48 +116,49 @@ def test_rows_are_drawn_anew_each_step_and_the_seed_is_state():
 
 
 @pytest.mark.parametrize("kind", ["per_sample", "per_batch"])
-def test_states_that_are_given_and_returned(kind):
-    """A second call goes on where the first ended, as in Keras; gradients reach what came first."""
+def test_a_second_call_continues_from_the_returned_state(kind):
+    """Outputs equal Keras', and the gradients reach the timesteps of the first call."""
     windows = np.random.default_rng(2).normal(size=(4, 6, 3)).astype("float32")
-    layer, stock = LowMemoryLSTM(5, kind=kind, return_state=True), keras.layers.LSTM(5, return_state=True)
-    layer.build(windows.shape), stock.build(windows.shape)
-    stock.set_weights(layer.get_weights())
+    make = functools.partial(LowMemoryLSTM, kind=kind)
     found = []
-    for model in (layer, stock):
+    for model in build_pair(windows, make, units=5, return_state=True):
         with tf.GradientTape() as tape:
             _, *state = model(windows[:, :3], training=True)
-            answers, h, c = model(windows[:, 3:], initial_state=state, training=True)
-            total = tf.reduce_sum(tf.sin(answers) + tf.cos(c) * h)
-        found.append([answers, h, c, *tape.gradient(total, model.trainable_variables)])
+            outputs, h, c = model(windows[:, 3:], initial_state=state, training=True)
+            total = tf.reduce_sum(tf.sin(outputs) + tf.cos(c) * h)
+        found.append([outputs, h, c, *tape.gradient(total, model.trainable_variables)])
     for ours, theirs in zip(*found, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["per_sample", "per_batch"])
-def test_the_network_is_that_of_keras(kind):
+def test_the_network_has_the_variables_and_settings_of_keras(kind):
     config = Config(recurrent_dropout=kind)
-    model, stock = build_model(config), to_keras_model(build_model(config))
-    assert [v.path for v in model.trainable_variables] == [v.path for v in stock.trainable_variables]
-    assert [v.shape for v in model.variables if "seed" not in v.path] == [v.shape for v in stock.variables if "seed" not in v.path]
-    assert model.count_params() == stock.count_params() == 133_603
-    lstms = [layer for layer in stock.layers if "lstm_layer" in layer.name]
+    model, copy = build_model(config), to_keras_model(build_model(config))
+    assert [v.path for v in model.trainable_variables] == [v.path for v in copy.trainable_variables]
+    shapes = [[v.shape for v in each.variables if "seed" not in v.path] for each in (model, copy)]
+    assert shapes[0] == shapes[1]
+    assert model.count_params() == copy.count_params() == 133_603
+    lstms = [layer for layer in copy.layers if "lstm_layer" in layer.name]
     assert {type(layer) for layer in lstms} == {keras.layers.LSTM}
     assert [(layer.dropout, layer.recurrent_dropout) for layer in lstms] == [(0.3, 0.3)] * 3
 
 
-def test_other_precisions_and_unknown_lengths_go_keras_way():
+def test_other_precisions_and_unknown_lengths_use_keras_loop():
     windows = np.random.default_rng(3).normal(size=(4, 6, 3)).astype("float32")
     for kind in ("per_sample", "per_batch"):
         half = LowMemoryLSTM(5, kind=kind, dropout=0.2, recurrent_dropout=0.2, dtype="mixed_bfloat16", seed=1)
         assert find_fallback_reason(half, windows, None, training=False) is not None
         assert np.isfinite(np.array(half(windows, training=True), "float32")).all()
-        assert find_fallback_reason(half, windows, None, training=True) == "it computes in float32"
-        open_ended = keras.Sequential([keras.Input((None, 3)), LowMemoryLSTM(5, kind=kind, recurrent_dropout=0.2, seed=1), keras.layers.Dense(3)])
-        open_ended.compile("adam", "mse")
-        assert np.isfinite(open_ended.train_on_batch(windows, np.zeros((4, 3))))
+        reason = find_fallback_reason(half, windows, None, training=True)
+        assert reason == "the layer does not compute in float32"
+        layer = LowMemoryLSTM(5, kind=kind, recurrent_dropout=0.2, seed=1)
+        any_length = keras.Sequential([keras.Input((None, 3)), layer, keras.layers.Dense(3)])
+        any_length.compile("adam", "mse")
+        assert np.isfinite(any_length.train_on_batch(windows, np.zeros((4, 3))))
 
 
-OTHERS = """
+WITHOUT_THIS_PACKAGE = """
 import json, sys
 sys.modules["crypto_lstm"] = None  # cannot be imported
 import numpy as np
@@ -150,44 +166,47 @@ path, windows = sys.argv[1], np.load(sys.argv[2])
 if sys.argv[3] == "saved_model":
     import tensorflow as tf
     loaded = tf.saved_model.load(path)  # holds the variables
-    answers = loaded.serve(windows).numpy()
-    kinds = []
+    outputs = loaded.serve(windows).numpy()
+    layers = []
 else:
     import keras
     model = keras.saving.load_model(path)
-    answers = model.predict(windows, verbose=0)
-    loops = [layer for layer in model.layers if hasattr(layer, "cell")]
-    kinds = [[type(layer).__module__.split(".")[0], type(layer).__name__, layer.recurrent_dropout] for layer in loops]
-    if sys.argv[3] == "keras":  # Keras 3.15.1 can't go on with any .h5: it builds the optimizer without the weights
+    outputs = model.predict(windows, verbose=0)
+    lstms = [layer for layer in model.layers if hasattr(layer, "cell")]
+    layers = [[type(x).__module__.split(".")[0], type(x).__name__, x.recurrent_dropout] for x in lstms]
+    if sys.argv[3] == "keras":  # Keras 3.15.1 can't continue from any .h5: it builds the optimizer without the weights
         model.fit(windows, np.eye(3)[np.arange(len(windows)) % 3], verbose=0)
-print(json.dumps([answers.tolist(), kinds]))
+print(json.dumps([outputs.tolist(), layers]))
 """
 
 
 @pytest.mark.parametrize("kind", ["per_sample", "per_batch"])
 @pytest.mark.parametrize("format", ["keras", "h5", "saved_model"])
-def test_a_saved_model_holds_stock_layers_and_loads_without_this_package(tmp_path, kind, format):
-    config = Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,), recurrent_dropout=kind)
+def test_a_saved_model_has_keras_layers_and_loads_without_this_package(tmp_path, kind, format):
+    config = SMALL.replace(recurrent_dropout=kind)
     model = build_model(config)
     windows = np.random.default_rng(0).normal(size=(16, 12, 8)).astype("float32")
     model.fit(windows, np.eye(3)[np.arange(16) % 3], verbose=0)
-    before = [v.numpy().tobytes() for v in (*model.variables, *model.optimizer.variables)]
+    state = [*model.variables, *model.optimizer.variables]
+    before = [v.numpy().tobytes() for v in state]
     saved = save_model(model, tmp_path / "model", format=format, config=config)
-    assert [v.numpy().tobytes() for v in (*model.variables, *model.optimizer.variables)] == before  # saving changes nothing
+    assert [v.numpy().tobytes() for v in state] == before  # saving does not change the model
     np.save(tmp_path / "windows.npy", windows)
-    words = [sys.executable, "-c", OTHERS, str(saved.model), str(tmp_path / "windows.npy"), format]
-    answers, kinds = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-    np.testing.assert_allclose(answers, model.predict(windows, verbose=0), atol=1e-6)
-    assert kinds == ([] if format == "saved_model" else [["keras", "LSTM", 0.3]] * 2)
+    command = [sys.executable, "-c", WITHOUT_THIS_PACKAGE, str(saved.model), str(tmp_path / "windows.npy"), format]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    outputs, layers = json.loads(printed.splitlines()[-1])
+    np.testing.assert_allclose(outputs, model.predict(windows, verbose=0), atol=1e-6)
+    assert layers == ([] if format == "saved_model" else [["keras", "LSTM", 0.3]] * 2)
     loaded = load_model(saved, config)
     assert [w.tobytes() for w in loaded.get_weights()] == [w.tobytes() for w in model.get_weights()]
     if format != "h5":
-        assert [v.numpy().tobytes() for v in loaded.optimizer.variables] == [v.numpy().tobytes() for v in model.optimizer.variables]
+        pairs = zip(loaded.optimizer.variables, model.optimizer.variables, strict=True)
+        assert all(one.numpy().tobytes() == other.numpy().tobytes() for one, other in pairs)
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_keras_own_save_names_keras_own_layer(tmp_path, suffix):
-    model = build_model(Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,), recurrent_dropout="per_batch"))
+def test_model_save_of_keras_writes_keras_layers(tmp_path, suffix):
+    model = build_model(SMALL.replace(recurrent_dropout="per_batch"))
     model.save(tmp_path / f"plain{suffix}")
     loaded = keras.saving.load_model(tmp_path / f"plain{suffix}")
     assert {type(layer) for layer in loaded.layers if hasattr(layer, "cell")} == {keras.layers.LSTM}
@@ -196,12 +215,12 @@ def test_keras_own_save_names_keras_own_layer(tmp_path, suffix):
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("write", [save_model, lambda model, path: save_checkpoint(model, path, {})])
-def test_a_file_names_keras_own_layer_whatever_name_keras_would_look_up(tmp_path, monkeypatch, write, named):
+def test_a_file_names_keras_layers_also_without_the_registered_name(tmp_path, monkeypatch, write, named):
     from keras.src import api_export
 
     if not named:
         monkeypatch.delitem(api_export.REGISTERED_OBJS_TO_NAMES, LowMemoryLSTM)
-    model = build_model(Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,)))
+    model = build_model(SMALL)
     write(model, tmp_path / "model.keras")
     with zipfile.ZipFile(tmp_path / "model.keras") as archive:
         layers = json.loads(archive.read("config.json"))["config"]["layers"]
@@ -211,10 +230,11 @@ def test_a_file_names_keras_own_layer_whatever_name_keras_would_look_up(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"), [({}, True), ({"recurrent_dropout": "per_batch"}, False), ({"recurrent_dropout_rate": 0}, False)]
+    ("settings", "warned"),
+    [({}, True), ({"recurrent_dropout": "per_batch"}, False), ({"recurrent_dropout_rate": 0}, False)],
 )
-def test_a_training_on_a_gpu_says_what_loses_cudnn(settings, told, tmp_path, monkeypatch, caplog):
-    from crypto_lstm.training import trainer as training
+def test_a_training_on_a_gpu_warns_when_cudnn_is_lost(settings, warned, tmp_path, monkeypatch, caplog):
+    from crypto_lstm.training import trainer
 
     class Stop(Exception):
         pass
@@ -222,40 +242,39 @@ def test_a_training_on_a_gpu_says_what_loses_cudnn(settings, told, tmp_path, mon
     def stop(*_):
         raise Stop
 
-    monkeypatch.setattr(training, "setup_gpu_memory", lambda **_: GpuStatus(available=True, reason="a double", devices=("GPU:0",)))
-    monkeypatch.setattr(training, "run_identity", stop)
+    gpu = GpuStatus(available=True, reason="a double", devices=("GPU:0",))
+    monkeypatch.setattr(trainer, "setup_gpu_memory", lambda **_: gpu)
+    monkeypatch.setattr(trainer, "run_identity", stop)
     config = Config(**{"recurrent_dropout": "per_sample", **settings})
     with caplog.at_level(logging.WARNING), pytest.raises(Stop):
-        training.train(synthetic_candles(100, seed=1), config, tmp_path / "run")
+        trainer.train(synthetic_candles(100, seed=1), config, tmp_path / "run")
     lines = [record.message for record in caplog.records if "cuDNN" in record.message]
     expected = ["recurrent dropout of 0.3 per sample loses the cuDNN kernel: recurrent_dropout=per_batch keeps it"]
-    assert lines == (expected if told else [])
+    assert lines == (expected if warned else [])
 
 
 @pytest.mark.parametrize("kind", ["per_sample", "per_batch"])
-def test_a_network_and_what_is_saved_of_it_answer_alike_to_the_last_bit(kind):
-    model = build_model(Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,), recurrent_dropout=kind))
+def test_a_network_and_its_keras_copy_predict_the_same_bits(kind):
+    model = build_model(SMALL.replace(recurrent_dropout=kind))
     windows = np.random.default_rng(3).normal(size=(225, 12, 8)).astype("float32")
-    assert model.predict(windows, verbose=0).tobytes() == to_keras_model(model).predict(windows, verbose=0).tobytes()
+    copy = to_keras_model(model)
+    assert model.predict(windows, verbose=0).tobytes() == copy.predict(windows, verbose=0).tobytes()
 
 
-def test_masks_of_inputs_gate_by_gate():
+def test_each_gate_can_have_its_own_input_mask():
     windows = np.random.default_rng(1).normal(size=(6, 9, 5)).astype("float32")
-    settings = {"implementation": 1, "dropout": 0.3, "use_cudnn": False, "seed": 5}
-    layer, stock = LowMemoryLSTM(4, **settings), keras.layers.LSTM(4, **settings)
-    layer.build(windows.shape), stock.build(windows.shape)
-    stock.set_weights(layer.get_weights())
-    np.testing.assert_allclose(layer(windows, training=True), stock(windows, training=True), atol=1e-6)
+    layer, keras_layer = build_pair(windows, units=4, implementation=1, dropout=0.3, use_cudnn=False, seed=5)
+    np.testing.assert_allclose(layer(windows, training=True), keras_layer(windows, training=True), atol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{"dropout": 1.0}, {"recurrent_dropout": 1.0}, {"use_cudnn": True}])
-def test_settings_that_are_left_to_keras(settings):
+def test_settings_with_a_loop_of_keras_fall_back(settings):
     layer, windows = LowMemoryLSTM(4, **settings), np.ones((2, 3, 5), "float32")
     layer.build(windows.shape)
     assert find_fallback_reason(layer, windows, None, True)
 
 
 @pytest.mark.parametrize("rate", [1.0, 1.5, -0.5, float("nan")])
-def test_rows_of_which_none_would_be_left(rate):
+def test_a_rate_that_would_drop_all_rows_is_refused(rate):
     with pytest.raises(ConfigError, match="recurrent_dropout per_batch must be at least 0 and below 1, got"):
         LowMemoryLSTM(4, kind="per_batch", recurrent_dropout=rate)

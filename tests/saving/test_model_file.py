@@ -1,4 +1,4 @@
-"""Model files from anywhere that are not what they should be. Attacks, changed bytes and kills in number: benchmarks/trust.py."""
+"""Model files from any source that are attacks, damaged, mixed up or replaced. All attacks run in the benchmarks."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from support.attacks import _FUNCTION, CONFIG, WEIGHT, _archive, _hdf5, _members, attack, digest, file_of, resealed, save_all, watched
+from support.attacks import _FUNCTION, CONFIG, WEIGHT, _archive, _hdf5, _members
+from support.attacks import attack, digest, file_of, resealed, save_all, watched
 
 from crypto_lstm.architecture import build_model
-from crypto_lstm.storage.verified import manifest_path
 from crypto_lstm.config import Config
-from crypto_lstm.saving.model_schema import KerasVersionError
 from crypto_lstm.persistence import FORMATS, load_model, save_model
 from crypto_lstm.saving.compatibility import ModelMismatchError
 from crypto_lstm.saving.model_file import load_report
-from crypto_lstm.saving.model_schema import ModelIntegrityError, ModelFileError, UnsafeModelError
+from crypto_lstm.saving.model_schema import KerasVersionError, ModelFileError, ModelIntegrityError, UnsafeModelError
 from crypto_lstm.storage.manifest import MANIFEST, encode_manifest
+from crypto_lstm.storage.verified import manifest_path
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +34,16 @@ def model():
 
 @pytest.fixture(scope="module")
 def saved(model, tmp_path_factory):
-    """Two generations of the network in each format."""
+    """Two saves of the network in each format."""
     place = tmp_path_factory.mktemp("saved")
     save_all(place, model)
     return place
 
 
-# ---------------------------------------------------------------- attacks (all of them: benchmarks/trust.py)
+# ---------------------------------------------------------------- attacks
 
 
-def test_the_watch_sees_what_it_should(tmp_path):
+def test_the_audit_hook_reports_opens_code_and_pickles(tmp_path):
     (tmp_path / "inside").write_text("x")
     assert watched(lambda: (tmp_path / "inside").read_text(), tmp_path) == []
     assert [event for event, _ in watched(lambda: open("/etc/hostname").close(), tmp_path)] == ["open"]
@@ -52,7 +52,7 @@ def test_the_watch_sees_what_it_should(tmp_path):
     assert [event for event, _ in watched(lambda: pickle.loads(pickle.dumps(Path)), tmp_path)] == ["pickle.find_class"]
 
 
-def test_an_attack_that_gets_through_is_told(saved, tmp_path):
+def test_an_attack_that_succeeds_is_reported(saved, tmp_path):
     path = tmp_path / "place" / "model.keras"
     shutil.copytree(saved / "keras" / "now", path.parent)
     canary = tmp_path / "canary"
@@ -61,28 +61,29 @@ def test_an_attack_that_gets_through_is_told(saved, tmp_path):
     error, fault = attack(lambda: load_model(path), path, tmp_path, canary)
     assert isinstance(error, ModelIntegrityError) and fault is None
 
-    def touched():
+    def load_and_write():
         canary.touch()
         load_model(path)
 
-    assert attack(touched, path, tmp_path, canary)[1] == "files were written"
+    assert attack(load_and_write, path, tmp_path, canary)[1] == "files were written"
 
 
 @pytest.mark.parametrize("change", ["loss", "optimizer", "metrics", "hook"])
-def test_code_in_compile_settings(saved, tmp_path, change):
+def test_code_in_compile_settings_does_not_run(saved, tmp_path, change):
     members = _members(file_of(saved / "keras" / "now", "keras").read_bytes())
     document = json.loads(members["config.json"])
     document["compile_config"][change] = copy.deepcopy(_FUNCTION)
     path = tmp_path / "place" / "model.keras"
     path.parent.mkdir()
     path.write_bytes(_archive({**members, "config.json": json.dumps(document).encode()}))
-    load_model(saved / "keras" / "now" / "model.keras")  # what Keras loads late is loaded
+    load_model(saved / "keras" / "now" / "model.keras")  # Keras imports some modules only now
     error, fault = attack(lambda: load_model(path), path, tmp_path, tmp_path / "canary")
-    assert isinstance(error, UnsafeModelError) and "pass compile=False" in str(error) and (fault is None or "'open'" in fault)
+    assert isinstance(error, UnsafeModelError) and "pass compile=False" in str(error)
+    assert fault is None or "'open'" in fault
     assert load_model(path, compile=False).count_params() == build_model(CONFIG).count_params()
 
 
-# ---------------------------------------------------------------- the other faults of files
+# ---------------------------------------------------------------- other faults of files
 
 
 @pytest.fixture(params=FORMATS)
@@ -97,12 +98,17 @@ def manifest_of(copied: SimpleNamespace) -> Path:
     return copied.path / MANIFEST if copied.format == "saved_model" else manifest_path(copied.path)
 
 
-def numbers_of(copied: SimpleNamespace) -> Path:
+def seal(document: dict[str, Any]) -> bytes:
+    """A manifest with a correct seal, as an attacker would write it."""
+    return encode_manifest({key: value for key, value in document.items() if key != "seal"})
+
+
+def weights_file(copied: SimpleNamespace) -> Path:
     return copied.path / "assets.extra" / "model.keras" if copied.format == "saved_model" else copied.path
 
 
-def refused(copied: SimpleNamespace, error: type[Exception], fault: str, **arguments: Any) -> str:
-    """The message of the refusal; it names place, cause and remedy, and nothing is changed."""
+def assert_refused(copied: SimpleNamespace, error: type[Exception], fault: str, **arguments: Any) -> str:
+    """The message of the refusal. The load must change nothing."""
     before = digest(copied.folder)
     with pytest.raises(error, match=fault) as caught:
         load_model(copied.path, **arguments)
@@ -110,103 +116,106 @@ def refused(copied: SimpleNamespace, error: type[Exception], fault: str, **argum
     return str(caught.value)
 
 
-def test_file_missing(copied):
+def test_a_missing_file_is_an_error(copied):
     copied.path = copied.folder / "nothing"
-    assert "check the path" in refused(copied, ModelFileError, "nothing': there is no such file or folder")
+    assert "check the path" in assert_refused(copied, ModelFileError, "nothing': there is no such file or folder")
 
 
-def test_file_empty(copied):
-    numbers_of(copied).write_bytes(b"")
-    assert "save it again" in refused(copied, ModelIntegrityError, "expected .* bytes.*, got 0")
+def test_an_empty_file_is_refused(copied):
+    weights_file(copied).write_bytes(b"")
+    assert "save it again" in assert_refused(copied, ModelIntegrityError, "expected .* bytes.*, got 0")
 
 
-def test_file_without_manifest(copied, caplog):
+def test_a_file_without_manifest_loads_with_a_warning_and_a_folder_does_not(copied, caplog):
     manifest_of(copied).unlink()
     if copied.format == "saved_model":
-        assert "rebuild the network with build_model" in refused(copied, UnsafeModelError, "it has no manifest.json")
+        message = assert_refused(copied, UnsafeModelError, "it has no manifest.json")
+        assert "rebuild the network with build_model" in message
         return
     (copied.folder / "model_metadata.json").unlink()
     report = load_report(load_model(copied.path))
     assert not report.verified and len(report.unchecked) == 4 and "loaded unchecked" in caplog.text
 
 
-def test_generations_mixed(copied, saved):
+def test_weights_of_another_save_are_refused(copied, saved):
     theirs = saved / copied.format / "other"
-    source = numbers_of(SimpleNamespace(format=copied.format, path=file_of(theirs, copied.format)))
-    shutil.copy(source, numbers_of(copied))
-    assert "save it again" in refused(copied, ModelIntegrityError, "expected .*(sha256|bytes).*, got .*")
+    source = weights_file(SimpleNamespace(format=copied.format, path=file_of(theirs, copied.format)))
+    shutil.copy(source, weights_file(copied))
+    assert "save it again" in assert_refused(copied, ModelIntegrityError, "expected .*(sha256|bytes).*, got .*")
 
 
 @pytest.mark.parametrize("key", ["features", "classes"])
-def test_names_reordered_in_metadata(copied, key):
-    """In the copy for people, and in the manifest under a good seal."""
-    copy_ = (copied.path if copied.format == "saved_model" else copied.folder) / "model_metadata.json"
-    facts = json.loads(copy_.read_text(encoding="utf-8"))
-    copy_.write_text(json.dumps({**facts, key: facts[key][::-1]}), encoding="utf-8")
-    refused(copied, ModelIntegrityError, "manifest|expected sha256|expected .* bytes")
-    copy_.write_text(json.dumps(facts), encoding="utf-8")
+def test_reordered_names_in_the_metadata_are_refused(copied, key):
+    """In the copy beside the model, and in a manifest with a correct seal."""
+    metadata = (copied.path if copied.format == "saved_model" else copied.folder) / "model_metadata.json"
+    facts = json.loads(metadata.read_text(encoding="utf-8"))
+    metadata.write_text(json.dumps({**facts, key: facts[key][::-1]}), encoding="utf-8")
+    assert_refused(copied, ModelIntegrityError, "manifest|expected sha256|expected .* bytes")
+    metadata.write_text(json.dumps(facts), encoding="utf-8")
     document = json.loads(manifest_of(copied).read_text())
     noted = document["facts"] if copied.format == "saved_model" else document["versions"][0]["facts"]
     noted[key] = noted[key][::-1]
     if copied.format == "saved_model":
-        data = copy_.read_bytes()
+        data = metadata.read_bytes()
         document["files"]["model_metadata.json"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     else:
-        copy_.unlink()
-    manifest_of(copied).write_bytes(encode_manifest({k: value for k, value in document.items() if k != "seal"}))
-    refused(copied, ModelMismatchError, f"{key}: expected .*, got ", config=CONFIG)
+        metadata.unlink()
+    manifest_of(copied).write_bytes(seal(document))
+    assert_refused(copied, ModelMismatchError, f"{key}: expected .*, got ", config=CONFIG)
 
 
-def test_other_schema(copied):
+def test_another_schema_is_refused(copied):
     document = json.loads(manifest_of(copied).read_text())
     for schema in (0, 2):
-        manifest_of(copied).write_bytes(encode_manifest({**{k: v for k, v in document.items() if k != "seal"}, "schema": schema}))
-        assert "use the version that wrote it" in refused(copied, ModelIntegrityError, f"expected schema 1, got {schema}")
+        manifest_of(copied).write_bytes(seal({**document, "schema": schema}))
+        message = assert_refused(copied, ModelIntegrityError, f"expected schema 1, got {schema}")
+        assert "use the version that wrote it" in message
 
 
-def test_link_in_the_place_of_the_file(copied, tmp_path):
-    file = numbers_of(copied)
+def test_a_link_in_the_place_of_the_file_is_refused(copied, tmp_path):
+    file = weights_file(copied)
     shutil.move(file, tmp_path / "elsewhere")
     file.symlink_to(tmp_path / "elsewhere")
-    refused(copied, ModelIntegrityError, "link")
+    assert_refused(copied, ModelIntegrityError, "link")
 
 
-def test_replaced_between_check_and_read(copied, saved, model, monkeypatch):
-    """What is parsed is what was hashed: the bytes in memory, whatever happens to the file."""
+def test_the_bytes_that_were_hashed_are_parsed(copied, saved, model, monkeypatch):
+    """They are in memory, so replacing the file between check and use has no effect."""
     from crypto_lstm import persistence
 
     other = file_of(saved / copied.format / "other", copied.format)
-    real = persistence.read_content
+    parse = persistence.parse_model_file
 
-    def late(data: bytes, *args: Any, **kwargs: Any) -> Any:
+    def replace_and_parse(data: bytes, *args: Any, **kwargs: Any) -> Any:
         if copied.path.is_dir():
             shutil.rmtree(copied.path)
             shutil.copytree(other, copied.path)
         else:
             shutil.copy(other, copied.path)
-        return real(data, *args, **kwargs)
+        return parse(data, *args, **kwargs)
 
-    monkeypatch.setattr(persistence, "read_content", late)
+    monkeypatch.setattr(persistence, "parse_model_file", replace_and_parse)
     assert np.array_equal(load_model(copied.path).get_weights()[0], model.get_weights()[0])
 
 
-def test_pinned(copied, saved):
-    wanted = load_report(load_model(copied.path)).sha256
-    assert load_report(load_model(copied.path, expected_sha256=wanted.upper())).sha256 == wanted
-    refused(copied, ModelIntegrityError, "expected the sha256 0000.*than the one you pinned", expected_sha256="0" * 64)
+def test_a_file_with_another_hash_than_the_pinned_one_is_refused(copied, saved):
+    expected = load_report(load_model(copied.path)).sha256
+    assert load_report(load_model(copied.path, expected_sha256=expected.upper())).sha256 == expected
+    fault = "expected the sha256 0000.*than the one you pinned"
+    assert_refused(copied, ModelIntegrityError, fault, expected_sha256="0" * 64)
 
 
-def test_keras_too_old(copied, model, monkeypatch):
+def test_a_keras_that_is_too_old_is_refused(copied, model, monkeypatch):
     monkeypatch.setattr(keras, "__version__", "3.15.0")
-    refused(copied, KerasVersionError, "expected Keras 3.15.1 or newer, got 3.15.0; pip install")
+    assert_refused(copied, KerasVersionError, "expected Keras 3.15.1 or newer, got 3.15.0; pip install")
     before = digest(copied.folder)
     with pytest.raises(KerasVersionError):
         save_model(model, copied.path, copied.format)
     assert digest(copied.folder) == before
 
 
-def test_weights_swapped(saved, tmp_path):
-    """Two weights of one shape that changed places under a good seal are found only by a hash that was kept elsewhere."""
+def test_a_pinned_hash_detects_a_model_with_a_matching_manifest(saved, tmp_path):
+    """Other weights of the same shape under a correct manifest are found only by a hash that was kept elsewhere."""
     data = file_of(saved / "h5" / "now", "h5").read_bytes()
     folder = tmp_path / "place"
     shutil.copytree(saved / "h5" / "now", folder)
@@ -217,8 +226,7 @@ def test_weights_swapped(saved, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["keras", "h5"])
-def test_the_seed_s_network_from_plain_keras(tmp_path, format, caplog):
-    """The default architecture, saved by `model.save` alone."""
+def test_the_default_network_loads_from_a_file_of_plain_keras(tmp_path, format, caplog):
     model = build_model()
     model.save(tmp_path / f"plain{FORMATS[format]}")
     loaded = load_model(tmp_path / f"plain{FORMATS[format]}", config=Config())

@@ -1,7 +1,7 @@
-"""Harmless stand-ins for the published attacks on model files, and what a reader does meanwhile, seen by Python's audit hook.
+"""Harmless versions of the published attacks on model files, and the reader's actions, seen by an audit hook.
 
-`on_model_files` and `on_folders` try them all: each must be refused by an error that names the path, with no code run, nothing opened
-elsewhere, no socket, no child but the reader of HDF5, and nothing changed.
+`on_model_files` and `on_folders` run all attacks. Each must be refused by an error that names the path. The reader must
+run no code, open no other file and no socket, start no process except the reader of HDF5, and change nothing.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from support import save_load_cases as saves
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.inference.bundle import load_bundle, save_bundle
-from crypto_lstm.storage.verified import manifest_path
-from crypto_lstm.utils.errors import CryptoLSTMError
 from crypto_lstm.persistence import FORMATS, load_model, save_model
 from crypto_lstm.saving.model_schema import ModelIntegrityError, UnsafeModelError
-from crypto_lstm.training.checkpointing import read_state
 from crypto_lstm.storage.manifest import MANIFEST, IntegrityError, encode_manifest
+from crypto_lstm.storage.verified import manifest_path
+from crypto_lstm.training.checkpointing import read_state
+from crypto_lstm.utils.errors import CryptoLSTMError
 
 CONFIG = saves.CONFIG.replace(sequence_length=12, lstm_units=(8, 4), dense_units=(4,))
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """What lies below a folder: links as links, files by their hash."""
+    """Name of everything below a folder, with the hash of a file or the target of a link."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -60,14 +60,14 @@ def file_of(folder: Path, format: str) -> Path:
 
 
 def save_all(place: Path, model: keras.Model) -> None:
-    """Two generations of a network in each format: `FORMAT/now` and `FORMAT/other`."""
+    """Two saves of a network in each format: `FORMAT/now` and `FORMAT/other`."""
     other = build_model(CONFIG.replace(seed=7))
     for name in FORMATS:
         save_model(model, place / name / "now" / "model", name, config=CONFIG)
         save_model(other, place / name / "other" / "model", name, config=CONFIG)
 
 
-# ---------------------------------------------------------------- what Python does meanwhile
+# ---------------------------------------------------------------- the audit hook
 
 FORBIDDEN = (
     *("socket.", "pickle.", "marshal.", "os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork"),
@@ -83,7 +83,10 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def watched(act: Callable[[], object], place: Path) -> list[tuple[str, str]]:
-    """Run something, and give every event that a reader of a file below `place` has no reason for. The hook stays in this process."""
+    """Run a function; return every audit event that a reader of a file below `place` has no reason for.
+
+    The hook stays installed in this process.
+    """
     global _events, _hooked
     if not _hooked:
         sys.addaudithook(_hook)
@@ -93,23 +96,24 @@ def watched(act: Callable[[], object], place: Path) -> list[tuple[str, str]]:
         act()
     finally:
         seen, _events = _events, None
-    return [(event, said) for event, said in seen if not _harmless(event, said, place)]
+    return [(event, arguments) for event, arguments in seen if not _is_harmless(event, arguments, place)]
 
 
-def _harmless(event: str, said: str, place: Path) -> bool:
+def _is_harmless(event: str, arguments: str, place: Path) -> bool:
     if event == "subprocess.Popen":
-        return "from crypto_lstm.saving.hdf5 import _child" in said  # the reader that may open nothing
+        return "from crypto_lstm.saving.hdf5 import _run_child" in arguments  # the sandboxed reader of HDF5
     if event == "compile":
-        return said.endswith("'<unknown>')")  # NumPy reads the header of an array by `ast.literal_eval`: to run it would be another event
+        return arguments.endswith("'<unknown>')")  # `ast.literal_eval`, with which NumPy reads a header
     if event != "open":
         return False
-    name, _, flags = said.strip("()").rsplit(", ", 2)
-    if name.isdigit() or "/dev/null" in name or name == repr(tempfile.gettempdir()):  # the last is a file without a name
+    name, _, flags = arguments.strip("()").rsplit(", ", 2)
+    is_unnamed = name == repr(tempfile.gettempdir())  # a temporary file without a name
+    if name.isdigit() or "/dev/null" in name or is_unnamed:
         return True
     return not int(flags) & (os.O_WRONLY | os.O_RDWR) and str(place) in name
 
 
-# ---------------------------------------------------------------- attacks: harmless stand-ins
+# ---------------------------------------------------------------- attacks, harmless versions
 
 Document = dict[str, Any]
 
@@ -126,7 +130,8 @@ def _in(*keys: Any, value: Any) -> Callable[[Document, Path], Document]:
 
 
 def _layer(kind: str, module: str = "keras.layers", **config: Any) -> Document:
-    return {"module": module, "class_name": kind, "config": {"name": "evil", **config}, "registered_name": None, "name": "evil"}
+    settings = {"name": "evil", **config}
+    return {"module": module, "class_name": kind, "config": settings, "registered_name": None, "name": "evil"}
 
 
 def _lambda(document: Document, canary: Path) -> Document:
@@ -140,7 +145,8 @@ def _touching(module: str, name: str) -> Callable[[Document, Path], Document]:
 
     def change(document: Document, canary: Path) -> Document:
         config = {"name": str(canary), "path": str(canary)}
-        document["config"]["layers"][3] = {"module": module, "class_name": name, "config": config, "registered_name": None}
+        layer = {"module": module, "class_name": name, "config": config, "registered_name": None}
+        document["config"]["layers"][3] = layer
         return document
 
     return change
@@ -148,6 +154,7 @@ def _touching(module: str, name: str) -> Callable[[Document, Path], Document]:
 
 _LAYER = ("config", "layers", 1)
 _FUNCTION = {"module": "builtins", "class_name": "function", "config": "eval", "registered_name": "function"}
+_POLICY = {**_FUNCTION, "module": "os", "config": {"name": "id"}}
 CONFIG_ATTACKS: dict[str, Callable[[Document, Path], Document]] = {
     "Lambda": _lambda,
     "TFSMLayer": _in("config", "layers", 3, value=_layer("TFSMLayer", filepath="/etc", call_endpoint="serve")),
@@ -167,7 +174,7 @@ CONFIG_ATTACKS: dict[str, Callable[[Document, Path], Document]] = {
     "code inside an initializer": _in(*_LAYER, "config", "kernel_initializer", "config", value={"seed": _FUNCTION}),
     "code as regularizer": _in(*_LAYER, "config", "kernel_regularizer", value=_FUNCTION),
     "code as constraint": _in(*_LAYER, "config", "bias_constraint", value=_FUNCTION),
-    "dtype policy from elsewhere": _in(*_LAYER, "config", "dtype", value={**_FUNCTION, "module": "os", "config": {"name": "id"}}),
+    "dtype policy from elsewhere": _in(*_LAYER, "config", "dtype", value=_POLICY),
     "quantization": _in("config", "layers", 3, "config", "quantization_config", value=_FUNCTION),
     "call arguments": _in(*_LAYER, "inbound_nodes", 0, "kwargs", value={"training": _FUNCTION}),
     "a loop": _in(*_LAYER, "inbound_nodes", 0, "args", 0, "config", "keras_history", value=["trading_decisions", 0, 0]),
@@ -183,7 +190,7 @@ CONFIG_ATTACKS: dict[str, Callable[[Document, Path], Document]] = {
 
 
 def _text_attacks(text: str) -> dict[str, str]:
-    """Descriptions that are no good JSON."""
+    """Descriptions that are not valid JSON, or not an object."""
     return {
         "equal keys": text.replace('"units": 8', '"units": 8, "units": 8'),
         "deep": text.replace('"units": 8', '"units": ' + "[" * 100_000 + "]" * 100_000),
@@ -223,14 +230,15 @@ class _Touch:
 
 
 def archive_attacks(data: bytes, canary: Path) -> dict[str, bytes]:
-    """Archives that are more than three members."""
+    """Archives that differ from three stored members."""
     members = _members(data)
     bomb = {**members, "model.weights.h5": bytes(20_000_000)}
     lying = bytearray(data)
     end = data.rfind(b"PK\x01\x02")
     struct.pack_into("<II", lying, end + 20, 0xFFFFFFF0, 0xFFFFFFF0)
-    secret = bytearray(data)
-    secret[end + 8] |= 1
+    encrypted = bytearray(data)
+    encrypted[end + 8] |= 1
+    without_weights = {name: content for name, content in members.items() if "h5" not in name}
     twice = io.BytesIO()
     with zipfile.ZipFile(twice, "w") as file, warnings.catch_warnings(action="ignore"):
         for name, content in [*members.items(), ("config.json", b"{}")]:
@@ -247,11 +255,11 @@ def archive_attacks(data: bytes, canary: Path) -> dict[str, bytes]:
         "a pickle as weights": _archive({**members, "model.weights.h5": pickle.dumps(_Touch(canary))}),
         "a pickle as config": _archive({**members, "config.json": pickle.dumps(_Touch(canary))}),
         "assets": _archive({**members, "assets/layer/evil.py": b"open('x', 'w')"}),
-        "npz instead of HDF5": _archive({**{k: v for k, v in members.items() if "h5" not in k}, "model.weights.npz": b""}),
+        "npz instead of HDF5": _archive({**without_weights, "model.weights.npz": b""}),
         "a thousand members": _archive({**members, **{f"m{k}": b"" for k in range(1000)}}),
         "one member twice": twice.getvalue(),
         "sizes that lie": bytes(lying),
-        "a secret": bytes(secret),
+        "encrypted": bytes(encrypted),
         "no weights": _archive({**members, "model.weights.h5": b""}),
     }
 
@@ -264,7 +272,7 @@ def _hdf5(data: bytes, change: Callable[[Any], object]) -> bytes:
 
 
 def hdf5_attacks(place: str, outside: Path) -> dict[str, Callable[[Any], object]]:
-    """Changes of an HDF5 file; `place` is the group with a weight called `name`."""
+    """Changes of an HDF5 file; `place` is the path of a weight."""
     group, _, name = place.rpartition("/")
 
     def instead(make: Callable[[Any], object]) -> Callable[[Any], object]:
@@ -273,6 +281,9 @@ def hdf5_attacks(place: str, outside: Path) -> dict[str, Callable[[Any], object]
             make(file[group])
 
         return change
+
+    def point_outside(group: Any) -> object:
+        return group.create_dataset(name, (8, 32), "f4", external=[(str(outside), 0, 1024)])
 
     return {
         "soft link": instead(lambda g: g.__setitem__(name, h5py.SoftLink("/"))),
@@ -283,7 +294,7 @@ def hdf5_attacks(place: str, outside: Path) -> dict[str, Callable[[Any], object]
         "a trillion numbers that are not there": instead(lambda g: g.create_dataset(name, (10**12,), "f4")),
         "packed zeros": instead(lambda g: g.create_dataset(name, data=np.zeros(10**7, "f4"), compression="gzip")),
         "pieces": instead(lambda g: g.create_dataset(name, data=np.zeros((8, 32), "f4"), chunks=(4, 4))),
-        "data of another file": instead(lambda g: g.create_dataset(name, (8, 32), "f4", external=[(str(outside), 0, 1024)])),
+        "data of another file": instead(point_outside),
         "virtual": instead(lambda g: g.create_virtual_dataset(name, h5py.VirtualLayout((8, 32), "f4"))),
         "pickled objects": instead(lambda g: g.create_dataset(name, data=np.void(pickle.dumps(_Touch(outside))))),
         "references": instead(lambda g: g.create_dataset(name, (8, 32), h5py.ref_dtype)),
@@ -300,7 +311,7 @@ def hdf5_attacks(place: str, outside: Path) -> dict[str, Callable[[Any], object]
 
 
 def resealed(folder: Path, format: str, data: bytes) -> None:
-    """Put `data` in the place of a saved model, under a manifest that fits: what an attacker would do."""
+    """Replace a saved model by `data` and write a matching manifest, as an attacker would."""
     if format == "saved_model":
         inner = folder / "model" / "assets.extra" / "model.keras"
         inner.write_bytes(data)
@@ -315,7 +326,10 @@ def resealed(folder: Path, format: str, data: bytes) -> None:
     manifest.write_bytes(encode_manifest({key: value for key, value in document.items() if key != "seal"}))
 
 
-WEIGHT = {"keras": "layers/lstm/cell/vars/0", "h5": "model_weights/lstm_layer_1_8units/lstm_layer_1_8units/lstm_cell/kernel"}
+WEIGHT = {
+    "keras": "layers/lstm/cell/vars/0",
+    "h5": "model_weights/lstm_layer_1_8units/lstm_layer_1_8units/lstm_cell/kernel",
+}
 
 
 def all_attacks(saved: Path, canary: Path, outside: Path) -> Iterator[tuple[str, str, bytes]]:
@@ -329,12 +343,14 @@ def all_attacks(saved: Path, canary: Path, outside: Path) -> Iterator[tuple[str,
         for name, content in {**texts, **_text_attacks(text)}.items():
             if format == "keras":
                 yield name, format, _archive({**members, "config.json": content.encode()})
-            elif len(content) < 60_000:  # what an attribute holds
+            elif len(content) < 60_000:  # the size limit of an attribute
                 yield name, format, _hdf5(whole["h5"], lambda f, c=content: f.attrs.__setitem__("model_config", c))
         weights = members["model.weights.h5"] if format == "keras" else whole["h5"]
         for name, change in hdf5_attacks(WEIGHT[format], outside).items():
             changed = _hdf5(weights, change)
-            yield name, format, _archive({**members, "model.weights.h5": changed}) if format == "keras" else changed
+            if format == "keras":
+                changed = _archive({**members, "model.weights.h5": changed})
+            yield name, format, changed
     for name, data in archive_attacks(whole["keras"], canary).items():
         yield name, "keras", data
     yield "a pickle", "keras", pickle.dumps(_Touch(canary))
@@ -342,7 +358,7 @@ def all_attacks(saved: Path, canary: Path, outside: Path) -> Iterator[tuple[str,
 
 
 def resealed_part(folder: Path, name: str, data: bytes) -> None:
-    """Put `data` in the place of one file of a committed folder, under a manifest that fits."""
+    """Replace one file of a saved folder by `data` and write a matching manifest."""
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / name).write_bytes(data)
     manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -362,6 +378,7 @@ def bundle_attacks(folder: Path, canary: Path) -> dict[str, tuple[str, bytes]]:
 
     text = good["config.json"].decode()
     settings = json.loads(text)
+    huge = text.replace('"sequence_length": 6', '"sequence_length": ' + "9" * 10_000)
     return {
         "pickled objects": ("weights.npz", npz(**{first: np.array([_Touch(canary)], dtype=object)})),
         "a pickle": ("weights.npz", pickle.dumps(_Touch(canary))),
@@ -374,17 +391,17 @@ def bundle_attacks(folder: Path, canary: Path) -> dict[str, tuple[str, bytes]]:
         "equal keys": ("config.json", text.replace('"pair"', '"pair": "x", "pair"').encode()),
         "deep": ("config.json", b"[" * 100_000 + b"]" * 100_000),
         "a billion units": ("config.json", json.dumps({**settings, "lstm_units": [10**9]}).encode()),
-        "huge number": ("config.json", text.replace('"sequence_length": 6', '"sequence_length": ' + "9" * 10_000).encode()),
+        "huge number": ("config.json", huge.encode()),
         "a window of a billion": ("config.json", json.dumps({**settings, "sequence_length": 10**9}).encode()),
         "unknown setting": ("config.json", json.dumps({**settings, "hook": "os.system"}).encode()),
-        "scaler of nobody": ("scaler.json", b"{}"),
+        "an empty scaler": ("scaler.json", b"{}"),
         "code beside": ("evil.py", b"open('x', 'w')"),
         "path upwards": ("../evil", b"x"),
     }
 
 
 def state_attacks(folder: Path, canary: Path) -> dict[str, tuple[str, bytes]]:
-    """The same for one generation of a training's state."""
+    """File and bytes of each attack on one checkpoint of a training."""
     arrays, text = dict(np.load(folder / "arrays.npz")), (folder / "values.json").read_text()
     first = next(iter(arrays))
 
@@ -405,12 +422,12 @@ def state_attacks(folder: Path, canary: Path) -> dict[str, tuple[str, bytes]]:
     }
 
 
-# ---------------------------------------------------------------- trying them
+# ---------------------------------------------------------------- running the attacks
 
 
 @dataclass
 class AttackReport:
-    """How many attacks there were on each format, and which did something."""
+    """The number of attacks on each format, and those that had an effect."""
 
     done: dict[str, int] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
@@ -421,12 +438,15 @@ class AttackReport:
             self.wrong.append(fault)
 
     def __str__(self) -> str:
-        told = ", ".join(f"{name} {count}" for name, count in self.done.items())
-        return "\n".join([f"{sum(self.done.values())} attacks ({told}), {len(self.wrong)} did something", *self.wrong[:5]])
+        counts = ", ".join(f"{name} {count}" for name, count in self.done.items())
+        head = f"{sum(self.done.values())} attacks ({counts}), {len(self.wrong)} did something"
+        return "\n".join([head, *self.wrong[:5]])
 
 
-def attack(read: Callable[[], object], path: Path, place: Path, canary: Path) -> tuple[CryptoLSTMError | None, str | None]:
-    """The error of the reader, and what was wrong with it or seen meanwhile."""
+def attack(
+    read: Callable[[], object], path: Path, place: Path, canary: Path
+) -> tuple[CryptoLSTMError | None, str | None]:
+    """The error of the reader, and its fault: a missing part of the message, a forbidden event, or a changed file."""
     before, caught = digest(path.parent), list[CryptoLSTMError]()
 
     def act() -> None:
@@ -441,33 +461,38 @@ def attack(read: Callable[[], object], path: Path, place: Path, canary: Path) ->
         return None, f"the error is not one of the package's: {error!r}"
     if not caught:
         return None, "it was loaded"
-    told = str(path) in str(caught[0]) and "; " in str(caught[0])
-    kind = isinstance(caught[0], ModelIntegrityError | UnsafeModelError | IntegrityError)
-    fault = f"{caught[0]!r}: it does not say what, where and what to do" if not (told and kind) else f"seen: {seen}" if seen else None
+    is_complete = str(path) in str(caught[0]) and "; " in str(caught[0])
+    is_expected = isinstance(caught[0], ModelIntegrityError | UnsafeModelError | IntegrityError)
+    fault = None
+    if not is_complete or not is_expected:
+        fault = f"{caught[0]!r}: the message lacks the fault, the path or the remedy"
+    elif seen:
+        fault = f"seen: {seen}"
     if canary.exists() or digest(path.parent) != before:
         fault = "files were written"
     return caught[0], fault
 
 
 def on_model_files(tmp_path: Path) -> AttackReport:
-    """Each as a file of nobody, and under a manifest that fits, as a file and inside a SavedModel folder."""
-    saved, canary, outside, report = tmp_path / "saved", tmp_path / "canary", tmp_path / "outside.h5", AttackReport()
+    """Each attack without a manifest, and with a matching one as a file and inside a SavedModel folder."""
+    saved, canary, outside = tmp_path / "saved", tmp_path / "canary", tmp_path / "outside.h5"
+    report = AttackReport()
     save_all(saved, build_model(CONFIG))
-    os.mkfifo(outside)  # to open it would take for ever
-    load_model(saved / "keras" / "now" / "model.keras")  # what Keras loads late is loaded
+    os.mkfifo(outside)  # opening it would block for ever
+    load_model(saved / "keras" / "now" / "model.keras")  # Keras imports some modules only now
     plain = tmp_path / "warm" / "model.keras"
     plain.parent.mkdir()
     shutil.copy(saved / "keras" / "now" / "model.keras", plain)
     load_model(plain)
     folder = tmp_path / "place"
     for name, format, data in all_attacks(saved, canary, outside):
-        for place in ("nobody's", "resealed", "saved_model"):
+        for place in ("without a manifest", "resealed", "saved_model"):
             if place == "saved_model" and format == "h5":
                 continue
             shutil.rmtree(folder, ignore_errors=True)
             kind = "saved_model" if place == "saved_model" else format
             path = file_of(folder, kind)
-            if place == "nobody's":
+            if place == "without a manifest":
                 folder.mkdir()
                 path.write_bytes(data)
             else:
@@ -479,25 +504,26 @@ def on_model_files(tmp_path: Path) -> AttackReport:
 
 
 def on_folders(tmp_path: Path) -> AttackReport:
-    """Changed files of a bundle and of a training's state, under a manifest that fits."""
+    """Changed files of a bundle and of a training checkpoint, with a matching manifest."""
     canary, report = tmp_path / "canary", AttackReport()
     run = SimpleNamespace(config=saves.CONFIG, model=saves.model(), data=saves.data())
     save_bundle(run, bundle := tmp_path / "bundle" / "model")
     saves.state(tmp_path / "run")[0](1)
-    generation = next((tmp_path / "run" / "state").glob("checkpoint-*"))
+    checkpoint = next((tmp_path / "run" / "state").glob("checkpoint-*"))
     load_bundle(bundle)
     read_state(tmp_path / "run")
     for format, source, attacks in (
         ("bundle", bundle, bundle_attacks(bundle, canary)),
-        ("training state", generation, state_attacks(generation, canary)),
+        ("training state", checkpoint, state_attacks(checkpoint, canary)),
     ):
         for name, (file, data) in attacks.items():
             shutil.rmtree(tmp_path / "place", ignore_errors=True)
             target = tmp_path / "place" / "state" / source.name
             shutil.copytree(source, target)
             resealed_part(target, file, data)
-            read = (lambda path=target: load_bundle(path)) if format == "bundle" else lambda: read_state(tmp_path / "place")
-            path = target if format == "bundle" else target.parent
-            _, fault = attack(read, path, tmp_path, canary)
+            if format == "bundle":
+                _, fault = attack(lambda path=target: load_bundle(path), target, tmp_path, canary)
+            else:
+                _, fault = attack(lambda: read_state(tmp_path / "place"), target.parent, tmp_path, canary)
             report.add(format, fault and f"{name} ({format}): {fault}")
     return report

@@ -1,7 +1,7 @@
-"""What is saved and read back under kills, faults and changed bytes: five kinds of this package, and plain Keras beside them.
+"""Savers and readers that are tried under kills, faults and changed bytes: five of this package, and plain Keras.
 
-`KINDS[name](place)` gives `save(n)` and `read()` as `faults` wants them; generation n has n in every weight. Both are for a process that
-may use TensorFlow; nothing is built before the first call.
+`KINDS[name](place)` returns `save(n)` and `read()`, as `crash_injection` needs them; save n has the number n in every
+weight. Both need a process that may use TensorFlow; nothing is built before the first call.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 import tensorflow as tf
 
 from crypto_lstm.architecture import build_model
-from crypto_lstm.inference.bundle import load_bundle, save_bundle
 from crypto_lstm.callbacks import CarefulEarlyStopping, create_callbacks
 from crypto_lstm.config import Config
+from crypto_lstm.data.synthetic import synthetic_candles
+from crypto_lstm.data.windows import prepare
+from crypto_lstm.inference.bundle import load_bundle, save_bundle
 from crypto_lstm.persistence import FORMATS, load_model, save_model
 from crypto_lstm.saving.model_file import load_report
 from crypto_lstm.training.checkpointing import TrainingBackup, read_state
-from crypto_lstm.data.synthetic import synthetic_candles
-from crypto_lstm.data.windows import prepare
 
 CONFIG = Config(timeframe="1h", sequence_length=6, future_window=24, lstm_units=(4,), dense_units=(), batch_size=64)
 
@@ -39,7 +39,7 @@ def candles() -> Any:
 
 @functools.cache
 def data() -> Any:
-    """Windows of a synthetic market. No TensorFlow is used for them: a process may fork afterwards."""
+    """Windows of a synthetic market, made without TensorFlow, so that the process may fork afterwards."""
     return prepare(candles(), CONFIG)
 
 
@@ -50,7 +50,7 @@ def model() -> keras.Model:
 
 @functools.cache
 def trained() -> keras.Model:
-    """With an optimizer that has its variables."""
+    """A network whose optimizer has its variables."""
     network = build_model(CONFIG)
     network.optimizer.build(network.trainable_variables)
     return network
@@ -62,7 +62,7 @@ def fill(network: keras.Model, number: int) -> keras.Model:
 
 
 def only(arrays: Iterable[np.ndarray]) -> int:
-    """The one number that all arrays are full of; raises where there are several."""
+    """The number that fills all arrays; raises if there are several."""
     numbers = {float(value) for array in arrays for value in np.unique(array)}
     if len(numbers) != 1:
         raise AssertionError(f"torn: {sorted(numbers)[:5]}")
@@ -71,7 +71,7 @@ def only(arrays: Iterable[np.ndarray]) -> int:
 
 def _agreed(*numbers: int) -> int:
     if len(set(numbers)) != 1:
-        raise AssertionError(f"parts of several generations: {numbers}")
+        raise AssertionError(f"parts of several saves: {numbers}")
     return numbers[0]
 
 
@@ -82,8 +82,9 @@ def bundle(place: Path):
     target = place / "bundle"
 
     def save(number: int) -> None:
-        tf.config.run_functions_eagerly(True)  # each bundle is tried with a network of its own: to trace it takes longer than all else
-        save_bundle(SimpleNamespace(config=CONFIG, model=fill(model(), number), data=data()), target, notes={"number": number})
+        tf.config.run_functions_eagerly(True)  # tracing the network of each bundle would take most of the time
+        run = SimpleNamespace(config=CONFIG, model=fill(model(), number), data=data())
+        save_bundle(run, target, notes={"number": number})
 
     def read() -> int | None:
         if not os.path.lexists(target):
@@ -116,7 +117,7 @@ def _format(format: str) -> Kind:
 
 
 def state(place: Path):
-    """Network, optimizer, the best weights of the early stop, history and place: one generation."""
+    """A checkpoint: network, optimizer, the best weights of early stopping, history, and the step."""
 
     def save(number: int) -> None:
         network = trained()
@@ -125,10 +126,11 @@ def state(place: Path):
         callbacks = create_callbacks(CONFIG, place, tensorboard=False)
         early = next(c for c in callbacks if isinstance(c, CarefulEarlyStopping))
         early.best_weights = [np.full(w.shape, number, w.dtype) for w in network.get_weights()]
-        keeper = TrainingBackup(place, {"identity": {"number": number}, "config": CONFIG.as_dict()}, callbacks, 8)
-        keeper.set_model(network)
-        keeper.history = {"loss": [float(number)]}
-        keeper.save(number, 0)
+        facts = {"identity": {"number": number}, "config": CONFIG.as_dict()}
+        backup = TrainingBackup(place, facts, callbacks, 8)
+        backup.set_model(network)
+        backup.history = {"loss": [float(number)]}
+        backup.save(number, 0)
 
     def read() -> int | None:
         found = read_state(place)
@@ -150,7 +152,9 @@ def _plain(suffix: str) -> Kind:
             fill(model(), number).save(target)
 
         def read() -> int | None:
-            return only(keras.saving.load_model(target, compile=False).get_weights()) if target.exists() else None
+            if not target.exists():
+                return None
+            return only(keras.saving.load_model(target, compile=False).get_weights())
 
         return save, read
 
@@ -164,7 +168,9 @@ def exported(place: Path):
         fill(model(), number).export(target, verbose=False)
 
     def read() -> int | None:
-        return only(v.numpy() for v in tf.saved_model.load(str(target)).variables) if target.exists() else None
+        if not target.exists():
+            return None
+        return only(variable.numpy() for variable in tf.saved_model.load(str(target)).variables)
 
     return save, read
 
