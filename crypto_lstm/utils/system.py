@@ -5,7 +5,6 @@
 # %% ../../nbs/utils/04_system.ipynb #61e3ce97
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,7 +123,13 @@ def available_memory_mb(
     """
     return min([psutil.virtual_memory().available, *(free for _, free in (*_cgroup_levels(root), *_process_limits(root)))]) / MB
 
-
+# %% ../../nbs/utils/04_system.ipynb #8e6e5493
 def processor_count() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use; at least 1.
+
+    Source: `joblib.cpu_count`, the smallest of the machine's cores, the CPU affinity, the quota of the control group and
+    the environment variable LOKY_MAX_CPU_COUNT.
+    """
+    import joblib
+
+    return joblib.cpu_count()

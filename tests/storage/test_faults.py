@@ -1242,8 +1242,8 @@ def _(ground: Ground) -> None:
 def _(ground: Ground) -> None:
     hidden: list[Any] = []
     ground.patch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU:0"] if kind == "GPU" else [])
-    ground.patch.setattr("crypto_lstm.gpu._visible_gpus", lambda: ["GPU:0"])
-    ground.patch.setattr("crypto_lstm.gpu._set_growth", lambda gpus, growth: (True, ""))
+    ground.patch.setattr("crypto_lstm.gpu._list_visible_gpus", lambda: ["GPU:0"])
+    ground.patch.setattr("crypto_lstm.gpu._set_memory_growth", lambda gpus, growth: (True, ""))
     ground.patch.setattr(tf.config, "set_visible_devices", lambda devices, kind=None: hidden.append((devices, kind)))
 
     def broken(*words: Any, **named: Any) -> None:
