@@ -102,7 +102,7 @@ def _explain_missing_gpu() -> str:
 
 # %% ../nbs/02_gpu.ipynb #42954630
 def _find_product_fault() -> str | None:
-    """The fault of a matrix product on the first GPU as a sentence; None if the product is correct. Starts TensorFlow."""
+    """The fault of a matrix product on the first GPU as a sentence; None if it is correct. Starts TensorFlow."""
     import tensorflow as tf
 
     numbers = np.arange(64 * 64).reshape(64, 64)
@@ -153,10 +153,7 @@ def _read_device_memory(
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
     try:
         pynvml.nvmlInit()
-        if first.isdigit():
-            handle = pynvml.nvmlDeviceGetHandleByIndex(int(first))
-        else:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(first)
+        handle = _find_nvml_handle(pynvml, first)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         found = pynvml.nvmlDeviceGetName(handle)
         pynvml.nvmlShutdown()
@@ -166,13 +163,20 @@ def _read_device_memory(
         found = found.decode()
     return (memory.total / 2**20, memory.free / 2**20) if found == name else (None, None)
 
+
+def _find_nvml_handle(pynvml: Any, first: str) -> Any:
+    """NVML's handle of a GPU, by its number or its UUID."""
+    if first.isdigit():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(first))
+    return pynvml.nvmlDeviceGetHandleByUUID(first)
+
 # %% ../nbs/02_gpu.ipynb #e8f334b8
 def _set_dtype_policy(
     wanted: bool,  # whether mixed precision is wanted
     capability: tuple[int, int] | None,
     gpu_works: bool,
 ) -> tuple[str, str]:  # name of the policy in force, and a note if mixed precision was wanted and refused
-    """Set Keras' global dtype policy to mixed_float16 if it is wanted and fast; reset mixed_float16 to float32 otherwise."""
+    """Set Keras' global dtype policy to mixed_float16 if it is wanted and fast; otherwise reset it to float32."""
     import keras
 
     note = ""
@@ -227,7 +231,10 @@ def _fall_back_to_cpu(reason: str, mixed_precision: bool) -> GpuStatus:
 
 
 def _list_visible_gpus() -> Sequence[Any]:
-    """GPUs that TensorFlow may use. GPUs hidden by an earlier call are made visible again if TensorFlow has not started."""
+    """GPUs that TensorFlow may use.
+
+    GPUs hidden by an earlier call are made visible again if TensorFlow has not started.
+    """
     import tensorflow as tf
 
     physical = tf.config.list_physical_devices("GPU")
@@ -244,12 +251,12 @@ def setup_gpu_memory(
     mixed_precision: bool = False,  # compute in float16 if the GPU is fast at it
     use_gpu: bool = True,  # False: hide all GPUs
 ) -> GpuStatus:  # true if a GPU works
-    """Find GPUs, set memory growth and verify a matrix product on the first one; otherwise hide them and return the reason.
+    """Find GPUs, set memory growth and verify a matrix product on the first one; if that fails, fall back to the CPU.
 
-    It can be called again, and after TensorFlow has started. It never raises because of a missing GPU: read `reason`. If the
-    CPU is used, `setup_cpu_threads` sets its threads. Keras' global dtype policy becomes mixed_float16 only if
-    `mixed_precision` is set and the GPU has compute capability 7.0 or above; otherwise mixed_float16 is reset to float32.
-    Starts TensorFlow if a GPU is found.
+    It can be called again, and after TensorFlow has started. It never raises because of a missing GPU: read `reason`.
+    If the CPU is used, the GPUs are hidden and `setup_cpu_threads` sets its threads. Keras' global dtype policy becomes
+    mixed_float16 only if `mixed_precision` is set and the GPU has compute capability 7.0 or above; otherwise
+    mixed_float16 is reset to float32. Starts TensorFlow if a GPU is found.
     """
     import tensorflow as tf
 
