@@ -253,10 +253,10 @@ def setup_gpu_memory(
 ) -> GpuStatus:  # true if a GPU works
     """Find GPUs, set memory growth and verify a matrix product on the first one; if that fails, fall back to the CPU.
 
-    It can be called again, and after TensorFlow has started. It never raises because of a missing GPU: read `reason`.
-    If the CPU is used, the GPUs are hidden and `setup_cpu_threads` sets its threads. Keras' global dtype policy becomes
-    mixed_float16 only if `mixed_precision` is set and the GPU has compute capability 7.0 or above; otherwise
-    mixed_float16 is reset to float32. Starts TensorFlow if a GPU is found.
+    It can be called again, and after TensorFlow has started. It never raises because of a missing GPU: read
+    `reason`. If the CPU is used, the GPUs are hidden and `setup_cpu_threads` sets its threads. Keras' global dtype
+    policy becomes mixed_float16 only if `mixed_precision` is set and the GPU has compute capability 7.0 or above;
+    otherwise mixed_float16 is reset to float32. Starts TensorFlow if a GPU is found.
     """
     import tensorflow as tf
 

@@ -45,8 +45,8 @@ def low_memory_activation_bytes(
 ) -> int:  # bytes
     """Bytes that an LSTM layer of `crypto_lstm.layers` keeps for its backward pass, in float32.
 
-    Source: `crypto_lstm.layers.lstm_sequence`. It keeps lists of gates, cells and states, and shares masks, weights and
-    initial state between its loops. `tests/support/traced_graph.py` reads the same number from the traced step,
+    Source: `crypto_lstm.layers.lstm_sequence`. It keeps lists of gates, cells and states, and shares masks, weights
+    and initial state between its loops. `tests/support/traced_graph.py` reads the same number from the traced step,
     to the byte.
     """
     row = inputs + 1 + units
@@ -168,8 +168,8 @@ def low_memory_step_bytes(
 ) -> int:  # bytes
     """Bytes of one iteration of the backward loops of a layer of `crypto_lstm.layers`.
 
-    Each half of the batch holds the gradient of the weights and their sum, the masked rows and their gradients, and the
-    gradients that enter the gates.
+    Each half of the batch holds the gradient of the weights and their sum, the masked rows and their gradients, and
+    the gradients that enter the gates.
     """
     row = inputs + 1 + units
     weight_gradients = LOW_MEMORY_PARTS * 2 * 4 * row * units

@@ -30,8 +30,9 @@ RESERVE_MB = 100.0  # the reserve is at least this large
 def memory_budget_mb() -> float:  # MB of 2**20 bytes
     """Memory that this process may hold at its peak.
 
-    It is the memory of the process, plus the available memory, less a reserve of 5 % of the limit (at least 100 MB). It is
-    never more than the limit less the reserve, since a container may have charged pages of shared libraries to another one.
+    It is the memory of the process, plus the available memory, less a reserve of 5 % of the limit (at least 100
+    MB). It is never more than the limit less the reserve, since a container may have charged pages of shared
+    libraries to another one.
     """
     limit = memory_limit_mb()
     reserve = max(RESERVE_MB, RESERVE * limit)
@@ -228,9 +229,9 @@ def fit_to_memory(
 ) -> Config:
     """The configuration to train; its batch size is a number.
 
-    With "accumulate" a batch that does not fit is split by `config_with_batch_size`; with "force" it is kept. Both log a
-    warning. Raises `MemoryBudgetError` if the training does not fit and is refused, or if a batch of one window does not
-    fit; raises `ConfigError` for an unknown `on_memory`.
+    With "accumulate" a batch that does not fit is split by `config_with_batch_size`; with "force" it is kept. Both
+    log a warning. Raises `MemoryBudgetError` if the training does not fit and is refused, or if a batch of one
+    window does not fit; raises `ConfigError` for an unknown `on_memory`.
     """
     if on_memory not in ON_MEMORY:
         raise ConfigError([f"on_memory must be one of {', '.join(ON_MEMORY)}, got {on_memory!r}"])
