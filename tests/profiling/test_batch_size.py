@@ -197,9 +197,9 @@ def test_what_is_not_described_is_refused():
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 60, "was killed, as the kernel does when memory runs out"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 60, "died by signal 11"),
-        ("import time; time.sleep(600)", 1, "gave no answer within 1 s and was stopped"),
-        ("print('measured:{')", 60, "answered nonsense"),
-        ("print('measured:[]')", 60, "answered nonsense"),
+        ("import time; time.sleep(600)", 1, "gave no result within 1 s and was stopped"),
+        ("print('measured:{')", 60, "where its readings as JSON were expected"),
+        ("print('measured:[]')", 60, "where its readings as JSON were expected"),
         ("print('nothing')", 60, "failed with exit code 0"),
         ("raise SystemExit('no TensorFlow here')", 60, "failed with exit code 1: no TensorFlow here"),
     ],
@@ -223,7 +223,7 @@ def test_a_probe_that_dies_or_hangs_leaves_nothing(monkeypatch, tmp_path, child,
 
 def test_a_probe_ends_when_its_caller_is_killed():
     job = "{'config': p.Config(batch_size=64).as_dict(), 'variant': {}, 'steps': 10**5}"
-    script = f"import crypto_lstm.profiling.measure as p; p._in_fresh_process({job}, {{}}, 600)"
+    script = f"import crypto_lstm.profiling.measure as p; p._run_in_new_process({job}, {{}}, 600)"
     caller = subprocess.Popen([sys.executable, "-c", script], env=ENVIRONMENT)
     try:
         import time
