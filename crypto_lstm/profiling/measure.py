@@ -287,7 +287,7 @@ def _child_budget_mb(budget_mb: float | None) -> float:
 def probe_sizes(
     batch_size: int,  # to extrapolate to
 ) -> tuple[int, ...]:
-    """The batch sizes that `probe_memory` measures: an eighth and a quarter, or the batch size itself if it is small."""
+    """The batch sizes that `probe_memory` measures: an eighth and a quarter, or the size itself if it is small."""
     small, large = max(1, round(batch_size / 8)), max(2, round(batch_size / 4))
     return (small, large) if small < large < batch_size else (batch_size,)
 

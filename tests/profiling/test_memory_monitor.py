@@ -284,10 +284,10 @@ def spans(ax) -> list[tuple[float, float]]:
 def test_the_picture_says_how_close_it_was(figure):
     estimate = estimate_memory(Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,)))
     ax = monitor.plot_memory_history(records(), estimate, limit_mb=1000)
-    assert ax.get_title(loc="left") == "Head-room 298 MB (30%)\nhighest peak 702 MB, limit 1,000 MB"
+    assert ax.get_title(loc="left") == "Headroom 298 MB (30%)\nhighest peak 702 MB, limit 1,000 MB"
     lines = {line.get_label(): line for line in ax.lines}
     assert list(lines["peak of the epoch"].get_ydata()) == [700, 701, 702]
-    assert list(lines["at its end"].get_xdata()) == [1, 2, 3]
+    assert list(lines["end of the epoch"].get_xdata()) == [1, 2, 3]
     assert lines["limit 1,000 MB"].get_ydata()[0] == 1000
     assert spans(ax) == [(round(estimate.process_peak_mb, 6), round(estimate.upper_mb, 6)), (702, 1000)]
     gauge = [round(bar.get_width()) for bar in ax.child_axes[0].patches]
@@ -296,7 +296,7 @@ def test_the_picture_says_how_close_it_was(figure):
 
 def test_a_far_limit_is_told_by_the_bar_and_does_not_flatten_the_lines(figure):
     ax = monitor.plot_memory_history(records(1), limit_mb=24_000)
-    assert ax.get_title(loc="left").startswith("Head-room 23,300 MB (97%)")
+    assert ax.get_title(loc="left").startswith("Headroom 23,300 MB (97%)")
     assert ax.get_ylim()[1] < 1000
     gauge = ax.child_axes[0]
     assert [round(bar.get_width()) for bar in gauge.patches] == [24_000, 700, 0]
