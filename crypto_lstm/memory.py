@@ -130,8 +130,8 @@ def require_positive(name: str, value: Any, whole: bool = False) -> None:
 PARALLEL_ITERATIONS = 32
 # loops that a layer of crypto_lstm.layers runs side by side. Source: `PARTS` there
 LOW_MEMORY_PARTS = 2
-# The constants below were fitted by benchmarks/memory.py --fit, with TensorFlow 2.21 and Keras 3.15.1, on two cores of
-# Linux.
+# The constants below were fitted by `python -m benchmarks memory --fit`, with TensorFlow 2.21 and Keras 3.15.1, on two
+# cores of Linux.
 BUILT_MB = 718.0  # of the process when the model has just been built
 GRAPH_MB = 47.0  # of the process, for any graph
 INPUT_COPIES = 2.2  # batches of windows in memory at once
@@ -474,7 +474,7 @@ def assemble_estimate(
         not_counted=(*_NOT_COUNTED, *notes),
     )
 
-# %% ../nbs/04_memory.ipynb #27dc197b
+# %% ../nbs/04_memory.ipynb #379ddc2f
 def estimate_memory(
     config: Config,  # network, window and batch size
     batch_size: int | None = None,  # windows in a step; None: the batch size of the configuration
@@ -489,7 +489,7 @@ def estimate_memory(
     - `tensor_peak_mb`: the tensors at the worst moment;
     - `process_peak_mb`: the tensors, the allocator and the runtime;
     - `growth_mb`: the process peak less the memory of the process just after the model was built;
-    - `upper_mb`: an upper bound of the process peak; no measurement of benchmarks/memory.py exceeded it.
+    - `upper_mb`: an upper bound of the process peak; no measurement of `python -m benchmarks memory` exceeded it.
 
     Raises `ConfigError` if the batch size is not a whole number of at least 1.
     """
