@@ -24,12 +24,11 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['FLOAT32_BYTES', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'PARALLEL_ITERATIONS', 'LOW_MEMORY_PARTS', 'BUILT_MB',
-           'GRAPH_MB', 'INPUT_COPIES', 'UPPER_FACTOR', 'UPPER_MB', 'LOW_MEMORY_COPIES', 'LOW_MEMORY_BASE_MB',
-           'LOW_MEMORY_ALLOCATOR', 'LOW_MEMORY_MB', 'KERAS_FREED_STEPS', 'KERAS_LIST_SLACK', 'KERAS_BASE_MB',
-           'KERAS_ALLOCATOR', 'KERAS_LAYER_MB', 'KERAS_MASKS_MB', 'low_memory_activation_bytes',
-           'keras_activation_bytes', 'UnsupportedMemoryError', 'Variant', 'require_positive', 'LayerMemory',
-           'low_memory_step_bytes', 'low_memory_layer_peak', 'keras_layer_peak', 'PeakMoment', 'MemoryEstimate',
-           'LoopKind', 'assemble_estimate', 'estimate_memory', 'EmptyHistoryError', 'plot_memory_estimates']
+           'LOW_MEMORY_COPIES', 'LOW_MEMORY_BASE_MB', 'LOW_MEMORY_ALLOCATOR', 'LOW_MEMORY_MB',
+           'low_memory_activation_bytes', 'keras_activation_bytes', 'UnsupportedMemoryError', 'Variant',
+           'require_positive', 'LayerMemory', 'low_memory_step_bytes', 'low_memory_layer_peak', 'keras_layer_peak',
+           'PeakMoment', 'MemoryEstimate', 'LoopKind', 'assemble_estimate', 'estimate_memory', 'EmptyHistoryError',
+           'plot_memory_estimates']
 
 # %% ../nbs/04_memory.ipynb #e2793cf5
 FLOAT32_BYTES = 4
@@ -133,21 +132,21 @@ LOW_MEMORY_PARTS = 2
 # The constants below were fitted by `python -m benchmarks memory --fit`, with TensorFlow 2.21 and Keras 3.15.1, on two
 # cores of Linux.
 BUILT_MB = 718.0  # of the process when the model has just been built
-GRAPH_MB = 47.0  # of the process, for any graph
-INPUT_COPIES = 2.2  # batches of windows in memory at once
-UPPER_FACTOR, UPPER_MB = 1.3, 25.0  # `upper_mb` allows for so many times the growth, and so many MB more
+_GRAPH_MB = 47.0  # of the process, for any graph
+_INPUT_COPIES = 2.2  # batches of windows in memory at once
+_UPPER_FACTOR, _UPPER_MB = 1.3, 25.0  # `upper_mb` allows for so many times the growth, and so many MB more
 # layers of crypto_lstm.layers
 LOW_MEMORY_COPIES = 1.1  # copies of a layer's input that exist because one half of the batch is ahead of the other
 LOW_MEMORY_BASE_MB = 0.25  # small tensors of any step
 LOW_MEMORY_ALLOCATOR = 1.13  # bytes of the process per byte of tensors
 LOW_MEMORY_MB = 29.4  # of the process, for each LSTM layer in the graph
 # layers of Keras; fitted on the same configurations when `build_model` used them
-KERAS_FREED_STEPS = 2.1  # timesteps taken off the lists for each gradient of the weights that waits
-KERAS_LIST_SLACK = 0.094  # unused share of the lists, without recurrent dropout
-KERAS_BASE_MB = 2.5  # small tensors of any step
-KERAS_ALLOCATOR = 1.12  # bytes of the process per byte of tensors
-KERAS_LAYER_MB = 25.0  # of the process, for each LSTM layer in the graph
-KERAS_MASKS_MB = 25.0  # of the process, for each LSTM layer with recurrent dropout, in addition
+_KERAS_FREED_STEPS = 2.1  # timesteps taken off the lists for each gradient of the weights that waits
+_KERAS_LIST_SLACK = 0.094  # unused share of the lists, without recurrent dropout
+_KERAS_BASE_MB = 2.5  # small tensors of any step
+_KERAS_ALLOCATOR = 1.12  # bytes of the process per byte of tensors
+_KERAS_LAYER_MB = 25.0  # of the process, for each LSTM layer in the graph
+_KERAS_MASKS_MB = 25.0  # of the process, for each LSTM layer with recurrent dropout, in addition
 
 
 class LayerMemory(NamedTuple):
@@ -198,8 +197,8 @@ def keras_layer_peak(
 ) -> LayerMemory:
     """Memory of a recurrent layer of Keras."""
     waiting_steps = min(PARALLEL_ITERATIONS - 1, timesteps)
-    slack = 0.0 if masked_states else KERAS_LIST_SLACK * (kept + beside)
-    freed_share = min(1.0, KERAS_FREED_STEPS * waiting_steps / timesteps)
+    slack = 0.0 if masked_states else _KERAS_LIST_SLACK * (kept + beside)
+    freed_share = min(1.0, _KERAS_FREED_STEPS * waiting_steps / timesteps)
     return LayerMemory(
         name,
         kept_mb=kept / MB,
@@ -432,7 +431,7 @@ class LoopKind(NamedTuple):
         """Memory of the process for the layer's graph, in MB."""
         if self.low_memory:
             return LOW_MEMORY_MB
-        return KERAS_LAYER_MB + KERAS_MASKS_MB * self.masked_states
+        return _KERAS_LAYER_MB + _KERAS_MASKS_MB * self.masked_states
 
 
 def assemble_estimate(
@@ -450,12 +449,12 @@ def assemble_estimate(
     peak = _find_peak_moment(activations)
     weights = FLOAT32_BYTES * parameters / MB
     held = sum(layer.kept_mb + layer.beside_mb for layer in activations[: peak.layers])
-    base, allocator = KERAS_BASE_MB, KERAS_ALLOCATOR
+    base, allocator = _KERAS_BASE_MB, _KERAS_ALLOCATOR
     if all(loop.low_memory for loop in loops):
         base, allocator = LOW_MEMORY_BASE_MB, LOW_MEMORY_ALLOCATOR
     state = (2 + slots) * weights  # weights, gradients and optimizer
-    tensors = state + INPUT_COPIES * windows_mb + base + held + peak.waiting_mb - peak.freed_mb
-    graph = GRAPH_MB + sum(loop.graph_mb for loop in loops)
+    tensors = state + _INPUT_COPIES * windows_mb + base + held + peak.waiting_mb - peak.freed_mb
+    graph = _GRAPH_MB + sum(loop.graph_mb for loop in loops)
     growth = graph + allocator * tensors
     return MemoryEstimate(
         batch_size=batch_size,
@@ -470,7 +469,7 @@ def assemble_estimate(
         runtime_mb=resident_mb + graph,
         process_peak_mb=resident_mb + growth,
         growth_mb=growth,
-        upper_mb=resident_mb + UPPER_FACTOR * growth + UPPER_MB,
+        upper_mb=resident_mb + _UPPER_FACTOR * growth + _UPPER_MB,
         not_counted=(*_NOT_COUNTED, *notes),
     )
 

@@ -18,13 +18,12 @@ from ..utils.system import available_memory_mb, memory_limit_mb, process_memory_
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['RESERVE', 'RESERVE_MB', 'ON_MEMORY', 'AUTO_STEPS', 'memory_budget_mb', 'MemoryBudgetError', 'OutOfMemoryError',
-           'BatchSize', 'max_batch_size', 'config_with_batch_size', 'halve_batch_size', 'require_memory',
-           'fit_to_memory']
+__all__ = ['ON_MEMORY', 'AUTO_STEPS', 'memory_budget_mb', 'MemoryBudgetError', 'OutOfMemoryError', 'BatchSize', 'max_batch_size',
+           'config_with_batch_size', 'halve_batch_size', 'require_memory', 'fit_to_memory']
 
 # %% ../../nbs/profiling/01_batch_size.ipynb #62284277
-RESERVE = 0.05  # share of the memory limit that is not used
-RESERVE_MB = 100.0  # the reserve is at least this large
+_RESERVE = 0.05  # share of the memory limit that is not used
+_RESERVE_MB = 100.0  # the reserve is at least this large
 
 
 def memory_budget_mb() -> float:  # MB of 2**20 bytes
@@ -35,7 +34,7 @@ def memory_budget_mb() -> float:  # MB of 2**20 bytes
     libraries to another one.
     """
     limit = memory_limit_mb()
-    reserve = max(RESERVE_MB, RESERVE * limit)
+    reserve = max(_RESERVE_MB, _RESERVE * limit)
     return max(0.0, min(process_memory_mb() + available_memory_mb(), limit) - reserve)
 
 

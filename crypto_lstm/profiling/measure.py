@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from crypto_lstm.data.windows import WindowDataset
 
 # %% auto #0
-__all__ = ['STEPS', 'ProbeError', 'MeasuredMemory', 'measure_memory', 'probe_sizes', 'ProbedMemory', 'extrapolate_memory',
-           'cache_folder', 'probe_memory']
+__all__ = ['ProbeError', 'MeasuredMemory', 'measure_memory', 'probe_sizes', 'ProbedMemory', 'extrapolate_memory', 'cache_folder',
+           'probe_memory']
 
 # %% ../../nbs/profiling/02_measure.ipynb #f4e315ee
 class ProbeError(CryptoLSTMError, RuntimeError):
@@ -230,13 +230,13 @@ def _explain_exit(code: int) -> str:
     return f"died by signal {-code}" if code < 0 else f"failed with exit code {code}"
 
 # %% ../../nbs/profiling/02_measure.ipynb #bcd3cf0e
-STEPS = 10
+_STEPS = 10
 
 
 def measure_memory(
     config: Config,  # network and window
     batch_size: int | None = None,  # windows in a step; None: the batch size of the configuration
-    steps: int = STEPS,  # training steps; use ten or more, as memory grows over the first ones
+    steps: int = _STEPS,  # training steps; use ten or more, as memory grows over the first ones
     *,
     variant: Variant | None = None,  # inputs, optimizer and precision if they differ from `build_model`
     tensors: bool = True,  # measure the tensor peak too; on a CPU this takes a second process
@@ -391,14 +391,14 @@ def _read_cached(path: Path) -> MeasuredMemory | None:
     is_valid = all(is_whole_number(count, 1) for count in counts) and all(map(is_finite_number, numbers))
     return MeasuredMemory(**values) if is_valid and isinstance(values["device"], str) else None
 
-# %% ../../nbs/profiling/02_measure.ipynb #a42ebd10
+# %% ../../nbs/profiling/02_measure.ipynb #96096f0a
 def probe_memory(
     config: Config,  # network and window
     batch_size: int | None = None,  # to extrapolate to; None: the batch size of the configuration
     *,
     variant: Variant | None = None,  # inputs, optimizer and precision if they differ from `build_model`
     budget_mb: float | None = None,  # memory that a new process may hold; None: the available memory less a reserve
-    steps: int = STEPS,  # training steps of each measurement
+    steps: int = _STEPS,  # training steps of each measurement
     cache: str | os.PathLike[str] | None = "",  # folder for measurements; "": that of `cache_folder`, None: no cache
     timeout_s: float = _TIMEOUT_S,  # for each process
 ) -> ProbedMemory:

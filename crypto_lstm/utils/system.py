@@ -127,8 +127,8 @@ def available_memory_mb(
 def processor_count() -> int:
     """CPU cores that this process may use; at least 1.
 
-    Source: `joblib.cpu_count`, the smallest of the machine's cores, the CPU affinity, the quota of the control group and
-    the environment variable LOKY_MAX_CPU_COUNT.
+    Source: `joblib.cpu_count`, the smallest of the machine's cores, the CPU affinity, the quota of the control
+    group and the environment variable LOKY_MAX_CPU_COUNT.
     """
     import joblib
 
