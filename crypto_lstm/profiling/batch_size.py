@@ -18,7 +18,7 @@ from ..utils.system import available_memory_mb, memory_limit_mb, process_memory_
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['ON_MEMORY', 'AUTO_STEPS', 'memory_budget_mb', 'MemoryBudgetError', 'OutOfMemoryError', 'BatchSize', 'max_batch_size',
+__all__ = ['AUTO_STEPS', 'memory_budget_mb', 'MemoryBudgetError', 'OutOfMemoryError', 'BatchSize', 'max_batch_size',
            'config_with_batch_size', 'halve_batch_size', 'require_memory', 'fit_to_memory']
 
 # %% ../../nbs/profiling/01_batch_size.ipynb #62284277
@@ -214,7 +214,7 @@ def require_memory(
     raise MemoryBudgetError(estimate, budget, advice, largest.batch_size)
 
 # %% ../../nbs/profiling/01_batch_size.ipynb #1e845580
-ON_MEMORY = ("refuse", "accumulate", "force")
+_ON_MEMORY = ("refuse", "accumulate", "force")
 AUTO_STEPS = 32  # steps that an epoch has at least with `batch_size="auto"`
 
 
@@ -232,8 +232,8 @@ def fit_to_memory(
     log a warning. Raises `MemoryBudgetError` if the training does not fit and is refused, or if a batch of one
     window does not fit; raises `ConfigError` for an unknown `on_memory`.
     """
-    if on_memory not in ON_MEMORY:
-        raise ConfigError([f"on_memory must be one of {', '.join(ON_MEMORY)}, got {on_memory!r}"])
+    if on_memory not in _ON_MEMORY:
+        raise ConfigError([f"on_memory must be one of {', '.join(_ON_MEMORY)}, got {on_memory!r}"])
     if config.batch_size == "auto":
         most = None if windows is None else max(1, windows // AUTO_STEPS)
         found = max_batch_size(config, budget_mb, most, resident_mb=resident_mb, variant=variant)

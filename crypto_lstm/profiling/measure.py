@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from crypto_lstm.data.windows import WindowDataset
 
 # %% auto #0
-__all__ = ['ProbeError', 'MeasuredMemory', 'measure_memory', 'probe_sizes', 'ProbedMemory', 'extrapolate_memory', 'cache_folder',
-           'probe_memory']
+__all__ = ['ProbeError', 'MeasuredMemory', 'measure_memory', 'probe_sizes', 'ProbedMemory', 'extrapolate_memory',
+           'probe_cache_folder', 'probe_memory']
 
 # %% ../../nbs/profiling/02_measure.ipynb #f4e315ee
 class ProbeError(CryptoLSTMError, RuntimeError):
@@ -360,7 +360,7 @@ _VERSIONED = ("crypto_lstm", "tensorflow", "keras", "numpy")
 _ALLOCATOR_SETTINGS = re.compile(r"MALLOC_|TF_|LD_PRELOAD$|OMP_|KMP_|MKL_|CUDA_VISIBLE_DEVICES$|XLA_")
 
 
-def cache_folder() -> Path:
+def probe_cache_folder() -> Path:
     """Folder of the cached measurements: `crypto_lstm/probes` in `$XDG_CACHE_HOME`, by default in `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crypto_lstm" / "probes"
 
@@ -391,7 +391,7 @@ def _read_cached(path: Path) -> MeasuredMemory | None:
     is_valid = all(is_whole_number(count, 1) for count in counts) and all(map(is_finite_number, numbers))
     return MeasuredMemory(**values) if is_valid and isinstance(values["device"], str) else None
 
-# %% ../../nbs/profiling/02_measure.ipynb #96096f0a
+# %% ../../nbs/profiling/02_measure.ipynb #7895363f
 def probe_memory(
     config: Config,  # network and window
     batch_size: int | None = None,  # to extrapolate to; None: the batch size of the configuration
@@ -399,7 +399,7 @@ def probe_memory(
     variant: Variant | None = None,  # inputs, optimizer and precision if they differ from `build_model`
     budget_mb: float | None = None,  # memory that a new process may hold; None: the available memory less a reserve
     steps: int = _STEPS,  # training steps of each measurement
-    cache: str | os.PathLike[str] | None = "",  # folder for measurements; "": that of `cache_folder`, None: no cache
+    cache: str | os.PathLike[str] | None = "",  # folder for measurements; "": that of `probe_cache_folder`, None: no cache
     timeout_s: float = _TIMEOUT_S,  # for each process
 ) -> ProbedMemory:
     """Memory of this batch size, extrapolated from two measurements of smaller batches in new processes.
@@ -410,7 +410,7 @@ def probe_memory(
     config, variant = _set_batch_size(config, batch_size), variant or Variant()
     folder = None
     if cache is not None:
-        folder = Path(cache) if str(cache) else cache_folder()
+        folder = Path(cache) if str(cache) else probe_cache_folder()
     limits = {"budget_mb": budget_mb, "timeout_s": timeout_s}
     sizes = probe_sizes(config.batch_windows)
     measured = tuple(_measure_cached(config, size, steps, variant, folder, limits) for size in sizes)
