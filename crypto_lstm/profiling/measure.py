@@ -391,7 +391,7 @@ def _read_cached(path: Path) -> MeasuredMemory | None:
     is_valid = all(is_whole_number(count, 1) for count in counts) and all(map(is_finite_number, numbers))
     return MeasuredMemory(**values) if is_valid and isinstance(values["device"], str) else None
 
-# %% ../../nbs/profiling/02_measure.ipynb #7895363f
+# %% ../../nbs/profiling/02_measure.ipynb #bece6767
 def probe_memory(
     config: Config,  # network and window
     batch_size: int | None = None,  # to extrapolate to; None: the batch size of the configuration
@@ -399,7 +399,7 @@ def probe_memory(
     variant: Variant | None = None,  # inputs, optimizer and precision if they differ from `build_model`
     budget_mb: float | None = None,  # memory that a new process may hold; None: the available memory less a reserve
     steps: int = _STEPS,  # training steps of each measurement
-    cache: str | os.PathLike[str] | None = "",  # folder for measurements; "": that of `probe_cache_folder`, None: no cache
+    cache: str | os.PathLike[str] | None = "",  # folder of measurements; "": `probe_cache_folder()`, None: no cache
     timeout_s: float = _TIMEOUT_S,  # for each process
 ) -> ProbedMemory:
     """Memory of this batch size, extrapolated from two measurements of smaller batches in new processes.
