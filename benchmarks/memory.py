@@ -26,9 +26,10 @@ from memory_measure import GRID, HERE, REPEATS, measure, settings
 from crypto_lstm import memory
 from crypto_lstm.architecture import build_model, layer_plan
 from crypto_lstm.config import Config
-from crypto_lstm.memory import FLOAT, Variant, estimate_memory
-from crypto_lstm.utils.system import MB
+from crypto_lstm.memory import FLOAT32_BYTES as FLOAT
+from crypto_lstm.memory import Variant, estimate_memory
 from crypto_lstm.profiling.measure import extrapolate_memory, probe_sizes
+from crypto_lstm.utils.system import MB
 
 STOCK = "stock/"
 RESULTS = HERE / "memory_results.json"
@@ -82,7 +83,7 @@ PEERS: dict[str, Callable[[Config, Variant], float]] = {
 
 def cases_of(names: Sequence[str], prefix: str) -> list[tuple[Config, Variant]]:
     """Configurations and variants; with the prefix `stock/` of Keras' own layers."""
-    return [(config, replace(variant, stock=prefix == STOCK)) for config, variant in (settings(ENTRIES[name]) for name in names)]
+    return [(config, replace(variant, keras_layers=prefix == STOCK)) for config, variant in (settings(ENTRIES[name]) for name in names)]
 
 
 def probed_growth(name: str, results: dict[str, Any], prefix: str) -> float:

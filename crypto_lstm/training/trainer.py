@@ -250,7 +250,7 @@ def _fit_to_memory(config: Config, on_memory: str, gpu: GpuStatus, resident_mb: 
         return fit_to_memory(config, on_memory, resident_mb=resident_mb, windows=windows)
     described = gpu.free_mb is not None and cudnn_loss(config) is not None
     if described or config.batch_size == "auto":
-        return fit_to_memory(config, on_memory, budget_mb=gpu.free_mb, resident_mb=1.0, windows=windows, variant=Variant(stock=True))
+        return fit_to_memory(config, on_memory, budget_mb=gpu.free_mb, resident_mb=1.0, windows=windows, variant=Variant(keras_layers=True))
     return config
 
 
@@ -268,7 +268,7 @@ class _Job:
     def run(self, callbacks: list[keras.callbacks.Callback], every: int | None, verbose: int) -> TrainingRun:
         """Fit and judge."""
         config, saved = self.data.config, self.saved
-        model, estimate = build_model(config), estimate_memory(config, resident_mb=process_memory_mb(), variant=Variant(stock=bool(self.gpu)))
+        model, estimate = build_model(config), estimate_memory(config, resident_mb=process_memory_mb(), variant=Variant(keras_layers=bool(self.gpu)))
         facts = {"identity": self.identity, "config": config.as_dict()}
         keeper = TrainingBackup(self.folder, facts, callbacks, len(self.data.train), every, saved)
         if saved:
@@ -334,7 +334,7 @@ def _read_back(candles: pd.DataFrame, folder: Path, gpu: GpuStatus, identity: di
     history, memory_history = (
         parse_json(read_pinned(folder, loaded.metadata, name), folder / FILES[name], max_bytes=64 << 20) for name in ("history", "memory")
     )
-    estimate = estimate_memory(loaded.config, resident_mb=process_memory_mb(), variant=Variant(stock=bool(gpu)))
+    estimate = estimate_memory(loaded.config, resident_mb=process_memory_mb(), variant=Variant(keras_layers=bool(gpu)))
     return _Job(data, folder, gpu, identity, tensorboard).judged(model, history, memory_history, estimate, None, "finished")
 
 

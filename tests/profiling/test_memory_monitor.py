@@ -1,4 +1,4 @@
-"""The memory monitor beside readings from outside, its soft limit, and the picture that says how close it was."""
+"""The memory monitor against readings of another process, its soft limit, and its plot."""
 
 from __future__ import annotations
 
@@ -12,36 +12,43 @@ import time
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
 from crypto_lstm import callbacks
-from crypto_lstm.profiling import memory_monitor as monitor
 from crypto_lstm.config import Config, ConfigError
 from crypto_lstm.memory import EmptyHistoryError, estimate_memory
+from crypto_lstm.profiling import memory_monitor as monitor
 
 MB = 2**20
-ON_LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the readings from outside need Linux")
+ON_LINUX = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the readings of another process need Linux"
+)
 
 
-def child(code: str, **environment: str) -> subprocess.Popen[str]:
-    """A fresh Python; its last line on stdout is JSON."""
-    clean = {name: value for name, value in os.environ.items() if name not in ("TF_CPU_ALLOCATOR_USE_BFC", "TF_ENABLE_ONEDNN_OPTS")}
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**clean, **quiet, **environment}
-    )
+def start_python(code: str, **environment: str) -> subprocess.Popen[str]:
+    """A new Python process; its last line on stdout is JSON."""
+    clean = dict(os.environ)
+    for name in ("TF_CPU_ALLOCATOR_USE_BFC", "TF_ENABLE_ONEDNN_OPTS"):
+        clean.pop(name, None)
+    env = {**clean, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", **environment}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, env=env)
 
 
-def answer(process: subprocess.Popen[str]) -> tuple[dict, str]:
+def read_result(process: subprocess.Popen[str]) -> tuple[Any, str]:
+    """The JSON of the last line on stdout, and stderr."""
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1]), err
 
 
-# TensorFlow keeps the pages of tensors for later, so what a large batch alone needs, and gives back, are its windows: 250 MB of NumPy
+# ---------------------------------------------------------------- against readings of another process
+
+# TensorFlow keeps the pages of tensors for later. So only the windows, 250 MB of NumPy, are freed after the large batch
 TWO_FITS = """
 import gc, json, time
 import keras, numpy as np
@@ -68,8 +75,8 @@ print(json.dumps({"runs": runs, "spans": spans[1::2]}))
 """
 
 
-def polled(process: subprocess.Popen[str]) -> list[tuple[float, float]]:
-    """(time, resident MB) of another process about each millisecond until it ends: what is held now, never the kernel's mark."""
+def poll_memory(process: subprocess.Popen[str]) -> list[tuple[float, float]]:
+    """(time, resident MB) of another process about each millisecond until it ends; not the kernel's record."""
     page, found = os.sysconf("SC_PAGE_SIZE"), []
     with Path(f"/proc/{process.pid}/statm").open() as statm:
         while process.poll() is None:
@@ -81,22 +88,25 @@ def polled(process: subprocess.Popen[str]) -> list[tuple[float, float]]:
 
 
 @ON_LINUX
-def test_each_epochs_peak_is_the_one_another_process_sees_and_a_second_fit_has_its_own():
-    # independent: this process polls what the child holds now; the monitor reads the kernel's mark from inside, once an epoch.
-    # CLOCK_MONOTONIC is the same for both processes, so each epoch's readings can be told apart
-    process = child(TWO_FITS)
-    seen = polled(process)
-    found, _ = answer(process)
-    large, small = found["runs"]
-    assert [r["epoch"] for r in large + small] == [0, 1, 0, 1]
-    for record, (began, ended) in zip(large + small, found["spans"], strict=True):
-        outside = max(mb for moment, mb in seen if began <= moment <= ended)
+def test_the_peak_of_each_epoch_equals_the_readings_of_another_process_and_a_second_fit_has_its_own():
+    # This process polls the resident memory of the child. The monitor reads the kernel's record inside the child,
+    # once an epoch. CLOCK_MONOTONIC is the same for both processes, so the readings of each epoch are known
+    process = start_python(TWO_FITS)
+    polled = poll_memory(process)
+    result, _ = read_result(process)
+    large, small = result["runs"]
+    assert [record["epoch"] for record in large + small] == [0, 1, 0, 1]
+    for record, (began, ended) in zip(large + small, result["spans"], strict=True):
+        outside = max(mb for moment, mb in polled if began <= moment <= ended)
         assert record["peak_is_epoch"]
         assert record["peak_mb"] == pytest.approx(outside, rel=0.02)
-    highest = max(mb for _, mb in seen)
-    for record in small:  # a mark that was not set back would be far off
+    highest = max(mb for _, mb in polled)
+    for record in small:  # a record that was not reset would be far too high
         assert record["peak_mb"] < 0.9 * highest
-    assert max(r["peak_mb"] for r in large) == pytest.approx(highest, rel=0.02)
+    assert max(record["peak_mb"] for record in large) == pytest.approx(highest, rel=0.02)
+
+
+# ---------------------------------------------------------------- the soft limit
 
 
 LIMITED = """
@@ -121,13 +131,21 @@ rng = np.random.default_rng(0)
 x, y = rng.normal(size=(128, 12, 8)).astype("float32"), np.eye(3, dtype="float32")[rng.integers(0, 3, 128)]
 model = build_model(config)
 made = create_callbacks(config, folder, tensorboard=False, memory_soft_limit_mb=process_memory_mb() + MARGIN)
-fitted = model.fit(x[:96], y[:96], validation_data=(x[96:], y[96:]), batch_size=16, epochs=9, verbose=0, callbacks=[Hog(), *made])
+options = {"validation_data": (x[96:], y[96:]), "batch_size": 16, "epochs": 9, "verbose": 0}
+fitted = model.fit(x[:96], y[:96], callbacks=[Hog(), *made], **options)
 watch = next(c for c in made if type(c).__name__ == "MemoryMonitorCallback")
-accuracy = lambda m: float((m.predict(x[96:], verbose=0).argmax(1) == y[96:].argmax(1)).mean())
-saved = accuracy(keras.models.load_model(folder / CHECKPOINT_NAME))
+
+def accuracy(model):
+    return float((model.predict(x[96:], verbose=0).argmax(1) == y[96:].argmax(1)).mean())
+
 print(json.dumps({
-    "stop": watch.stopped_by_limit._asdict(), "limit": watch.soft_limit_mb, "history": fitted.history, "records": watch.memory_history,
-    "saved": saved, "restored": accuracy(model), "files": [p.name for p in folder.iterdir()],
+    "stop": watch.stopped_by_limit._asdict(),
+    "limit": watch.soft_limit_mb,
+    "history": fitted.history,
+    "records": watch.memory_history,
+    "saved": accuracy(keras.models.load_model(folder / CHECKPOINT_NAME)),
+    "restored": accuracy(model),
+    "files": [path.name for path in folder.iterdir()],
 }))
 """
 
@@ -135,11 +153,12 @@ print(json.dumps({
 @ON_LINUX
 @pytest.mark.parametrize(("margin", "epoch", "batch"), [(400, 1, 1), (1, 0, 0)])
 def test_soft_limit_ends_training_after_the_step_with_the_best_model_saved(tmp_path, margin, epoch, batch):
-    found, log = answer(child(LIMITED.replace("FOLDER", repr(str(tmp_path))).replace("MARGIN", str(margin))))
+    code = LIMITED.replace("FOLDER", repr(str(tmp_path))).replace("MARGIN", str(margin))
+    found, log = read_result(start_python(code))
     stop, history = found["stop"], found["history"]
     assert (stop["epoch"], stop["batch"], stop["limit_mb"]) == (epoch, batch, found["limit"])
     assert stop["peak_mb"] > stop["limit_mb"]
-    assert len(history["val_accuracy"]) == len(found["records"]) == epoch + 1  # the epoch was cut, and judged all the same
+    assert len(history["val_accuracy"]) == len(found["records"]) == epoch + 1  # the shortened epoch was validated
     assert found["saved"] == found["restored"] == pytest.approx(max(history["val_accuracy"]))
     assert sorted(found["files"]) == [callbacks.CHECKPOINT_NAME, callbacks.CHECKPOINT_NAME + ".manifest.json"]
     assert f"{stop['peak_mb']:,.0f} MB, the soft limit is {stop['limit_mb']:,.0f} MB; lower batch_size" in log
@@ -147,7 +166,7 @@ def test_soft_limit_ends_training_after_the_step_with_the_best_model_saved(tmp_p
 
 
 @pytest.mark.parametrize("bad", [0, -1, -0.5, math.nan, math.inf, "1000", True, [1000], 10**400])
-def test_bad_limits_are_refused(tmp_path, bad):
+def test_invalid_limits_are_refused(tmp_path, bad):
     expected = r"soft_limit_mb must be none or in \(0, inf\), got "
     with pytest.raises(ConfigError, match=expected):
         monitor.MemoryMonitorCallback(soft_limit_mb=bad)
@@ -158,14 +177,19 @@ def test_bad_limits_are_refused(tmp_path, bad):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_limit_makes_the_monitor_that_it_needs(tmp_path):
-    def monitors(**options):
+def test_a_soft_limit_creates_the_monitor_that_it_needs(tmp_path):
+    def limits(**options: Any) -> list[float | None]:
         made = callbacks.create_callbacks(Config(), tmp_path, tensorboard=False, **options)
-        return [c.soft_limit_mb for c in made if isinstance(c, callbacks.MemoryMonitorCallback)]
+        return [one.soft_limit_mb for one in made if isinstance(one, callbacks.MemoryMonitorCallback)]
 
     assert callbacks.MemoryMonitorCallback is monitor.MemoryMonitorCallback
-    assert [monitors(), monitors(memory_monitor=False), monitors(memory_soft_limit_mb=9)] == [[None], [], [9.0]]
-    assert monitors(memory_soft_limit_mb=9, memory_monitor=False) == [9.0]
+    assert limits() == [None]
+    assert limits(memory_monitor=False) == []
+    assert limits(memory_soft_limit_mb=9) == [9.0]
+    assert limits(memory_soft_limit_mb=9, memory_monitor=False) == [9.0]
+
+
+# ---------------------------------------------------------------- tensors and GPU
 
 
 TENSORS = """
@@ -174,25 +198,24 @@ import keras, numpy as np, tensorflow as tf
 from crypto_lstm.profiling.memory_monitor import MemoryMonitorCallback
 
 monitor = MemoryMonitorCallback()
-model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64), keras.layers.RepeatVector(500), keras.layers.GlobalAveragePooling1D()])
+inner = [keras.layers.Dense(64), keras.layers.RepeatVector(500), keras.layers.GlobalAveragePooling1D()]
+model = keras.Sequential([keras.Input((8,)), *inner])
 model.compile("sgd", "mse")
-first = tf.ones((256, 1024, 256))  # 256 MB before the first epoch, which is not the epoch's
+first = tf.ones((256, 1024, 256))  # 256 MB before the first epoch, not part of it
 del first
-model.fit(np.ones((512, 8), "float32"), np.ones((512, 64), "float32"), batch_size=512, epochs=2, verbose=0, callbacks=[monitor])
+x, y = np.ones((512, 8), "float32"), np.ones((512, 64), "float32")
+model.fit(x, y, batch_size=512, epochs=2, verbose=0, callbacks=[monitor])
 print(json.dumps([record["tensor_peak_mb"] for record in monitor.memory_history]))
 """
 
 
-def test_tensor_peak_is_there_when_the_cpu_allocator_counts_and_none_otherwise():
-    counted, silent = child(TENSORS, TF_CPU_ALLOCATOR_USE_BFC="1"), child(TENSORS)
-    without_onednn = child(TENSORS, TF_ENABLE_ONEDNN_OPTS="0")
-    activations = 512 * 500 * 64 * 4 / MB  # made, and perhaps a gradient of the same size
-    for peak in answer(counted)[0]:
+def test_the_tensor_peak_is_none_unless_the_cpu_allocator_counts_all_tensors():
+    counting = start_python(TENSORS, TF_CPU_ALLOCATOR_USE_BFC="1")
+    default, without_onednn = start_python(TENSORS), start_python(TENSORS, TF_ENABLE_ONEDNN_OPTS="0")
+    activations = 512 * 500 * 64 * 4 / MB  # and perhaps a gradient of the same size
+    for peak in read_result(counting)[0]:
         assert activations < peak < 3 * activations < 256
-    assert answer(silent)[0] == answer(without_onednn)[0] == [None, None]
-
-
-# GPU values, by doubles
+    assert read_result(default)[0] == read_result(without_onednn)[0] == [None, None]
 
 
 def test_a_gpu_is_reset_with_each_epoch_and_read_at_its_end(monkeypatch):
@@ -205,17 +228,19 @@ def test_a_gpu_is_reset_with_each_epoch_and_read_at_its_end(monkeypatch):
         watch.on_epoch_begin(epoch)
         assert len(resets) == epoch + 1
         watch.on_epoch_end(epoch, {})
-    assert [(r["gpu_mb"], r["gpu_peak_mb"], r["tensor_peak_mb"]) for r in watch.memory_history] == [(3.0, 40.0, 40.0), (4.0, 50.0, 50.0)]
+    names = ("gpu_mb", "gpu_peak_mb", "tensor_peak_mb")
+    values = [tuple(record[name] for name in names) for record in watch.memory_history]
+    assert values == [(3.0, 40.0, 40.0), (4.0, 50.0, 50.0)]
 
 
-# systems that can't set their mark back
+# ---------------------------------------------------------------- systems that can't reset their record, and costs
 
 
-def test_without_a_mark_that_resets_the_ends_of_batches_are_seen(monkeypatch):
-    now, mark = [100.0], [900.0]
+def test_without_a_record_that_resets_the_ends_of_batches_are_read(monkeypatch):
+    now, highest = [100.0], [900.0]
     monkeypatch.setattr(monitor, "reset_peak_memory", lambda: False)
     monkeypatch.setattr(monitor, "process_memory_mb", lambda: now[0])
-    monkeypatch.setattr(monitor, "peak_memory_mb", lambda: mark[0])
+    monkeypatch.setattr(monitor, "peak_memory_mb", lambda: highest[0])
     watch = monitor.MemoryMonitorCallback(soft_limit_mb=600)
     watch.set_model(SimpleNamespace(stop_training=False))
     watch.on_train_begin()
@@ -225,16 +250,17 @@ def test_without_a_mark_that_resets_the_ends_of_batches_are_seen(monkeypatch):
         watch.on_train_batch_end(batch)
     watch.on_epoch_end(0)
     watch.on_epoch_begin(1)
-    assert not watch.model.stop_training  # the mark of an earlier run is not held against this one
-    mark[0] = 950.0  # higher than ever: then it is this epoch's
+    assert not watch.model.stop_training  # the peak of an earlier run does not count
+    highest[0] = 950.0  # higher than before, so it is the peak of this epoch
     watch.on_train_batch_end(0)
     watch.on_epoch_end(1)
-    assert [(r["peak_mb"], r["peak_is_epoch"]) for r in watch.memory_history] == [(500.0, False), (950.0, True)]
+    values = [(record["peak_mb"], record["peak_is_epoch"]) for record in watch.memory_history]
+    assert values == [(500.0, False), (950.0, True)]
     assert watch.model.stop_training
     assert watch.stopped_by_limit == (1, 0, 950.0, 600.0)
 
 
-def test_a_look_costs_microseconds():
+def test_a_reading_costs_microseconds():
     watch = monitor.MemoryMonitorCallback(soft_limit_mb=1e9)
     watch.on_epoch_begin(0)
     costs = []
@@ -247,18 +273,20 @@ def test_a_look_costs_microseconds():
 
 
 def test_a_callback_that_is_used_again_forgets_its_stop(caplog):
-    watch, model = monitor.MemoryMonitorCallback(soft_limit_mb=1), keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    watch = monitor.MemoryMonitorCallback(soft_limit_mb=1)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     x = np.ones((8, 3), "float32")
     with caplog.at_level(logging.WARNING, logger="crypto_lstm.profiling.memory_monitor"):
         model.fit(x, x[:, :1], batch_size=2, epochs=3, verbose=0, callbacks=[watch])
-    assert (watch.stopped_by_limit[:2], len(watch.memory_history), len(caplog.records)) == ((0, 0), 1, 1)
+    assert watch.stopped_by_limit[:2] == (0, 0)
+    assert (len(watch.memory_history), len(caplog.records)) == (1, 1)
     watch.soft_limit_mb = 1e9
     model.fit(x, x[:, :1], batch_size=2, epochs=3, verbose=0, callbacks=[watch])
     assert (watch.stopped_by_limit, len(watch.memory_history)) == (None, 3)
 
 
-# the picture
+# ---------------------------------------------------------------- the plot
 
 
 @pytest.fixture
@@ -272,48 +300,53 @@ def figure():
     plt.close("all")
 
 
-def records(epochs: int = 3, **more: float) -> list[dict]:
-    return [{"epoch": e, "memory_mb": 500.0, "peak_mb": 700.0 + e, "peak_is_epoch": True, **more} for e in range(epochs)]
+def make_records(epochs: int = 3, **more: float | None) -> list[dict[str, Any]]:
+    common = {"memory_mb": 500.0, "peak_is_epoch": True, **more}
+    return [{"epoch": epoch, "peak_mb": 700.0 + epoch, **common} for epoch in range(epochs)]
 
 
-def spans(ax) -> list[tuple[float, float]]:
-    """Lower and upper end of the shaded bands of the panel itself."""
+def shaded_bands(ax) -> list[tuple[float, float]]:
+    """Lower and upper end of the shaded bands of the panel."""
     return [(round(p.get_y(), 6), round(p.get_y() + p.get_height(), 6)) for p in ax.patches]
 
 
-def test_the_picture_says_how_close_it_was(figure):
+def test_title_bands_and_bar_show_the_headroom(figure):
     estimate = estimate_memory(Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,)))
-    ax = monitor.plot_memory_history(records(), estimate, limit_mb=1000)
-    assert ax.get_title(loc="left") == "Head-room 298 MB (30%)\nhighest peak 702 MB, limit 1,000 MB"
+    ax = monitor.plot_memory_history(make_records(), estimate, limit_mb=1000)
+    assert ax.get_title(loc="left") == "Headroom 298 MB (30%)\nhighest peak 702 MB, limit 1,000 MB"
     lines = {line.get_label(): line for line in ax.lines}
     assert list(lines["peak of the epoch"].get_ydata()) == [700, 701, 702]
-    assert list(lines["at its end"].get_xdata()) == [1, 2, 3]
+    assert list(lines["end of the epoch"].get_xdata()) == [1, 2, 3]
     assert lines["limit 1,000 MB"].get_ydata()[0] == 1000
-    assert spans(ax) == [(round(estimate.process_peak_mb, 6), round(estimate.upper_mb, 6)), (702, 1000)]
+    assert shaded_bands(ax) == [(round(estimate.process_peak_mb, 6), round(estimate.upper_mb, 6)), (702, 1000)]
     gauge = [round(bar.get_width()) for bar in ax.child_axes[0].patches]
-    assert gauge == [1000, 702, 0]  # what there was, what was taken, what was too much
+    assert gauge == [1000, 702, 0]  # the limit, the peak, the excess
 
 
-def test_a_far_limit_is_told_by_the_bar_and_does_not_flatten_the_lines(figure):
-    ax = monitor.plot_memory_history(records(1), limit_mb=24_000)
-    assert ax.get_title(loc="left").startswith("Head-room 23,300 MB (97%)")
+def test_a_far_limit_is_shown_by_the_bar_and_does_not_flatten_the_lines(figure):
+    ax = monitor.plot_memory_history(make_records(1), limit_mb=24_000)
+    assert ax.get_title(loc="left").startswith("Headroom 23,300 MB (97%)")
     assert ax.get_ylim()[1] < 1000
     gauge = ax.child_axes[0]
     assert [round(bar.get_width()) for bar in gauge.patches] == [24_000, 700, 0]
     assert gauge.get_xlim() == pytest.approx((0, 24_000), rel=0.01)
 
 
-def test_above_the_limit_is_said_and_shaded(figure):
-    ax = monitor.plot_memory_history(records(), limit_mb=600)
+def test_a_peak_above_the_limit_is_named_and_shaded(figure):
+    ax = monitor.plot_memory_history(make_records(), limit_mb=600)
     assert ax.get_title(loc="left").startswith("102 MB ABOVE the limit")
-    assert spans(ax) == [(600, 702)]
+    assert shaded_bands(ax) == [(600, 702)]
     assert [round(bar.get_width()) for bar in ax.child_axes[0].patches] == [600, 600, 102]
 
 
-@pytest.mark.parametrize("given", [False, True, "by hand"])
+@pytest.mark.parametrize("given", ["none", "subplot", "by hand"])
 def test_a_gpu_has_a_panel_of_its_own(figure, given):
-    ax = None if not given else figure.figure().add_axes((0.1, 0.2, 0.8, 0.6)) if given == "by hand" else figure.subplots()[1]
-    drawn = monitor.plot_memory_history(records(gpu_mb=10.0, gpu_peak_mb=412.0), ax=ax)
+    ax = None
+    if given == "subplot":
+        ax = figure.subplots()[1]
+    elif given == "by hand":
+        ax = figure.figure().add_axes((0.1, 0.2, 0.8, 0.6))
+    drawn = monitor.plot_memory_history(make_records(gpu_mb=10.0, gpu_peak_mb=412.0), ax=ax)
     assert ax is None or drawn is ax
     ram, gpu = drawn.figure.axes
     drawn.figure.canvas.draw()
@@ -323,8 +356,9 @@ def test_a_gpu_has_a_panel_of_its_own(figure, given):
 
 
 def test_without_a_gpu_or_a_limit_there_is_one_panel_and_no_bar(figure):
-    ax = monitor.plot_memory_history(records(gpu_mb=None, gpu_peak_mb=None))
-    assert (len(ax.figure.axes), ax.child_axes, ax.get_title(loc="left")) == (1, [], "Highest peak 702 MB")
+    ax = monitor.plot_memory_history(make_records(gpu_mb=None, gpu_peak_mb=None))
+    assert (len(ax.figure.axes), ax.child_axes) == (1, [])
+    assert ax.get_title(loc="left") == "Highest peak 702 MB"
     assert all(low < high for low, high in pairwise(ax.get_yticks()))
     with pytest.raises(EmptyHistoryError, match="at least one epoch"):
         monitor.plot_memory_history([])

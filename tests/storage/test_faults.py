@@ -1380,8 +1380,8 @@ def without_a_gpu_the_processor_trains_and_the_reason_is_stored(ground: Ground) 
 def a_failing_gpu_is_hidden_and_the_reason_is_stored(ground: Ground) -> None:
     hidden: list[Any] = []
     ground.patch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU:0"] if kind == "GPU" else [])
-    ground.patch.setattr("crypto_lstm.gpu._visible_gpus", lambda: ["GPU:0"])
-    ground.patch.setattr("crypto_lstm.gpu._set_growth", lambda gpus, growth: (True, ""))
+    ground.patch.setattr("crypto_lstm.gpu._list_visible_gpus", lambda: ["GPU:0"])
+    ground.patch.setattr("crypto_lstm.gpu._set_memory_growth", lambda gpus, growth: (True, ""))
     ground.patch.setattr(tf.config, "set_visible_devices", lambda devices, kind=None: hidden.append((devices, kind)))
 
     def broken(*words: Any, **named: Any) -> None:
