@@ -18,6 +18,7 @@ import pandas as pd
 from ..config import TIMEFRAME_MINUTES
 from ..utils.display import BLUE, GREY, RED, html_table, new_axes, text_table
 from .readers import COLUMNS, NUMBERS, PRICES, CandleError, read_table, to_numbers, to_times
+from ..utils.errors import Suggestion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +35,7 @@ class Finding:
     kind: str
     count: int
     sentence: str
+    suggestion: Suggestion | None = None  # arguments that avoid the fault
 
 
 def _finding(
@@ -109,7 +111,9 @@ def _grid_finding(times: np.ndarray, rises: np.ndarray, timeframe: str | None, r
     if not step:
         return Finding("off the timeframe", 0, "")
     if timeframe and usual != step and len(rises) >= 9 and 2 * np.count_nonzero(rises == usual) > len(rises):
-        return Finding("off the timeframe", len(times), f"candles of {_span(step)} are expected, most are {_span(usual)} apart; read them with timeframe={_span(usual)!r}")
+        sentence = f"candles of {_span(step)} are expected, most are {_span(usual)} apart"
+        suggestion = Suggestion({"timeframe": _span(usual)}, "to read them as they are")
+        return Finding("off the timeframe", len(times), sentence, suggestion)
     off = times % step != 0
     if count := int(np.count_nonzero(off)):
         first = int(off.argmax())
@@ -178,7 +182,7 @@ class CandleReport:
     def raise_for_errors(self) -> None:
         """Raise `CandleError` with all sentences, if there are any."""
         if self.errors:
-            raise CandleError(self.errors)
+            raise CandleError(self.errors, [found.suggestion for found in self.findings if found.suggestion])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values: the fields, `ok`, `errors`, and `counts` of each kind of fault."""
@@ -304,8 +308,8 @@ def read_candles(
     findings = [*_value_findings(values, table.row), _future_finding(times, now, table.row)]
     if faults := [f"{table.place}: {finding.sentence}" for finding in findings if finding.count]:
         disorder = any(finding.kind == "OHLC order" and finding.count for finding in findings)
-        hint = _order_hint(values, columns) if disorder and not table.named else ""
-        raise CandleError([*faults[:-1], faults[-1] + hint])
+        suggestions = _suggest_order(values, columns) if disorder and not table.named else []
+        raise CandleError(faults, suggestions)
     dates = pd.DatetimeIndex(times.view("datetime64[ns]"), tz="UTC")
     candles = _tidy(pd.DataFrame({"date": dates, **values}, copy=False), times, on_conflict, table.row, table.place)
     candles.attrs["cleaning"] = {"format": table.format, **candles.attrs["cleaning"]}
@@ -314,13 +318,16 @@ def read_candles(
     return candles
 
 
-def _order_hint(values: Mapping[str, np.ndarray], columns: str) -> str:
-    """A hint where the other order of columns would be in order for every row."""
+def _suggest_order(values: Mapping[str, np.ndarray], columns: str) -> list[Suggestion]:
+    """The other order of columns, if every row is in order when it is read that way."""
     turned = ("open", "low", "close", "high") if columns == "ohlcv" else ("open", "close", "high", "low")
     if any(mask.any() for mask in _order_masks(*(values[name] for name in turned)).values()):
-        return ""
-    order, owner = ("ochlv", "open, close, high, low, as Bitfinex has it") if columns == "ohlcv" else ("ohlcv", "open, high, low, close")
-    return f". All rows are in order when read as {owner}: if that is where they come from say columns={order!r}"
+        return []
+    if columns == "ohlcv":
+        order, owner = "ochlv", "open, close, high, low, as Bitfinex has it"
+    else:
+        order, owner = "ohlcv", "open, high, low, close"
+    return [Suggestion({"columns": order}, f"if the order is {owner}: then every row is in order")]
 
 
 def _tidy(candles: pd.DataFrame, times: np.ndarray, on_conflict: str, row: Callable[[int], str], place: str) -> pd.DataFrame:
@@ -333,7 +340,8 @@ def _tidy(candles: pd.DataFrame, times: np.ndarray, on_conflict: str, row: Calla
             differ = next(name for name in NUMBERS if candles[name][first] != candles[name][second])
             raise CandleError(
                 f"{place}: two different candles of {_date(times[second])}: {row(first)} and {row(second)}, column {differ} is {candles[differ][first]:g} and "
-                f"{candles[differ][second]:g}; {_such(int(other.sum()))}; say on_conflict='first' or 'last' to keep one of each"
+                f"{candles[differ][second]:g}; {_such(int(other.sum()))}",
+                [Suggestion({"on_conflict": keep}, f"to keep the {keep} of each") for keep in ("first", "last")],
             )
         counts |= {"rows_moved": _moves(times), "duplicates_dropped": int(exact.sum()), "conflicts_resolved": int(other.sum())}
         candles = candles[~(exact | other)].sort_values("date", kind="stable", ignore_index=True)

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from ..utils.errors import CryptoLSTMError
+from ..utils.errors import CryptoLSTMError, Suggestion
 
 # %% auto #0
 __all__ = ['COLUMNS', 'PRICES', 'NUMBERS', 'CandleError', 'RawTable', 'from_frame', 'from_rows', 'from_csv', 'from_json',
@@ -33,10 +33,10 @@ __all__ = ['COLUMNS', 'PRICES', 'NUMBERS', 'CandleError', 'RawTable', 'from_fram
 class CandleError(CryptoLSTMError, ValueError):
     """Candles that can't be read or used. `faults` holds one sentence for each mistake."""
 
-    def __init__(self, faults: str | Iterable[str]) -> None:
+    def __init__(self, faults: str | Iterable[str], suggestions: Iterable[Suggestion] = ()) -> None:
         self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
         lines = self.faults if len(self.faults) == 1 else (f"{len(self.faults)} faults in the candles:", *(f"- {f}" for f in self.faults))
-        super().__init__("\n".join(lines))
+        super().__init__("\n".join(lines), suggestions=suggestions)
 
 # %% ../../nbs/data/01_readers.ipynb #1066b0bc
 COLUMNS = ("date", "open", "high", "low", "close", "volume")
@@ -62,9 +62,9 @@ class RawTable:
         """How messages call a row: `row 5 (line 7)`."""
         return f"row {number}" + ("" if self.first_line is None else f" (line {number + self.first_line})")
 
-    def error(self, sentence: str) -> CandleError:
+    def error(self, sentence: str, *suggestions: Suggestion) -> CandleError:
         """A `CandleError` that begins with the place."""
-        return CandleError(f"{self.place}: {sentence}")
+        return CandleError(f"{self.place}: {sentence}", suggestions)
 
 # %% ../../nbs/data/01_readers.ipynb #821f4cbf
 def from_frame(
@@ -361,11 +361,14 @@ def _from_text(texts: pd.Series, table: RawTable, timezone: str | None) -> np.nd
 def _localize(times: pd.Series, table: RawTable, timezone: str | None) -> pd.Series:
     zone = timezone if timezone is not None else "UTC" if table.utc else None
     if zone is None:
-        raise table.error(f"dates without a time zone, the first is {times.iloc[0]}; if they are UTC say timezone='UTC', else name the zone")
+        raise table.error(
+            f"dates without a time zone, the first is {times.iloc[0]}; name their zone",
+            Suggestion({"timezone": "UTC"}, "if they are UTC"),
+        )
     try:
         return times.dt.tz_localize(zone)
     except (ValueError, LookupError, TypeError, OSError) as error:  # an hour that clocks skip or repeat; an unknown zone
-        raise table.error(f"dates do not fit timezone={zone!r}: {error}") from error
+        raise table.error(f"the dates do not fit the time zone {zone!r}: {error}") from error
 
 
 def _nanoseconds(times: pd.Series) -> np.ndarray:

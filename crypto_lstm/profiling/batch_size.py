@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..config import Config, ConfigError
-from ..utils.errors import CryptoLSTMError
+from ..utils.errors import CryptoLSTMError, Suggestion
 from ..memory import BUILT_MB, MemoryEstimate, Variant, estimate_memory, require_positive
 from ..utils.system import available_memory_mb, memory_limit_mb, process_memory_mb
 
@@ -45,7 +45,8 @@ class MemoryBudgetError(CryptoLSTMError, MemoryError):
         self.budget_mb = budget_mb  # what the process may hold, where that is known
         self.advice = advice  # the same training in batches that fit; None where nothing fits
         self.largest = largest  # batch size that fits by the forecast, where that is known
-        super().__init__(f"{fault or _need(estimate, budget_mb or 0)}; {_advice(advice, largest)}")
+        message = f"{fault or _need(estimate, budget_mb or 0)}; {_advice(advice, largest)}"
+        super().__init__(message, suggestions=_suggestions(advice))
 
 
 class OutOfMemoryError(MemoryBudgetError):
@@ -66,12 +67,18 @@ def _need(estimate: MemoryEstimate, budget_mb: float) -> str:
 def _advice(advice: Config | None, largest: int | None) -> str:
     if advice is None:
         return "not even one window at a time fits: lower sequence_length or lstm_units, or free memory"
-    return (
-        (f"the largest batch that fits is {largest}; " if largest else "")
-        + "what fits with as many windows for each change of the weights is "
-        f"batch_size={advice.batch_size} gradient_accumulation_steps={advice.gradient_accumulation_steps}: "
-        "set them, or train with on_memory='accumulate', which sets them; on_memory='force' trains all the same"
-    )
+    return f"the largest batch that fits is {largest}" if largest else "smaller batches may fit"
+
+
+def _suggestions(advice: Config | None) -> list[Suggestion]:
+    if advice is None:
+        return []
+    fitting = {"batch_size": advice.batch_size, "gradient_accumulation_steps": advice.gradient_accumulation_steps}
+    return [
+        Suggestion(fitting, "to keep the number of windows per weight update"),
+        Suggestion({"on_memory": "accumulate"}, "to have these two set automatically"),
+        Suggestion({"on_memory": "force"}, "to train anyway"),
+    ]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ..data.candles import require_candles
 from ..storage.checkpoints import CheckpointStore
 from ..storage.verified import manifest_path, read_file
 from ..config import Config
-from ..utils.errors import CryptoLSTMError
+from ..utils.errors import CryptoLSTMError, Suggestion
 from ..inference.predictor import RUN_FILES
 from ..gpu import GpuStatus
 from ..storage.lock import LockedError, hold_lock
@@ -72,7 +72,10 @@ def check_output_folder(
         if not _holds_run(folder):
             raise OutputFolderError(f"the folder {str(folder)!r} is not empty: nothing is overwritten, choose another or move it away")
         if not resume:
-            raise OutputFolderError(f"the folder {str(folder)!r} is not empty, it holds a run: nothing is overwritten, let it resume or choose another folder")
+            raise OutputFolderError(
+                f"the folder {str(folder)!r} is not empty, it holds a run: nothing is overwritten, choose another folder",
+                suggestions=[Suggestion({"resume": True}, "to continue that run")],
+            )
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputFolderError(f"can't write to {str(folder)!r}: {str(parent)!r} is no folder that may be written to; choose another")

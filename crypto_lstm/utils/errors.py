@@ -5,9 +5,49 @@
 # %% ../../nbs/utils/01_errors.ipynb #eaa7e58f
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 # %% auto #0
-__all__ = ['CryptoLSTMError']
+__all__ = ['Suggestion', 'CryptoLSTMError']
 
 # %% ../../nbs/utils/01_errors.ipynb #675545da
+@dataclass(frozen=True)
+class Suggestion:
+    """Arguments that avoid an error, apart from the words: Python writes `timezone='UTC'`, a terminal `--timezone UTC`."""
+
+    arguments: Mapping[str, Any]  # name of the parameter or setting -> value that works
+    purpose: str  # completes "pass timezone='UTC' ...", such as "if the dates are UTC"
+
+    def __str__(self) -> str:
+        words = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"pass {words} {self.purpose}"
+
+
 class CryptoLSTMError(Exception):
-    """Base of all errors that crypto_lstm raises on purpose; the message says what was expected, what came, where, and what to do."""
+    """Base of all errors that crypto_lstm raises on purpose.
+
+    The message says what was expected, what was received, where, and what to do. `suggestions` holds the arguments
+    that avoid the error; `str(error)` writes them as Python does, `word` as another interface does.
+    """
+
+    def __init__(
+        self,
+        message: str = "",  # expected, received, where; and advice that needs no argument
+        *,
+        suggestions: Iterable[Suggestion] = (),
+    ) -> None:
+        self.message = message
+        self.suggestions = tuple(suggestions)
+        super().__init__(self.word(str))
+
+    def word(
+        self,
+        write: Callable[[Suggestion], str],  # writes one suggestion for its reader
+    ) -> str:
+        """The message, with each suggestion in the words of `write`."""
+        if not self.suggestions:
+            return self.message
+        separator = "\n" if "\n" in self.message else "; "
+        return self.message + separator + ", or ".join(write(suggestion) for suggestion in self.suggestions)

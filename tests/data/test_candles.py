@@ -247,7 +247,7 @@ def test_bad_sources(tmp_path):
         ({"timeframe": "7m"}, "timeframe must be one of 1m"),
         ({"timeframe": "5m"}, "candles of 5m are expected, most are 1m apart"),
         ({"now": "2024-01-01 00:01"}, "no candle may lie in the future: row 2, column date is 2024-01-01 00:02"),
-        ({"columns": "ochlv"}, "say columns='ohlcv'"),
+        ({"columns": "ochlv"}, "pass columns='ohlcv'"),
     ],
 )
 def test_bad_arguments(arguments, words):

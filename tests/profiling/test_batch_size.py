@@ -70,7 +70,7 @@ def test_a_refusal_comes_before_anything_is_allocated_and_its_advice_works_word_
         r"training with batch_size 1024 may take the process to [\d,]+ MB \(forecast [\d,]+\), but [\d,]+ MB may be used", message
     )
     assert "Traceback" not in refused.stderr and not (tmp_path / "refused").exists()
-    advice = re.search(r"--set (batch_size=(\d+) gradient_accumulation_steps=(\d+));", message)
+    advice = re.search(r"--set (batch_size=(\d+) gradient_accumulation_steps=(\d+)) ", message)
     assert advice and int(advice[2]) * int(advice[3]) == 1024
     done, _, _ = train(candles, tmp_path / "advised", *advice[1].split(), "--last", "10000")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -164,7 +164,7 @@ def test_memory_that_runs_out_in_fit_gives_advice_and_names_what_is_kept(hourly,
         train_here(hourly, SMALL.replace(epochs=3), tmp_path / "run", callbacks=[RunsOut()], tensorboard=False)
     saved = tmp_path / "run" / "best_model_checkpoint.keras"
     assert saved.exists() and str(saved) in str(caught.value)
-    assert "batch_size=128 gradient_accumulation_steps=2" in str(caught.value)
+    assert "pass batch_size=128, gradient_accumulation_steps=2" in str(caught.value)
     assert isinstance(caught.value.__cause__, tf.errors.ResourceExhaustedError)
 
 

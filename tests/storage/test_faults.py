@@ -389,7 +389,7 @@ refused(
     CandleError,
     "two different candles of",
     "candles.csv.*row 999 .*row 1000 .*column volume",
-    "say on_conflict='first' or 'last'",
+    "pass on_conflict='first' to keep the first of each, or pass on_conflict='last'",
     read(as_csv(changed(1000, frame=TWICE, volume=1.0))),
 )
 refused(
@@ -974,7 +974,7 @@ refused(
     OutOfMemoryError,
     "memory ran out in training",
     "batch_size 128",
-    "batch_size=64 gradient_accumulation_steps=2: set them",
+    "pass batch_size=64, gradient_accumulation_steps=2",
     resumed(raising(tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"))),
 )
 refused(
@@ -983,7 +983,7 @@ refused(
     OutOfMemoryError,
     "memory ran out in training",
     "best epoch so far is kept in .*best_model_checkpoint.keras",
-    "set them",
+    "pass batch_size=",
     resumed(raising(MemoryError())),
 )
 
