@@ -228,7 +228,13 @@ CHECKPOINT_NAME = "best_model_checkpoint.keras"
 
 
 class OutputFolderError(CryptoLSTMError, OSError):
-    """A folder for results that can't be made or written to."""
+    """A folder for results that can't be created or written to."""
+
+    @classmethod
+    def from_os_error(cls, folder: Path, error: OSError) -> OutputFolderError:
+        """The error for a folder that the system refuses."""
+        fault = f"expected a folder to write results to, got {str(folder)!r}: {error.strerror}"
+        return cls(f"{fault}; choose another one")
 
 
 class MissingTensorBoardError(CryptoLSTMError, ImportError):
@@ -241,7 +247,7 @@ def _writable_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise OutputFolderError(f"expected a folder to write results to, got {str(folder)!r}: {error.strerror}; choose another one") from error
+        raise OutputFolderError.from_os_error(folder, error) from error
     return folder
 
 

@@ -63,10 +63,10 @@ class ConfigError(CryptoLSTMError, ValueError):
 
     def __init__(
         self,
-        faults: Iterable[str],
+        faults: str | Iterable[str],
         settings: Iterable[str] = (),  # one for each fault; nothing: no fault names a setting
     ) -> None:
-        self.faults = tuple(faults)
+        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
         self.settings = tuple(settings) or ("",) * len(self.faults)
         super().__init__(_join_faults(self.faults))
 
