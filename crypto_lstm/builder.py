@@ -26,6 +26,11 @@ class DualWindowLSTMBuilder:
     """Build, save and load the LSTM classifier of one configuration, estimate its memory and create its callbacks.
 
     `model` is the model that was built or loaded last, `gpu` the state of the device.
+
+    >>> import crypto_lstm as cl
+    >>> builder = cl.DualWindowLSTMBuilder(cl.Config(lstm_units=(8, 4), dense_units=(4,)))
+    >>> builder.build_model().count_params()
+    787
     """
 
     def __init__(

@@ -328,6 +328,11 @@ def create_callbacks(
     Raises `OutputFolderError`, `MissingTensorBoardError`, `MonitorError`, and `ConfigError` for a bad limit. During the
     fit: `MonitorError` if an epoch lacks a monitored metric, `NonFiniteError` after a loss or weights of NaN or
     infinity.
+
+    >>> import crypto_lstm as cl
+    >>> callbacks = cl.create_callbacks(cl.Config(), "new_run", tensorboard=False)
+    >>> [type(callback).__name__ for callback in callbacks][:3]
+    ['BestCheckpoint', 'CarefulEarlyStopping', 'CarefulReduceLROnPlateau']
     """
     monitor = monitor or config.monitor
     mode = _infer_mode(monitor)
@@ -430,8 +435,8 @@ def _draw_metric(ax: Axes, metric: str, history: _History, best: tuple[str, int]
         _mark_best_epoch(ax, metric, history, best[1])
     rates = np.asarray(history.get("learning_rate", []), dtype=float)
     for number, epoch in enumerate(np.flatnonzero(rates[1:] < rates[:-1]) + 2):
-        label = "learning rate lowered" if number == 0 else None
-        ax.axvline(epoch - 0.5, color=GREY, linestyle=":", label=label)
+        legend = "learning rate lowered" if number == 0 else None
+        ax.axvline(epoch - 0.5, color=GREY, linestyle=":", label=legend)
     epochs = max(len(series) for series in history.values())
     ax.set(xlabel="epoch", ylabel=metric, xlim=(0.5, epochs + 0.5))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -443,5 +448,13 @@ def _mark_best_epoch(ax: Axes, metric: str, history: _History, epoch: int) -> No
     name = f"val_{metric}" if f"val_{metric}" in history else metric
     if name not in history:
         return
-    ring = {"color": GREEN, "markersize": 12, "fillstyle": "none", "markeredgewidth": 2}
-    ax.plot(epoch + 1, history[name][epoch], "o", label="best epoch", **ring)
+    ax.plot(
+        epoch + 1,
+        history[name][epoch],
+        "o",
+        color=GREEN,
+        label="best epoch",
+        markersize=12,
+        fillstyle="none",
+        markeredgewidth=2,
+    )

@@ -174,6 +174,11 @@ class Config(_Settings):
     Raises `ConfigError` with all faults at once. `replace` returns a changed copy, `load` and `save` use TOML or JSON
     files, `from_text` parses `key=value` words. Percentages are in percent (1.0 is 1 %), spans in candles unless the
     name says minutes.
+
+    >>> import crypto_lstm as cl
+    >>> config = cl.Config(epochs=20, lstm_units=(64, 32))
+    >>> config.replace(batch_size=128)
+    Config(lstm_units=(64, 32), epochs=20, batch_size=128)
     """
 
     @property

@@ -58,6 +58,15 @@ def predict_candles(
     The decision is NO_TRADE if two classes are equally likely. The probabilities are not calibrated: training balances
     the classes, so rare classes are over-predicted. `crypto_lstm.evaluation.metrics.restore_prior` corrects them for
     the shares of the market (prior correction, Saerens et al. 2002); the metadata of a run has both shares.
+
+    With the folder that the example of `train` writes:
+
+    >>> import crypto_lstm as cl
+    >>> run = cl.load_run("run")
+    >>> candles = cl.synthetic_candles(800, seed=2, timeframe="1h")
+    >>> answers = cl.predict_candles(run.model, run.scaler, run.config, candles)
+    >>> list(answers)
+    ['date', 'short', 'hold', 'long', 'decision']
     """
     windows, ends = prediction_windows(candles, config, scaler)
     answers = predict_probabilities(model, windows)
@@ -100,6 +109,13 @@ def load_run(
 
     Raises `ModelFileError` if the folder is no finished run, `IntegrityError` if its content differs from what was
     saved, `PinMismatchError` for another bundle than the expected one.
+
+    With the folder that the example of `train` writes:
+
+    >>> import crypto_lstm as cl
+    >>> run = cl.load_run("run")
+    >>> run.config.timeframe
+    '1h'
     """
     folder = Path(path)
     if (folder / MANIFEST).is_file():

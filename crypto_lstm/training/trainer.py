@@ -419,6 +419,14 @@ def train(
     rest of the process. On a CPU the cost was 3 % of the processor time, within the noise of the measurement; on a GPU,
     where it was not measured, some operations are slower. Without it the run resumes from the same state, but results
     may differ in the last bits.
+
+    >>> import crypto_lstm as cl
+    >>> candles = cl.synthetic_candles(3000, seed=3, timeframe="1h")
+    >>> small = {"sequence_length": 12, "lstm_units": (8,), "dense_units": (4,), "epochs": 1}
+    >>> config = cl.Config(timeframe="1h", future_window=24, long_tp_pct=2, short_tp_pct=2, **small)
+    >>> run = cl.train(candles, config, "run", tensorboard=False)
+    >>> run.epochs_run
+    1
     """
     config = config or Config()
     require_save_interval(save_every_batches)
