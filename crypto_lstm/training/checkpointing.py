@@ -111,7 +111,7 @@ def read_state(
 
 def read_resumable_state(
     folder: Path,  # of a run
-    identity: Mapping[str, Any],  # of the run that shall be trained, see `run_identity`
+    identity: Mapping[str, Any],  # of the run to be trained, see `run_identity`
 ) -> SavedState | None:  # None if the training starts at its first step
     """The state from which a training resumes.
 
@@ -470,7 +470,7 @@ class _JoinedCallbackList(keras.callbacks.CallbackList):
         """Do nothing: a fit begins, and the training has begun before (see `training`)."""
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Keep the logs: a fit ends, and the training may go on."""
+        """Keep the logs: a fit ends, and the training may continue."""
         self._last_logs = logs
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:

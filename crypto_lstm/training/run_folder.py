@@ -219,7 +219,7 @@ class ResumeMismatchError(CryptoLSTMError, ValueError):
 def require_same_run(
     folder: Path,  # for the message
     saved: Mapping[str, Any],  # identity of the run in the folder, see `run_identity`
-    requested: Mapping[str, Any],  # identity of the run that shall be trained
+    requested: Mapping[str, Any],  # identity of the run to be trained
 ) -> None:
     """Raise `ResumeMismatchError` with all differences, if there are any."""
     differences = list(_list_differences(saved, requested))
@@ -239,7 +239,7 @@ def _list_differences(saved: Mapping[str, Any], requested: Mapping[str, Any], pr
 # %% ../../nbs/training/01_run_folder.ipynb #95bf5fb5
 def is_finished_run(
     folder: Path,  # of a run
-    identity: Mapping[str, Any],  # of the run that shall be trained, see `run_identity`
+    identity: Mapping[str, Any],  # of the run to be trained, see `run_identity`
 ) -> bool:
     """Whether the folder holds this run and nothing is left to train. Changes nothing.
 

@@ -100,9 +100,9 @@ class DecisionCases:
         """One weight of the network in memory."""
         variable, bad = dice.choice(self.bundle.model.weights), dice.choice(BAD)
         good = variable.numpy()
-        spoilt = good.copy()
-        spoilt[tuple(dice.randrange(size) for size in good.shape)] = bad
-        variable.assign(spoilt)
+        poisoned = good.copy()
+        poisoned[tuple(dice.randrange(size) for size in good.shape)] = bad
+        variable.assign(poisoned)
         try:
             return self._check_decision(self.candles, f"{variable.path} holds {bad}")
         finally:
@@ -113,12 +113,12 @@ class DecisionCases:
         model, bad, places = self.bundle.model, dice.choice(BAD), dice.sample(range(3), dice.randint(1, 3))
         real = model.predict_on_batch
 
-        def spoilt(windows: np.ndarray) -> np.ndarray:
+        def predict(windows: np.ndarray) -> np.ndarray:
             answers = np.array(real(windows))
             answers[0, places] = bad
             return answers
 
-        model.predict_on_batch = spoilt
+        model.predict_on_batch = predict
         try:
             return self._check_decision(self.candles, f"output {places} is {bad}")
         finally:
@@ -129,11 +129,11 @@ class DecisionCases:
         layer, bad = dice.choice(self.bundle.model.layers[1:]), dice.choice(BAD)
         real = layer.call
 
-        def spoilt(*words: Any, **named: Any) -> tf.Tensor:
+        def call(*words: Any, **named: Any) -> tf.Tensor:
             out = real(*words, **named)
             return tf.concat([out[:, :1] * 0 + bad, out[:, 1:]], axis=1)
 
-        layer.call = spoilt
+        layer.call = call
         try:
             return self._check_decision(self.candles, f"the output of {layer.name} holds {bad}")
         finally:
@@ -389,11 +389,11 @@ def market(n: int, seed: int) -> Count:
 
     def act(dice: random.Random) -> str | None:
         column, bad = dice.choice(["open", "high", "low", "close", "volume"]), dice.choice(BAD)
-        spoilt = candles.copy()
-        spoilt.loc[dice.randrange(len(candles)), column] = bad
+        poisoned = candles.copy()
+        poisoned.loc[dice.randrange(len(candles)), column] = bad
         with tempfile.TemporaryDirectory() as folder:
             try:
-                train(spoilt, saves.CONFIG.replace(epochs=1), Path(folder) / "run", tensorboard=False)
+                train(poisoned, saves.CONFIG.replace(epochs=1), Path(folder) / "run", tensorboard=False)
             except CryptoLSTMError:
                 return None if not list(Path(folder).iterdir()) else f"{column} {bad}: files were written"
             return f"{column} {bad}: the candles were accepted"
@@ -409,9 +409,9 @@ def plain_decisions(n: int, seed: int) -> tuple[Count, int]:
 
     def act(dice: random.Random) -> str | None:
         nonlocal shorts
-        spoilt = windows.copy()
-        spoilt[tuple(dice.randrange(size) for size in windows.shape)] = dice.choice(BAD)
-        answer = model.predict_on_batch(spoilt)
+        poisoned = windows.copy()
+        poisoned[tuple(dice.randrange(size) for size in windows.shape)] = dice.choice(BAD)
+        answer = model.predict_on_batch(poisoned)
         shorts += int(answer.argmax()) == 0
         return f"a decision, from {answer}"
 

@@ -332,8 +332,9 @@ def test_the_option_no_resume_overwrites_nothing(where, whole, crashed, tmp_path
     before = contents(folder)
     words = ["train", "--candles", str(candle_file), "--output", str(folder), "--no-resume", "--set", *SETTINGS]
     assert main(words) == 1
-    told = capsys.readouterr().err
-    assert "nothing is overwritten" in told and ("leave out --no-resume" in told) == (where != "foreign")
+    message = capsys.readouterr().err
+    assert "nothing is overwritten" in message
+    assert ("leave out --no-resume" in message) == (where != "foreign")
     assert contents(folder) == before
 
 
