@@ -1,6 +1,6 @@
-"""Parts 3, 4 and 5 of the original module: memory estimate, callbacks, memory monitor; and the readings beneath them.
+"""The memory estimate, the callbacks and the memory monitor of the original module, and the readings of memory.
 
-The monitor beside readings from outside, its limit and its picture: test_monitor.py.
+More tests of the monitor are in profiling/test_memory_monitor.py.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import numpy as np
 import psutil
 import pytest
 
-from crypto_lstm import callbacks
-from crypto_lstm import memory
-from crypto_lstm.utils import system as resources
+from crypto_lstm import callbacks, memory
 from crypto_lstm.architecture import build_model
 from crypto_lstm.config import Config, ConfigError
+from crypto_lstm.utils import system
 from crypto_lstm.utils.errors import CryptoLSTMError
 
 SMALL = Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,), epochs=2)
@@ -33,8 +32,9 @@ def windows() -> tuple[np.ndarray, np.ndarray]:
 
 
 def quick_model() -> keras.Model:
-    """Where the network does not matter: no loop to trace."""
-    model = keras.Sequential([keras.Input((12, 8)), keras.layers.Flatten(), keras.layers.Dense(3, activation="softmax")])
+    """A network without LSTM layers, which TensorFlow traces quickly."""
+    output = keras.layers.Dense(3, activation="softmax")
+    model = keras.Sequential([keras.Input((12, 8)), keras.layers.Flatten(), output])
     model.compile("sgd", "categorical_crossentropy", metrics=["accuracy"])
     return model
 
@@ -44,69 +44,71 @@ def fit(windows, watchers, make=quick_model, **options):
     return make().fit(x[:64], y[:64], validation_data=(x[64:], y[64:]), verbose=0, callbacks=watchers, **options)
 
 
-# part 3: the estimate
+# the estimate
 
 
-def test_part_3_has_the_original_keys_and_they_add_up():
+def test_the_estimate_has_the_original_keys_and_they_add_up():
     d = memory.estimate_memory(Config(), 256).as_dict()
-    original = {"model_parameters", "model_memory_mb", "training_memory_mb", "batch_memory_mb", "total_estimated_mb", "total_estimated_gb"}
-    assert original | {"batch_size"} <= set(d)
+    parts = ["model_memory_mb", "training_memory_mb", "batch_memory_mb"]
+    assert {*parts, "model_parameters", "total_estimated_mb", "total_estimated_gb", "batch_size"} <= set(d)
     assert (d["model_parameters"], d["batch_size"]) == (133_603, 256)
-    parts = d["model_memory_mb"] + d["training_memory_mb"] + d["batch_memory_mb"] + d["runtime_mb"] + d["allocator_mb"]
-    assert d["total_estimated_mb"] == pytest.approx(parts) == pytest.approx(1024 * d["total_estimated_gb"])
+    total_mb = sum(d[name] for name in [*parts, "runtime_mb", "allocator_mb"])
+    assert d["total_estimated_mb"] == pytest.approx(total_mb)
+    assert d["total_estimated_gb"] == pytest.approx(total_mb / 1024)
     assert json.loads(json.dumps(d, allow_nan=False)) == d
 
 
-def test_part_3_parameters_are_those_of_the_built_model():
+def test_the_estimate_counts_the_parameters_of_the_built_model():
     assert memory.estimate_memory(SMALL).parameters == build_model(SMALL).count_params()
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, True, "256"])
-def test_part_3_refuses_a_batch_size_that_is_none(batch_size):
+def test_the_estimate_refuses_a_batch_size_that_is_no_whole_number_above_zero(batch_size):
     with pytest.raises(ConfigError, match="batch_size must be a whole number"):
         memory.estimate_memory(Config(), batch_size)
 
 
-def test_part_3_text_and_html_agree_and_say_what_is_not_counted():
+def test_the_text_and_the_html_of_an_estimate_agree_and_state_its_limits():
     estimate = memory.estimate_memory(Config(mixed_precision=True))
     for shown in (str(estimate), estimate._repr_html_()):
         assert f"{estimate.tensor_peak_mb:,.1f}" in shown
         assert "upper bound" in shown
 
 
-def test_the_estimate_starts_no_tensorflow_and_no_plots():
+def test_the_estimate_imports_neither_tensorflow_nor_matplotlib():
     code = (
         "import sys; from crypto_lstm.config import Config; from crypto_lstm.memory import estimate_memory;"
         "from crypto_lstm.utils.system import available_memory_mb;"
         "estimate_memory(Config()); available_memory_mb();"
         "print([m for m in ('tensorflow', 'keras', 'matplotlib', 'pandas') if m in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 # readings of the process
 
 
-def test_peak_keeps_what_came_and_went_until_it_is_reset():
-    if not resources.reset_peak_memory():
-        pytest.skip("this system can't reset the peak mark")
-    before = resources.peak_memory_mb()
+def test_the_peak_includes_freed_memory_until_it_is_reset():
+    if not system.reset_peak_memory():
+        pytest.skip("this system can't reset the peak")
+    before = system.peak_memory_mb()
     block = bytearray(200 * MB)
     del block
-    assert resources.peak_memory_mb() - before > 190
-    assert resources.process_memory_mb() == pytest.approx(psutil.Process().memory_info().rss / MB, abs=5)
-    assert resources.reset_peak_memory()
-    assert resources.peak_memory_mb() == pytest.approx(resources.process_memory_mb(), abs=10)
+    assert system.peak_memory_mb() - before > 190
+    assert system.process_memory_mb() == pytest.approx(psutil.Process().memory_info().rss / MB, abs=5)
+    assert system.reset_peak_memory()
+    assert system.peak_memory_mb() == pytest.approx(system.process_memory_mb(), abs=10)
 
 
-def test_peak_without_proc_is_the_systems_counter(monkeypatch):
-    monkeypatch.setattr(resources.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
-    monkeypatch.setattr(resources.Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
-    assert resources.reset_peak_memory() is False
-    assert resources.peak_memory_mb() == resources._system_peak_mb() > 50
+def test_the_peak_without_proc_is_the_counter_of_the_system(monkeypatch):
+    monkeypatch.setattr(system.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.setattr(system.Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
+    assert system.reset_peak_memory() is False
+    assert system.peak_memory_mb() == system._system_peak_mb() > 50
 
 
-# limits of the container, on made-up trees
+# limits of the container, with folders in place of /proc and /sys
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -116,7 +118,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_cgroup_version_2_the_lowest_limit_of_all_levels_counts(tmp_path):
+def test_the_lowest_limit_of_all_levels_of_cgroup_version_2_counts(tmp_path):
     level = "sys/fs/cgroup/user.slice/job"
     root = tree(
         tmp_path,
@@ -129,10 +131,10 @@ def test_cgroup_version_2_the_lowest_limit_of_all_levels_counts(tmp_path):
             "sys/fs/cgroup/user.slice/memory.stat": f"anon 5\nactive_file {3 * MB}\ninactive_file {20 * MB}\n",
         },
     )
-    assert (resources.memory_limit_mb(root), resources.available_memory_mb(root)) == (100, 50)
+    assert (system.memory_limit_mb(root), system.available_memory_mb(root)) == (100, 50)
 
 
-def test_cgroup_version_1_with_a_path_that_only_the_host_sees(tmp_path):
+def test_the_limit_of_cgroup_version_1_is_found_if_only_the_host_has_the_path(tmp_path):
     level = "sys/fs/cgroup/memory"
     root = tree(
         tmp_path,
@@ -143,7 +145,7 @@ def test_cgroup_version_1_with_a_path_that_only_the_host_sees(tmp_path):
             f"{level}/memory.stat": f"inactive_file 7\ntotal_inactive_file {30 * MB}\n",
         },
     )
-    assert (resources.memory_limit_mb(root), resources.available_memory_mb(root)) == (64, 34)
+    assert (system.memory_limit_mb(root), system.available_memory_mb(root)) == (64, 34)
 
 
 @pytest.mark.parametrize(
@@ -155,30 +157,33 @@ def test_cgroup_version_1_with_a_path_that_only_the_host_sees(tmp_path):
         {"proc/self/cgroup": "nonsense", "sys/fs/cgroup/memory.max": "\n"},
     ],
 )
-def test_without_a_limit_the_machine_counts(tmp_path, files):
-    assert resources.memory_limit_mb(tree(tmp_path, files)) == psutil.virtual_memory().total / MB
+def test_the_memory_of_the_machine_is_the_limit_without_a_cgroup_limit(tmp_path, files):
+    assert system.memory_limit_mb(tree(tmp_path, files)) == psutil.virtual_memory().total / MB
 
 
-def test_a_group_over_its_limit_has_nothing_left_rather_than_less(tmp_path):
-    files = {"proc/self/cgroup": "0::/", "sys/fs/cgroup/memory.max": f"{MB}", "sys/fs/cgroup/memory.current": f"{2 * MB}"}
-    assert resources.available_memory_mb(tree(tmp_path, files)) == 0
+def test_a_cgroup_over_its_limit_has_no_memory_available(tmp_path):
+    files = {"proc/self/cgroup": "0::/", "sys/fs/cgroup/memory.max": f"{MB}"}
+    files["sys/fs/cgroup/memory.current"] = f"{2 * MB}"
+    assert system.available_memory_mb(tree(tmp_path, files)) == 0
 
 
-# part 4: the callbacks
+# the callbacks
 
 
-def test_part_4_gives_the_original_callbacks_with_the_configured_values(tmp_path):
+def test_create_callbacks_returns_keras_callbacks_with_the_configured_values(tmp_path):
     config = Config(early_stopping_patience=7, reduce_lr_patience=3, reduce_lr_factor=0.25, min_learning_rate=1e-6)
-    made = callbacks.create_callbacks(config, tmp_path / "deep" / "run")
-    found = {base: next(c for c in made if isinstance(c, base)) for base in _ORIGINAL}
+    folder = tmp_path / "deep" / "run"
+    made = callbacks.create_callbacks(config, folder)
+    found = {base: next(callback for callback in made if isinstance(callback, base)) for base in _ORIGINAL}
     checkpoint, early, reduce = (found[base] for base in _ORIGINAL[:3])
-    assert checkpoint.filepath == str(tmp_path / "deep" / "run" / "best_model_checkpoint.keras")
+    assert checkpoint.filepath == str(folder / "best_model_checkpoint.keras")
     assert (checkpoint.monitor, checkpoint.mode) == ("val_accuracy", "max")
     assert (checkpoint.save_best_only, checkpoint.save_weights_only) == (True, False)
-    assert (early.monitor, early.mode, early.patience, early.restore_best_weights) == ("val_accuracy", "max", 7, True)
+    assert (early.monitor, early.mode, early.patience) == ("val_accuracy", "max", 7)
+    assert early.restore_best_weights
     assert (reduce.monitor, reduce.patience, reduce.factor, reduce.min_lr) == ("val_loss", 3, 0.25, 1e-6)
     board = found[keras.callbacks.TensorBoard]
-    assert (Path(board.log_dir), board.histogram_freq, board.embeddings_freq) == (tmp_path / "deep" / "run" / "logs", 0, 0)
+    assert (Path(board.log_dir), board.histogram_freq, board.embeddings_freq) == (folder / "logs", 0, 0)
 
 
 _ORIGINAL = (
@@ -190,32 +195,34 @@ _ORIGINAL = (
 )
 
 
-def test_part_4_leaves_a_loadable_checkpoint_and_logs(tmp_path, windows, capsys):
+def test_a_fit_writes_a_checkpoint_that_loads_and_logs(tmp_path, windows, capsys):
     made = callbacks.create_callbacks(SMALL, tmp_path)
     history = fit(windows, made, lambda: build_model(SMALL), epochs=2)
     model = keras.models.load_model(tmp_path / callbacks.CHECKPOINT_NAME)
     x, y = windows
     accuracy = (model.predict(x[64:], verbose=0).argmax(axis=1) == y[64:].argmax(axis=1)).mean()
     assert accuracy == pytest.approx(max(history.history["val_accuracy"]))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [callbacks.CHECKPOINT_NAME, callbacks.CHECKPOINT_NAME + ".manifest.json", "logs"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [callbacks.CHECKPOINT_NAME, callbacks.CHECKPOINT_NAME + ".manifest.json", "logs"]
     assert capsys.readouterr().out == ""
 
 
-def test_part_4_monitor_without_validation_data_is_an_error(tmp_path, windows):
+def test_a_monitor_without_validation_data_raises_an_error(tmp_path, windows):
     x, y = windows
     with pytest.raises(callbacks.MonitorError, match="expected val_accuracy after epoch 1"):
         quick_model().fit(x, y, verbose=0, callbacks=callbacks.create_callbacks(SMALL, tmp_path, tensorboard=False))
 
 
-def test_part_4_a_nan_window_is_a_typed_error_and_saves_nothing(tmp_path, windows):
+def test_a_nan_in_a_window_raises_an_error_and_nothing_is_saved(tmp_path, windows):
     x, _ = windows
     x[0, 3, 2] = np.nan
+    made = callbacks.create_callbacks(SMALL, tmp_path, tensorboard=False)
     with pytest.raises(callbacks.NonFiniteError, match="in epoch 1"):
-        fit(windows, callbacks.create_callbacks(SMALL, tmp_path, tensorboard=False), lambda: build_model(SMALL), epochs=3)
+        fit(windows, made, lambda: build_model(SMALL), epochs=3)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_part_4_a_file_in_place_of_the_folder(tmp_path):
+def test_a_file_in_place_of_the_output_folder_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(callbacks.OutputFolderError, match="expected a folder") as caught:
         callbacks.create_callbacks(SMALL, tmp_path / "run")
@@ -223,17 +230,17 @@ def test_part_4_a_file_in_place_of_the_folder(tmp_path):
     assert isinstance(caught.value, CryptoLSTMError)
 
 
-def test_part_4_missing_tensorboard_is_found_at_once(tmp_path, monkeypatch):
+def test_a_missing_tensorboard_is_found_before_the_fit(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(callbacks.MissingTensorBoardError, match="pip install tensorboard"):
         callbacks.create_callbacks(SMALL, tmp_path)
     assert len(callbacks.create_callbacks(SMALL, tmp_path, tensorboard=False)) == 5
 
 
-# part 5: the memory monitor
+# the memory monitor
 
 
-def test_part_5_records_each_epoch_beside_independent_readings(windows):
+def test_the_monitor_agrees_with_independent_readings_in_each_epoch(windows):
     monitor = callbacks.MemoryMonitorCallback()
     history = fit(windows, [monitor], epochs=2).history
     first, last = monitor.memory_history
@@ -247,13 +254,13 @@ def test_part_5_records_each_epoch_beside_independent_readings(windows):
     assert last["peak_mb"] == pytest.approx(int(marks[0].split()[1]) / 1024, abs=30)
 
 
-def test_part_5_without_validation_says_none_and_not_zero(windows):
+def test_the_monitor_records_none_without_validation_data(windows):
     monitor = callbacks.MemoryMonitorCallback()
     quick_model().fit(*windows, epochs=1, verbose=0, callbacks=[monitor])
     assert (monitor.memory_history[0]["val_accuracy"], monitor.memory_history[0]["val_loss"]) == (None, None)
 
 
-def test_part_5_a_second_run_has_its_own_history_and_peak(windows):
+def test_the_monitor_starts_a_second_run_with_its_own_history_and_peak(windows):
     class Spike(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
             bytearray(300 * MB)
@@ -282,7 +289,7 @@ def figure():
 
 
 @pytest.mark.parametrize("epochs", [1, 4])
-def test_training_curves_show_what_the_history_holds(figure, epochs):
+def test_training_curves_show_the_values_of_the_history(figure, epochs):
     whole = {"loss": [1.0, 0.8, 0.7, 0.6], "accuracy": [0.4, 0.5, 0.6, 0.7], "learning_rate": [0.1, 0.1, 0.05, 0.05]}
     history = {name: values[:epochs] for name, values in whole.items()}
     loss, accuracy = callbacks.plot_training_curves(history, baseline=0.55)

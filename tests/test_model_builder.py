@@ -1,4 +1,4 @@
-"""Every part of the model builder, one test a part, and the three usage examples as a user writes them."""
+"""One test for each part of the model builder, and its three usage examples."""
 
 import json
 
@@ -8,13 +8,13 @@ import pytest
 import tensorflow as tf
 
 from crypto_lstm.builder import DualWindowLSTMBuilder
-from crypto_lstm.profiling.memory_monitor import MemoryMonitorCallback
-from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.config import CLASSES, Config
+from crypto_lstm.data.synthetic import synthetic_candles
+from crypto_lstm.data.windows import prepare
 from crypto_lstm.persistence import load_model, save_model
+from crypto_lstm.profiling.memory_monitor import MemoryMonitorCallback
 from crypto_lstm.saving.compatibility import ModelMismatchError
 from crypto_lstm.saving.model_file import load_report
-from crypto_lstm.data.windows import prepare
 
 SMALL = Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,), epochs=2, batch_size=64)
 
@@ -29,7 +29,7 @@ def model(builder):
     return builder.build_model(compile_model=True)
 
 
-def test_defaults():
+def test_the_defaults_are_those_of_the_original_model():
     expected = [
         "pair=BTCUSDT",
         "timeframe=1m",
@@ -57,38 +57,49 @@ def test_defaults():
     assert CLASSES == ("SHORT", "HOLD", "LONG") and len(Config().features) == 8
 
 
-def test_part_1_build_model(model):
+def test_build_model_builds_the_original_architecture(model):
     assert model.name == "CryptoTradingLSTM_V3" and model.count_params() == 133_603
     assert [layer.name for layer in model.layers] == [
-        "lstm_input", "lstm_layer_1_128units", "lstm_layer_2_64units", "lstm_layer_3_32units", "dense_layer_1_32units", "dropout_1",
-        "dense_layer_2_16units", "dropout_2", "trading_decisions",
-    ]  # fmt: skip
+        "lstm_input",
+        "lstm_layer_1_128units",
+        "lstm_layer_2_64units",
+        "lstm_layer_3_32units",
+        "dense_layer_1_32units",
+        "dropout_1",
+        "dense_layer_2_16units",
+        "dropout_2",
+        "trading_decisions",
+    ]
     assert model.input_shape == (None, 120, 8) and model.output_shape == (None, 3)
     lstms = [layer for layer in model.layers if isinstance(layer, keras.layers.LSTM)]
     assert [layer.return_sequences for layer in lstms] == [True, True, False]
     assert {(layer.dropout, layer.recurrent_dropout) for layer in lstms} == {(0.3, 0.3)}
     assert [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)] == [0.3, 0.3]
-    assert [layer.activation.__name__ for layer in model.layers if isinstance(layer, keras.layers.Dense)] == ["relu", "relu", "softmax"]
-    assert isinstance(model.optimizer, keras.optimizers.Adam) and float(model.optimizer.learning_rate.numpy()) == pytest.approx(0.001)
+    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    assert [layer.activation.__name__ for layer in dense] == ["relu", "relu", "softmax"]
+    assert isinstance(model.optimizer, keras.optimizers.Adam)
+    assert float(model.optimizer.learning_rate.numpy()) == pytest.approx(0.001)
     assert model.loss == "categorical_crossentropy"
 
 
-def test_part_1_metrics_and_uncompiled(builder):
-    history = (
-        DualWindowLSTMBuilder(SMALL).build_model().evaluate(np.zeros((4, 12, 8)), np.eye(3)[[0, 1, 2, 0]], return_dict=True, verbose=0)
-    )
-    assert set(history) == {"loss", "accuracy", "categorical_accuracy"}
+def test_a_compiled_model_has_the_original_metrics():
+    model = DualWindowLSTMBuilder(SMALL).build_model()
+    metrics = model.evaluate(np.zeros((4, 12, 8)), np.eye(3)[[0, 1, 2, 0]], return_dict=True, verbose=0)
+    assert set(metrics) == {"loss", "accuracy", "categorical_accuracy"}
     assert not DualWindowLSTMBuilder(SMALL).build_model(compile_model=False).compiled
 
 
-def test_part_2_setup_gpu_memory(builder):
+def test_setup_gpu_memory_agrees_with_the_device_that_tensorflow_uses(builder):
     status = builder.setup_gpu_memory()
-    assert status.reason and bool(status) == bool(tf.config.get_visible_devices("GPU"))
-    assert ("GPU" in tf.matmul([[2.0]], [[3.0]]).device) == bool(status)  # where TensorFlow really computes
-    assert bool(builder.setup_gpu_memory()) == builder.gpu_available == bool(status)  # a second time, after TensorFlow has started
+    has_gpu = bool(status)
+    assert status.reason
+    assert has_gpu == bool(tf.config.get_visible_devices("GPU"))
+    assert ("GPU" in tf.matmul([[2.0]], [[3.0]]).device) == has_gpu  # the device on which TensorFlow computes
+    assert bool(builder.setup_gpu_memory()) == has_gpu  # a second call, after TensorFlow has started
+    assert builder.gpu_available == has_gpu
 
 
-def test_part_3_estimate_model_memory(builder, model):
+def test_estimate_model_memory_has_the_original_keys_and_values(builder, model):
     info = builder.estimate_model_memory(batch_size=256)
     keys = {
         "model_parameters",
@@ -104,10 +115,10 @@ def test_part_3_estimate_model_memory(builder, model):
     assert info["model_memory_mb"] == pytest.approx(133_603 * 4 / 2**20)
     assert info["batch_memory_mb"] == pytest.approx(256 * (120 * 8 + 3) * 4 / 2**20)
     assert info["total_estimated_gb"] == pytest.approx(info["total_estimated_mb"] / 1024)
-    assert info["total_estimated_mb"] > 400  # the activations alone: the formula of four times the weights says 2.8
+    assert info["total_estimated_mb"] > 400  # the activations count; four times the weights would be 2.8 MB
 
 
-def test_part_4_create_callbacks(builder, tmp_path):
+def test_create_callbacks_has_the_original_callbacks(builder, tmp_path):
     callbacks = builder.create_callbacks(tmp_path)
     kinds = keras.callbacks
     checkpoint, stopping, plateau, board = (
@@ -124,10 +135,11 @@ def test_part_4_create_callbacks(builder, tmp_path):
 
 def batches(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
-    return generator.normal(size=(64, 12, 8)).astype("float32"), np.eye(3, dtype="float32")[generator.integers(0, 3, 64)]
+    windows = generator.normal(size=(64, 12, 8)).astype("float32")
+    return windows, np.eye(3, dtype="float32")[generator.integers(0, 3, 64)]
 
 
-def test_part_5_memory_monitor():
+def test_the_memory_monitor_records_each_epoch():
     monitor, model = MemoryMonitorCallback(), DualWindowLSTMBuilder(SMALL).build_model()
     history = model.fit(*batches(), validation_data=batches(1), epochs=2, callbacks=[monitor], verbose=0).history
     assert [record["epoch"] for record in monitor.memory_history] == [0, 1]
@@ -137,34 +149,38 @@ def test_part_5_memory_monitor():
 
 
 @pytest.mark.parametrize("format", ["saved_model", "keras", "h5"])
-def test_parts_6_7_8_save_load_validate(format, tmp_path):
+def test_a_saved_model_loads_with_equal_predictions_and_is_checked_against_the_configuration(format, tmp_path):
     model = DualWindowLSTMBuilder(SMALL).build_model()
     saved = save_model(model, tmp_path / "deep.keras.h5.folder" / "model", format=format, config=SMALL)
     assert saved.model.name == {"saved_model": "model", "keras": "model.keras", "h5": "model.h5"}[format]
     assert "trading_decisions" in saved.summary.read_text(encoding="utf-8")
     assert json.loads(saved.metadata.read_text(encoding="utf-8"))["format"] == format
     loaded = DualWindowLSTMBuilder(SMALL).load_model(saved.model)
-    assert isinstance(loaded, keras.Model) and [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
+    assert isinstance(loaded, keras.Model)
+    assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
     windows = batches()[0]
     assert np.array_equal(loaded.predict(windows, verbose=0), model.predict(windows, verbose=0))
     with pytest.raises(ModelMismatchError, match="input shape"):
         load_model(saved.model, config=SMALL.replace(sequence_length=24))
 
 
-def test_part_6_unknown_format(tmp_path):
+def test_an_unknown_format_is_refused(tmp_path):
     with pytest.raises(ValueError, match="saved_model"):
-        DualWindowLSTMBuilder(SMALL).save_model(DualWindowLSTMBuilder(SMALL).build_model(), tmp_path / "model", format="pickle")
+        builder = DualWindowLSTMBuilder(SMALL)
+        builder.save_model(builder.build_model(), tmp_path / "model", format="pickle")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_part_9_the_object(builder):
+def test_a_new_builder_has_every_method_and_no_model(builder):
     fresh = DualWindowLSTMBuilder(SMALL)
     assert fresh.model is None and fresh.training_history is None and isinstance(fresh.gpu_available, bool)
-    methods = ("build_model", "setup_gpu_memory", "estimate_model_memory", "create_callbacks", "save_model", "load_model")
-    assert all(callable(getattr(fresh, name)) for name in methods)
+    for name in ("build_model", "setup_gpu_memory", "estimate_model_memory"):
+        assert callable(getattr(fresh, name))
+    for name in ("create_callbacks", "save_model", "load_model"):
+        assert callable(getattr(fresh, name))
 
 
-def test_part_10_example_1(capsys):
+def test_usage_example_1_builds_a_model_and_estimates_its_memory(capsys):
     model_builder = DualWindowLSTMBuilder()
     model = model_builder.build_model(compile_model=True)
     model.summary()
@@ -172,21 +188,26 @@ def test_part_10_example_1(capsys):
     assert "133,603" in capsys.readouterr().out and memory_info["model_parameters"] == 133_603
 
 
-def test_part_10_examples_2_and_3(tmp_path):
-    config = SMALL.replace(timeframe="1h", future_window=24, long_tp_pct=2, short_tp_pct=2, long_sl_pct=2, short_sl_pct=2)
+def test_usage_examples_2_and_3_train_save_load_and_predict(tmp_path):
+    config = SMALL.replace(timeframe="1h", future_window=24, long_tp_pct=2, short_tp_pct=2)
+    config = config.replace(long_sl_pct=2, short_sl_pct=2)
     data = prepare(synthetic_candles(4000, seed=3, timeframe="1h"), config)
-    train_generator, val_generator, model_output_dir, save_path = data.train, data.validation, tmp_path, tmp_path / "model"
+    train_generator, val_generator = data.train, data.validation
+    model_output_dir, save_path = tmp_path, tmp_path / "model"
     model_builder = DualWindowLSTMBuilder(config)
     model = model_builder.build_model()
 
     callbacks = model_builder.create_callbacks(model_output_dir)
-    history = model.fit(train_generator, validation_data=val_generator, epochs=config.epochs, callbacks=callbacks, verbose=1)
+    history = model.fit(
+        train_generator, validation_data=val_generator, epochs=config.epochs, callbacks=callbacks, verbose=1
+    )
     model_builder.save_model(model, save_path, format="keras")
 
     assert model_builder.training_history is history and len(history.history["val_loss"]) == 2
     assert (tmp_path / "best_model_checkpoint.keras").exists() and any((tmp_path / "logs").rglob("events.*"))
 
-    sequences, wanted = data.test.gather(data.test.rows), model.predict(data.test.gather(data.test.rows), verbose=0)
+    sequences = data.test.gather(data.test.rows)
+    expected = model.predict(sequences, verbose=0)
     for format, name in {"keras": "model.keras", "h5": "model.h5", "saved_model": "served"}.items():
         model_builder.save_model(model, tmp_path / name, format=format)
         loaded_model = model_builder.load_model(tmp_path / name)
@@ -194,23 +215,28 @@ def test_part_10_examples_2_and_3(tmp_path):
         decisions = np.argmax(predictions, axis=1)
 
         assert predictions.shape == (len(sequences), 3) and set(decisions) <= {0, 1, 2}
-        assert np.array_equal(predictions, wanted) and load_report(loaded_model).verified
+        assert np.array_equal(predictions, expected)
+        assert load_report(loaded_model).verified
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_part_7_a_trained_model_of_plain_keras_loads_with_a_note(suffix, tmp_path, caplog):
-    layers = keras.layers  # the seed's architecture as its document writes it, nothing of this package
+def test_a_trained_model_of_plain_keras_loads_unverified(suffix, tmp_path, caplog):
+    layers = keras.layers  # the original architecture in plain Keras, without this package
     inputs = layers.Input(shape=(120, 8), name="lstm_input")
     x = inputs
     for i, units in enumerate([128, 64, 32]):
-        x = layers.LSTM(units=units, return_sequences=i < 2, dropout=0.3, recurrent_dropout=0.3, name=f"lstm_layer_{i + 1}_{units}units")(x)
+        name = f"lstm_layer_{i + 1}_{units}units"
+        x = layers.LSTM(units=units, return_sequences=i < 2, dropout=0.3, recurrent_dropout=0.3, name=name)(x)
     for i, units in enumerate([32, 16]):
         x = layers.Dense(units=units, activation="relu", name=f"dense_layer_{i + 1}_{units}units")(x)
         x = layers.Dropout(rate=0.3, name=f"dropout_{i + 1}")(x)
     outputs = layers.Dense(units=3, activation="softmax", name="trading_decisions")(x)
     model = keras.Model(inputs=inputs, outputs=outputs, name="CryptoTradingLSTM_V3")
-    metrics = ["accuracy", "categorical_accuracy"]
-    model.compile(optimizer=keras.optimizers.Adam(learning_rate=0.001), loss="categorical_crossentropy", metrics=metrics)
+    model.compile(
+        optimizer=keras.optimizers.Adam(learning_rate=0.001),
+        loss="categorical_crossentropy",
+        metrics=["accuracy", "categorical_accuracy"],
+    )
     windows = np.random.default_rng(0).normal(size=(8, 120, 8)).astype("float32")
     model.fit(windows, np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2, 0, 1]], batch_size=4, verbose=0)
     model.save(tmp_path / f"theirs{suffix}")
@@ -220,4 +246,6 @@ def test_part_7_a_trained_model_of_plain_keras_loads_with_a_note(suffix, tmp_pat
     for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
         assert np.array_equal(ours.numpy(), theirs.numpy())
     report = load_report(loaded)
-    assert not report.verified and "which features it was trained on" in str(report) and "there is no manifest beside it" in caplog.text
+    assert not report.verified
+    assert "which features it was trained on" in str(report)
+    assert "there is no manifest beside it" in caplog.text

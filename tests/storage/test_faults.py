@@ -64,7 +64,7 @@ from crypto_lstm.saving.model_schema import KerasVersionError
 from crypto_lstm.persistence import load_model, save_model
 from crypto_lstm.saving.compatibility import ModelMismatchError
 from crypto_lstm.saving.model_schema import ModelIntegrityError, ModelFileError, UnsafeModelError
-from crypto_lstm.training.saved_run import load_run, probabilities
+from crypto_lstm.training.saved_run import load_run, predict_probabilities
 from crypto_lstm.training.checkpointing import StopOnSignal, read_state
 from crypto_lstm.storage.manifest import (
     MANIFEST,
@@ -2165,7 +2165,7 @@ refused(
     "answers are no probabilities",
     r"the first is \[nan",
     "load the bundle again, or train",
-    lambda ground: lambda: probabilities(diverged(), ground.world.made.data.test),
+    lambda ground: lambda: predict_probabilities(diverged(), ground.world.made.data.test),
 )
 refused(
     ANSWERS,

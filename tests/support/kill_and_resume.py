@@ -1,7 +1,7 @@
-"""Trainings that are killed at random moments and started again: does each end as if nothing had happened?
+"""Kill trainings at random moments, start them again, and compare the results with an uninterrupted training.
 
-`python tests/resuming.py RUNS KILLS [SEED]` prints a line of JSON for each run. All children are forked from one process that has imported
-TensorFlow and not used it yet, so that a start costs no import.
+`python -m support.kill_and_resume RUNS KILLS [SEED]` in `tests` prints one line of JSON for each run. All children are
+forked from one process that has imported TensorFlow and not used it yet, so a start costs no import.
 """
 
 import hashlib
@@ -15,24 +15,36 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from support import crash_injection as faults
 import keras
 import numpy as np
 
-from crypto_lstm.training import checkpointing as resume
 from crypto_lstm.architecture import build_model
-from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.config import Config
+from crypto_lstm.data.synthetic import synthetic_candles
+from crypto_lstm.data.windows import prepare
+from crypto_lstm.training import checkpointing
 from crypto_lstm.training.checkpointing import make_deterministic
 from crypto_lstm.training.trainer import train
-from crypto_lstm.data.windows import prepare
+from support import crash_injection as faults
 
 CONFIG = Config(
-    timeframe="1h", sequence_length=12, future_window=24, lstm_units=(8, 4), dense_units=(4,), batch_size=128, epochs=6, learning_rate=0.01,
-    long_tp_pct=2.0, long_sl_pct=2.0, short_tp_pct=2.0, short_sl_pct=2.0, early_stopping_patience=3, reduce_lr_patience=1,
-)  # fmt: skip
+    timeframe="1h",
+    sequence_length=12,
+    future_window=24,
+    lstm_units=(8, 4),
+    dense_units=(4,),
+    batch_size=128,
+    epochs=6,
+    learning_rate=0.01,
+    long_tp_pct=2.0,
+    long_sl_pct=2.0,
+    short_tp_pct=2.0,
+    short_sl_pct=2.0,
+    early_stopping_patience=3,
+    reduce_lr_patience=1,
+)
 SAVE_EVERY = 3
-KINDS = ("batch", "save", "resume", "time")
+KINDS = ("batch", "save", "resume", "time")  # where a kill happens, see `plan_kill`
 
 
 def candles():
@@ -40,18 +52,22 @@ def candles():
 
 
 def digest(model: keras.Model, history: dict[str, list[float]]) -> dict[str, str | int]:
-    """SHA-256 of all variables (random state included), of the optimizer and of the history; and the number of epochs."""
+    """SHA-256 of all variables (with the random state), of the optimizer and of the history; the number of epochs."""
+    text = json.dumps({name: [float(value) for value in values] for name, values in sorted(history.items())})
+    return {
+        "model": hash_variables(model.variables),
+        "optimizer": hash_variables(model.optimizer.variables),
+        "history": hashlib.sha256(text.encode()).hexdigest(),
+        "epochs": len(history["loss"]),
+    }
 
-    def sha256(variables) -> str:
-        return hashlib.sha256(b"".join(v.value.numpy().tobytes() for v in variables)).hexdigest()
 
-    told = json.dumps({name: [float(v) for v in values] for name, values in sorted(history.items())})
-    parts = {"model": sha256(model.variables), "optimizer": sha256(model.optimizer.variables)}
-    return parts | {"history": hashlib.sha256(told.encode()).hexdigest(), "epochs": len(history["loss"])}
+def hash_variables(variables) -> str:
+    return hashlib.sha256(b"".join(variable.value.numpy().tobytes() for variable in variables)).hexdigest()
 
 
 class Final(keras.callbacks.Callback):
-    """Writes down what the training came to, when it ends."""
+    """Write the digest of a training to a file when it ends."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -64,6 +80,8 @@ class Final(keras.callbacks.Callback):
 
 
 class KillAtBatch(keras.callbacks.Callback):
+    """Kill the process after a number of steps."""
+
     def __init__(self, count: int) -> None:
         super().__init__()
         self.left = count
@@ -78,13 +96,19 @@ def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+calls = [0]  # of all functions that `counted` wraps
+
+
 def counted(function: Callable, count: int) -> Callable:
-    """The function, and in the count-th call of all that share `count` the end: before, or after it has done its work."""
-    before = count % 2
+    """The function; its process is killed in call number `count` of all wrapped functions.
+
+    An odd `count` kills before the function runs, an even one after it.
+    """
+    kills_before = count % 2
 
     def call(*words, **named):
         calls[0] += 1
-        if calls[0] == count and before:
+        if calls[0] == count and kills_before:
             die()
         answer = function(*words, **named)
         if calls[0] == count:
@@ -94,11 +118,11 @@ def counted(function: Callable, count: int) -> Callable:
     return call
 
 
-calls = [0]
+def plan_kill(kind: str, dice: random.Random) -> list[keras.callbacks.Callback]:
+    """Arrange a kill of this process: after a step, inside a save, inside a resume, or after a random time.
 
-
-def plan(kind: str, dice: random.Random) -> list[keras.callbacks.Callback]:
-    """Arrange a death in this process; the callbacks that the training needs for it."""
+    Returns the callbacks that the training needs for it.
+    """
     if kind == "batch":
         return [KillAtBatch(dice.randint(1, 8))]
     if kind == "time":
@@ -112,20 +136,27 @@ def plan(kind: str, dice: random.Random) -> list[keras.callbacks.Callback]:
             setattr(module, name, counted(getattr(module, name), count))
     if kind == "resume":
         count = dice.randint(1, 6)
-        for name in ("_assign", "_unpack", "read_state"):
-            setattr(resume, name, counted(getattr(resume, name), count))
+        for name in ("_assign_variables", "_restore_callbacks", "read_state"):
+            setattr(checkpointing, name, counted(getattr(checkpointing, name), count))
     return []
 
 
 def one_process(folder: Path, kind: str | None, seed: str) -> bool:
-    """Train in a forked child, as far as it comes; whether it was killed."""
+    """Train in a forked child until it ends or is killed. Returns whether it was killed."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            killers = plan(kind, random.Random(seed)) if kind else []
-            train(candles(), CONFIG, folder / "run", callbacks=[Final(folder / "final.json"), *killers], tensorboard=False,
-                  save_every_batches=SAVE_EVERY, deterministic=True)  # fmt: skip
+            killers = plan_kill(kind, random.Random(seed)) if kind else []
+            train(
+                candles(),
+                CONFIG,
+                folder / "run",
+                callbacks=[Final(folder / "final.json"), *killers],
+                tensorboard=False,
+                save_every_batches=SAVE_EVERY,
+                deterministic=True,
+            )
             code = 0
         finally:
             os._exit(code)
@@ -136,69 +167,80 @@ def one_process(folder: Path, kind: str | None, seed: str) -> bool:
 
 
 def plain_process(folder: Path, kill: bool, seed: str) -> bool:
-    """The same network and data by Keras' own `fit` with `BackupAndRestore`; whether it was killed, after a random step."""
+    """Train the same network with Keras' own `fit` and `BackupAndRestore` in a forked child.
+
+    Returns whether it was killed, which happens after a random step.
+    """
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            make_deterministic(CONFIG.seed)
-            data, model = prepare(candles(), CONFIG), build_model(CONFIG)
-            killers = [KillAtBatch(random.Random(seed).randint(1, 40))] if kill else []
-            callbacks = [
-                keras.callbacks.EarlyStopping(monitor="val_accuracy", patience=CONFIG.early_stopping_patience, restore_best_weights=True),
-                keras.callbacks.ReduceLROnPlateau(patience=CONFIG.reduce_lr_patience, factor=CONFIG.reduce_lr_factor),
-                keras.callbacks.BackupAndRestore(folder / "backup", save_freq=SAVE_EVERY),
-                *killers,
-            ]
-            model.fit(data.train, validation_data=data.validation, epochs=CONFIG.epochs, callbacks=callbacks, verbose=0, shuffle=False)
-            (folder / "final.json").write_text(json.dumps(digest(model, model.history.history)))
+            train_with_keras(folder, [KillAtBatch(random.Random(seed).randint(1, 40))] if kill else [])
             code = 0
-        except BaseException as error:  # a backup that can't be read: the training does not go on
+        except BaseException as error:  # the child reports a backup that can't be read, and ends
             (folder / "error.txt").write_text(repr(error))
         finally:
             os._exit(code)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
+def train_with_keras(folder: Path, killers: list[keras.callbacks.Callback]) -> None:
+    make_deterministic(CONFIG.seed)
+    data = prepare(candles(), CONFIG)
+    model = build_model(CONFIG)
+    patience = CONFIG.early_stopping_patience
+    callbacks = [
+        keras.callbacks.EarlyStopping(monitor="val_accuracy", patience=patience, restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau(patience=CONFIG.reduce_lr_patience, factor=CONFIG.reduce_lr_factor),
+        keras.callbacks.BackupAndRestore(folder / "backup", save_freq=SAVE_EVERY),
+        *killers,
+    ]
+    options = {"epochs": CONFIG.epochs, "verbose": 0, "shuffle": False}
+    model.fit(data.train, validation_data=data.validation, callbacks=callbacks, **options)
+    (folder / "final.json").write_text(json.dumps(digest(model, model.history.history)))
+
+
 def plain_runs(runs: int, kills: int, seed: int, folder: Path) -> Iterator[dict]:
-    """As `killed_runs`, for plain Keras; `equal` asks for the weights and the optimizer only."""
+    """As `killed_runs`, for plain Keras; `equal` compares the weights and the optimizer only."""
     (folder / "whole").mkdir()
     plain_process(folder / "whole", False, "")
-    wanted = json.loads((folder / "whole" / "final.json").read_text())
+    expected = json.loads((folder / "whole" / "final.json").read_text())
     for number in range(runs):
         place = folder / f"run-{number}"
         place.mkdir()
-        hit = sum(plain_process(place, True, f"{seed}-{number}-{kill}") for kill in range(kills))
+        killed = sum(plain_process(place, True, f"{seed}-{number}-{kill}") for kill in range(kills))
         plain_process(place, False, "")
         final = place / "final.json"
         found = json.loads(final.read_text()) if final.exists() else {}
-        differs = [name for name in ("model", "optimizer") if found.get(name) != wanted[name]]
-        yield {"run": number, "seed": seed, "killed": hit, "equal": not differs, "ended": bool(found)}
+        differs = [name for name in ("model", "optimizer") if found.get(name) != expected[name]]
+        yield {"run": number, "seed": seed, "killed": killed, "equal": not differs, "ended": bool(found)}
 
 
-def came_to(folder: Path) -> dict:
-    """What was left by the training that came to its end."""
+def read_result(folder: Path) -> dict:
+    """The digest, the history and the names of the files of a finished training."""
     history = json.loads((folder / "run" / "history.json").read_text())
     files = sorted(path.name for path in (folder / "run").iterdir())
     return {**json.loads((folder / "final.json").read_text()), "history.json": history, "files": files}
 
 
 def killed_runs(runs: int, kills: int, seed: int, folder: Path) -> Iterator[dict]:
-    """For each run: the kinds of kills that hit, and whether it ended as the run that was never stopped."""
+    """For each run: the kinds of its kills, and whether its result equals that of an uninterrupted run."""
     (folder / "whole").mkdir()
     one_process(folder / "whole", None, "")
-    wanted = came_to(folder / "whole")
+    expected = read_result(folder / "whole")
     for number in range(runs):
-        place, hit = folder / f"run-{number}", []
+        place = folder / f"run-{number}"
         place.mkdir()
+        killed = []
         for kill in range(kills):
             kind = KINDS[(number + kill) % len(KINDS)]
             if one_process(place, kind, f"{seed}-{number}-{kill}"):
-                hit.append(kind)
+                killed.append(kind)
         one_process(place, None, "")
-        found = came_to(place)
-        differs = [name for name in wanted if found[name] != wanted[name]]
-        yield {"run": number, "seed": seed, "killed": hit, "epochs": found["epochs"], "equal": not differs, "differs": differs}
+        found = read_result(place)
+        differs = [name for name in expected if found[name] != expected[name]]
+        result = {"run": number, "seed": seed, "killed": killed, "epochs": found["epochs"]}
+        yield {**result, "equal": not differs, "differs": differs}
 
 
 def main() -> None:
