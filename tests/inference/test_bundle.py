@@ -14,26 +14,35 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
-from support import crash_injection as faults
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from support import crash_injection as faults
 
-from crypto_lstm.storage import verified as commit
 from crypto_lstm.architecture import build_model
-from crypto_lstm.inference.bundle import GOLDEN, BundleError, load_bundle, encode_weights, save_bundle, decode_weights, verify_bundle, weight_shapes
-from crypto_lstm.inference.predictor import NO_TRADE
-from crypto_lstm.data.candles import fill_gaps
-from crypto_lstm.storage.atomic import SaveError
 from crypto_lstm.config import CLASSES, Config
-from crypto_lstm.utils.errors import CryptoLSTMError
-from crypto_lstm.saving.compatibility import ModelMismatchError
-from crypto_lstm.storage.manifest import MANIFEST, IntegrityError, encode_manifest
-from crypto_lstm.storage.verified import verify_folder
+from crypto_lstm.data.candles import fill_gaps
 from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.data.windows import prediction_windows, prepare
+from crypto_lstm.inference.bundle import (
+    GOLDEN,
+    BundleError,
+    decode_weights,
+    encode_weights,
+    list_weight_shapes,
+    load_bundle,
+    save_bundle,
+    verify_bundle,
+)
+from crypto_lstm.inference.decision import NO_TRADE
+from crypto_lstm.saving.compatibility import ModelMismatchError
+from crypto_lstm.storage import verified
+from crypto_lstm.storage.atomic import SaveError
+from crypto_lstm.storage.manifest import MANIFEST, IntegrityError, PinMismatchError, encode_manifest
+from crypto_lstm.storage.verified import verify_folder
+from crypto_lstm.utils.errors import CryptoLSTMError
 
 CONFIG = Config(timeframe="1h", sequence_length=12, future_window=24, lstm_units=(8, 4), dense_units=(4,), batch_size=64)
 CANDLES = synthetic_candles(1600, seed=3, timeframe="1h")
@@ -87,7 +96,7 @@ def test_round_trip(run, saved, bundle):
     assert bundle.metadata["data"]["last_candle"] == CANDLES["date"].iloc[-1].isoformat()
     assert verify_bundle(saved).ok and verify_bundle(saved).as_dict()["folder"]["sha256"] == bundle.sha256
     assert load_bundle(saved, expected_sha256=bundle.sha256).sha256 == bundle.sha256
-    with pytest.raises(IntegrityError, match="you pinned"):
+    with pytest.raises(PinMismatchError, match="you pinned"):
         load_bundle(saved, expected_sha256="0" * 64)
     windows, _ = prediction_windows(CANDLES, CONFIG, run.data.scaler)
     assert np.allclose(bundle.probabilities(CANDLES), run.model.predict(windows, verbose=0), atol=1e-5)
@@ -105,7 +114,7 @@ def test_an_answer_does_not_depend_on_its_company(run, bundle):
 def test_weight_shapes_are_those_of_keras():
     for config in (CONFIG, Config(), Config(lstm_units=(5,), dense_units=(), features=["close_change"])):
         layers = build_model(config, compile_model=False).layers
-        assert weight_shapes(config) == {f"{layer.name}.{v.name}": tuple(v.shape) for layer in layers for v in layer.weights}
+        assert list_weight_shapes(config) == {f"{layer.name}.{v.name}": tuple(v.shape) for layer in layers for v in layer.weights}
 
 
 # ---------------------------------------------------------------- a save that may not be
@@ -133,7 +142,7 @@ def test_nothing_is_replaced_by_a_bad_save(run, saved, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(commit.os, "fsync", full)
+    monkeypatch.setattr(verified.os, "fsync", full)
     with pytest.raises(SaveError, match="the disk is full") as caught:
         save_bundle(run, target)
     assert caught.value.needed_bytes > 1000 and digest(tmp_path) == before
@@ -190,8 +199,8 @@ WEIGHTS = {
     "infinity": (lambda w: zipped(w | {FIRST: np.full((8, 32), -np.inf, "f4")}), "expected finite numbers"),
     "compressed": (lambda w: zipped(w, zipfile.ZIP_DEFLATED), "not compressed"),
     "a bomb": (lambda w: zipped(w | {FIRST: np.zeros(3_000_000, "f4")}, zipfile.ZIP_DEFLATED), "not compressed, got 12,000,"),
-    "pickle": (lambda w: zipped(w | {FIRST: np.array([Trap()], dtype=object)}), "can be read"),
-    "no archive": (lambda w: b"\x80\x04N.", "can be read"),
+    "pickle": (lambda w: zipped(w | {FIRST: np.array([Trap()], dtype=object)}), "is not a readable .npz file"),
+    "no archive": (lambda w: b"\x80\x04N.", "is not a readable .npz file"),
     "swapped": (
         lambda w: zipped(w | {FIRST: w["lstm_layer_1_8units.recurrent_kernel"], "lstm_layer_1_8units.recurrent_kernel": w[FIRST]}),
         "golden",
@@ -227,19 +236,21 @@ PARTS = {
     "scaler of other features": ("scaler.json", scaler_with(features=list(CONFIG.features[::-1])), "features: expected"),
     "scaler of another kind": ("scaler.json", scaler_with(kind="minmax"), "kind: expected robust, got minmax"),
     "scaler wider": ("scaler.json", scaler_with(clip=1e6), "clip: expected 10.0"),
-    "scale 0": ("scaler.json", scaler_with(scale=[0.0] * 8), "can't be used"),
-    "scale below 0": ("scaler.json", scaler_with(scale=[-1.0] * 8), "expected scales above 0"),
-    "scaler of 7": ("scaler.json", scaler_with(center=[0.0] * 7), "can't be used"),
-    "scaler a list": ("scaler.json", lambda b: b"[]", "can't be used"),
+    "scale 0": ("scaler.json", scaler_with(scale=[0.0] * 8), "its scaler is invalid"),
+    "scale below 0": ("scaler.json", scaler_with(scale=[-1.0] * 8), "its scaler is invalid"),
+    "scaler of 7": ("scaler.json", scaler_with(center=[0.0] * 7), "its scaler is invalid"),
+    "scaler of text": ("scaler.json", scaler_with(center=["0"] * 8), "its scaler is invalid"),
+    "scaler a list of names": ("scaler.json", lambda b: b'["a", 1]', "its scaler is invalid"),
+    "scaler a list": ("scaler.json", lambda b: b"[]", "its scaler is invalid"),
     "scaler NaN": ("scaler.json", lambda b: json.dumps(b.scaler.as_dict() | {"clip": float("nan")}).encode(), "expected finite numbers"),
     "config reordered": ("config.json", config_with(features=list(CONFIG.features[::-1])), "another model"),
     "config other barriers": ("config.json", config_with(long_tp_pct=9.0), "labels: the files say"),
     "config other pair": ("config.json", config_with(pair="DOGE"), "pair: the files say DOGE, the manifest BTCUSDT"),
     "config other timeframe": ("config.json", config_with(timeframe="1d"), "timeframe: the files say"),
     "config giant": ("config.json", config_with(lstm_units=[65_536] * 3), "at most 50,000,000 weights"),
-    "config 1e9": ("config.json", config_with(lstm_units=[10**9]), "can't be used"),
+    "config 1e9": ("config.json", config_with(lstm_units=[10**9]), "its settings are invalid"),
     "config unknown": ("config.json", config_with(hook="os.system"), "unknown setting"),
-    "config a list": ("config.json", lambda b: b"[1]", "can't be used"),
+    "config a list": ("config.json", lambda b: b"[1]", "its settings are not names and values"),
     "config twice": ("config.json", lambda b: b'{"seed": 1, "seed": 2}', "comes twice"),
     "config deep": ("config.json", lambda b: b'{"a":' * 9999, "levels"),
     "golden NaN": ("golden.npz", lambda b: encode_weights({"windows": np.zeros((16, 12, 8)), "probabilities": np.full((16, 3), np.nan)}), "finite"),
@@ -350,7 +361,7 @@ INPUTS = {
     "filled, and a hole since": (FILLED.drop(index=range(1585, 1596)).reset_index(drop=True), CLOSE, "has been cut since"),
     "filled in part": (pd.concat([FILLED[:1590], CANDLES[1590:]], ignore_index=True), CLOSE, "as fill_gaps makes them"),
     "an age that is none": (CANDLES, CLOSE, "expected max_age_candles", "1"),
-    "a hole": (CANDLES.drop(index=range(1580, 1590)).reset_index(drop=True), CLOSE, "ends no full window"),
+    "a hole": (CANDLES.drop(index=range(1580, 1590)).reset_index(drop=True), CLOSE, "does not complete a window"),
 }
 
 

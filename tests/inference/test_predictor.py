@@ -26,21 +26,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crypto_lstm.architecture import build_model
-from crypto_lstm.inference.bundle import load_bundle, save_bundle
-from crypto_lstm.data.candles import read_candles
 from crypto_lstm.commands.main import main
-from crypto_lstm.storage.verified import manifest_path
 from crypto_lstm.config import CLASSES, FEATURES, Config, ConfigError
-from crypto_lstm.utils.errors import CryptoLSTMError
-from crypto_lstm.inference.onnx_file import export_onnx
-from crypto_lstm.inference.predictor import NO_TRADE, InvalidPredictionError, Decision, Predictor, load_run_predictor
-from crypto_lstm.inference.onnx_file import OnnxFileError, from_keras, onnx_shapes, open_session, read_graph, write_graph
-from crypto_lstm.training.saved_run import predict_candles
-from crypto_lstm.storage.manifest import IntegrityError
+from crypto_lstm.data.candles import read_candles
 from crypto_lstm.data.feature_stream import StreamError
-from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.data.scaler import Scaler
+from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.data.windows import WindowDataset, prediction_windows, prepare
+from crypto_lstm.inference.bundle import load_bundle, save_bundle
+from crypto_lstm.inference.decision import NO_TRADE, Decision, InvalidPredictionError
+from crypto_lstm.inference.onnx_file import (
+    OnnxFileError,
+    convert_keras_weights,
+    decode_onnx_file,
+    encode_onnx_file,
+    export_onnx,
+    list_onnx_shapes,
+    open_session,
+)
+from crypto_lstm.inference.predictor import Predictor, StateMismatchError, load_run_predictor
+from crypto_lstm.storage.manifest import IntegrityError, PinMismatchError
+from crypto_lstm.storage.verified import manifest_path
+from crypto_lstm.training.saved_run import predict_candles
+from crypto_lstm.utils.errors import CryptoLSTMError
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "BTCUSD-1m-20180101-20190630-bitfinex.feather"
 CONFIG = Config(timeframe="1h", sequence_length=12, future_window=24, lstm_units=(8, 4), dense_units=(4,), batch_size=64)
@@ -112,9 +120,9 @@ def test_the_default_network_of_stock_layers():
     )
     for variable in stock.weights:
         variable.assign(rng.normal(0, 0.15, variable.shape))
-    arrays = from_keras(Config(), [weight.numpy() for weight in stock.weights])
+    arrays = convert_keras_weights(Config(), [weight.numpy() for weight in stock.weights])
     windows = rng.standard_normal((40, 120, 8)).astype(np.float32)
-    came = open_session(write_graph(Config(), arrays)).run(None, {"windows": windows})[0]
+    came = open_session(encode_onnx_file(Config(), arrays)).run(None, {"windows": windows})[0]
     np.testing.assert_allclose(came, stock.predict(windows, verbose=0), atol=1e-5)
 
 
@@ -155,9 +163,9 @@ def test_100_000_real_windows(tmp_path):
     scaler = Scaler.fit(raw.matrix[raw.rows], config)
     first = prediction_windows(candles[:60_000], config, scaler)[0]
     balance(model, first)
-    data = write_graph(
+    data = encode_onnx_file(
         config,
-        from_keras(config, [weight.numpy() for layer in model.layers for weight in layer.weights]),
+        convert_keras_weights(config, [weight.numpy() for layer in model.layers for weight in layer.weights]),
         {"classes": list(CLASSES), "scaler": scaler.as_dict(), "expires": None, "bundle_sha256": None}
         | {"golden": {name: base64.b64encode(array.astype("<f4").tobytes()).decode() for name, array in golden(model, config).items()}},
     )
@@ -236,7 +244,7 @@ HISTORIES = {
     "a list of pairs": ([[1, 2]], CLOSE, "rows of [ms, open"),
     "None": (None, CLOSE, "rows of [ms, open"),
     "empty": (CANDLES[:0], CLOSE, "at least one candle"),
-    "short": (CANDLES[-100:], CLOSE, "ends no full window, 631 more are needed"),
+    "short": (CANDLES[-100:], CLOSE, "does not complete a window, 631 more are needed"),
     "no volume": (CANDLES.drop(columns="volume"), CLOSE, "volume"),
     "text": (CANDLES.assign(close="1,234.5"), CLOSE, "close"),
     "reversed": (CANDLES[::-1], CLOSE, "dates must rise"),
@@ -246,7 +254,7 @@ HISTORIES = {
     "doubled row": (pd.concat([CANDLES, CANDLES[-1:]]), CLOSE, "the same candle twice"),
     "another timeframe": (synthetic_candles(1600, timeframe="30m"), CLOSE, "whole steps of 60 minutes"),
     "a slower timeframe": (synthetic_candles(1600, timeframe="4h"), CLOSE, "most are 240 minutes apart"),
-    "a hole": (hole(range(1580, 1590)), CLOSE, "ends no full window, 3 more"),
+    "a hole": (hole(range(1580, 1590)), CLOSE, "does not complete a window, 3 more"),
     "doubled column": (pd.concat([CANDLES, CANDLES[["close"]]], axis=1), CLOSE, "expected candles with"),
 }
 
@@ -296,7 +304,7 @@ def test_the_stream_refuses_or_does_not_trade(predictor):
     assert stale.action == NO_TRADE and "too old" in stale.reason
     assert predictor.update(next_ | {"date": next_["date"] + HOUR}, now=soon + HOUR).action in CLASSES
     gap = predictor.update(next_ | {"date": next_["date"] + 9 * HOUR}, now=soon + 9 * HOUR)
-    assert gap.action == NO_TRADE and "ends no full window, 12 more" in gap.reason
+    assert gap.action == NO_TRADE and "does not complete a window, 12 more" in gap.reason
     expired = predictor.update(next_ | {"date": next_["date"] + 10 * HOUR}, now=EXPIRES + HOUR)
     assert expired.action == NO_TRADE and "expired" in expired.reason
 
@@ -332,7 +340,7 @@ def test_answers_that_are_none(answer, predictor):
                 raise answer("no more memory")
             return [np.tile(np.float32(answer), (len(inputs["windows"]), 1))]
 
-    predictor._session = Said()
+    predictor._network.session = Said()
     decision = predictor.decide(CANDLES, now=CLOSE)
     assert decision.action == NO_TRADE and decision.reason
     assert predictor.warm_up(CANDLES[:-1]).update(CANDLES.iloc[-1], now=CLOSE).action == NO_TRADE
@@ -370,7 +378,7 @@ def test_a_file_alone_is_enough_but_is_not_called_verified(trained, tmp_path):
     shutil.copy(trained.path, tmp_path / "alone.onnx")
     predictor = Predictor.load(tmp_path / "alone.onnx")
     assert not predictor.verified and "no manifest" in str(predictor)
-    with pytest.raises(IntegrityError, match="you pinned"):
+    with pytest.raises(PinMismatchError, match="you pinned"):
         Predictor.load(tmp_path / "alone.onnx", "0" * 64)
 
 
@@ -466,36 +474,60 @@ def test_a_foreign_file_is_refused_before_it_is_run(name, trained, tmp_path, mon
 
 def forged(trained, change) -> bytes:
     """A consistent file: other facts or weights, sealed anew."""
-    facts, config, arrays = read_graph(trained.path.read_bytes(), "model.onnx")
+    facts, config, arrays = decode_onnx_file(trained.path.read_bytes(), "model.onnx")
     arrays = {name: array.copy() for name, array in arrays.items()}
-    config = change(facts, arrays) or config
-    return write_graph(config, arrays, {name: item for name, item in facts.items() if name not in ("schema", "version", "config")})
+    change(facts, arrays)
+    kept = {name: item for name, item in facts.items() if name not in ("schema", "version", "config")}
+    return encode_onnx_file(config, arrays, kept)
 
 
+def shift_bias(facts: dict, arrays: dict) -> None:
+    arrays["trading_decisions.B"] += np.float32([1, 0, 0])
+
+
+def change_scaler(**changes):
+    return lambda facts, arrays: facts["scaler"].update(changes)
+
+
+def change_golden(**changes):
+    return lambda facts, arrays: facts["golden"].update(changes)
+
+
+def encode(array) -> str:
+    return base64.b64encode(np.asarray(array, "<f4").tobytes()).decode()
+
+
+NO_SCALER = "its scaler does not fit its settings"
 FORGED = {
-    "other weights": (lambda facts, arrays: arrays["trading_decisions.B"].__iadd__(np.float32([1, 0, 0])) is None, "golden windows"),
+    "other weights": (shift_bias, "the golden windows: expected Keras' answers"),
     "NaN in weights": (lambda facts, arrays: arrays["trading_decisions.B"].fill(np.nan), "finite weights"),
-    "no scaler's centre": (lambda facts, arrays: facts["scaler"].pop("center") is None, "can't be used"),
-    "a scale of zero": (lambda facts, arrays: facts["scaler"].update(scale=[0.0] * 8), "does not fit its settings"),
-    "a scaler of seven": (lambda facts, arrays: facts["scaler"].update(scale=[1.0] * 7), "does not fit its settings"),
-    "features of the scaler": (lambda facts, arrays: facts["scaler"]["features"].reverse(), "does not fit its settings"),
-    "classes": (lambda facts, arrays: facts["classes"].reverse(), "can't be used"),
-    "expires": (lambda facts, arrays: facts.update(expires="2024-03-07"), "can't be used"),
-    "expires, no text": (lambda facts, arrays: facts.update(expires=7), "can't be used"),
-    "no golden windows": (lambda facts, arrays: facts.pop("golden") is None, "can't be used"),
-    "golden windows that are none": (lambda facts, arrays: facts["golden"].update(windows="x"), "can't be used"),
-    "golden answers of NaN": (lambda facts, arrays: nan_golden(facts), "golden windows"),
+    "a scaler without a centre": (lambda facts, arrays: facts["scaler"].pop("center"), NO_SCALER),
+    "a scaler as a list": (lambda facts, arrays: facts.update(scaler=[]), NO_SCALER),
+    "a scaler of text": (change_scaler(scale=["1"] * 8), NO_SCALER),
+    "a scaler of mixed keys": (lambda facts, arrays: facts.update(scaler=["a", 1, None]), NO_SCALER),
+    "a scale of zero": (change_scaler(scale=[0.0] * 8), NO_SCALER),
+    "a scaler of seven": (change_scaler(scale=[1.0] * 7), NO_SCALER),
+    "features of the scaler": (lambda facts, arrays: facts["scaler"]["features"].reverse(), NO_SCALER),
+    "classes": (lambda facts, arrays: facts["classes"].reverse(), "expected the classes"),
+    "classes as a number": (lambda facts, arrays: facts.update(classes=3), "expected the classes"),
+    "an expiry without a zone": (lambda facts, arrays: facts.update(expires="2024-03-07"), "expires: expected null or a date"),
+    "an expiry as a number": (lambda facts, arrays: facts.update(expires=7), "expires: expected null or a date"),
+    "no golden windows": (lambda facts, arrays: facts.pop("golden"), "its metadata lacks golden"),
+    "golden windows as a list": (lambda facts, arrays: facts.update(golden=[]), "expected golden windows and answers"),
+    "golden windows that are not base64": (change_golden(windows="x"), "golden windows: expected rows"),
+    "golden windows as a number": (change_golden(windows=7), "golden windows: expected rows"),
+    "half a golden window": (change_golden(windows=encode(np.zeros(50))), "golden windows: expected rows"),
+    "golden windows without answers": (change_golden(probabilities=encode([])), "expected as many golden answers"),
+    "no golden window at all": (change_golden(windows=encode([]), probabilities=encode([])), "expected as many golden answers"),
+    "golden answers of NaN": (change_golden(probabilities=encode(np.full((16, 3), np.nan))), "the golden windows"),
+    "no bundle": (lambda facts, arrays: facts.pop("bundle_sha256"), "its metadata lacks bundle_sha256"),
 }
-
-
-def nan_golden(facts: dict) -> None:
-    facts["golden"]["probabilities"] = base64.b64encode(np.full((16, 3), np.nan, "<f4").tobytes()).decode()
 
 
 @pytest.mark.parametrize("name", FORGED)
 def test_parts_that_do_not_fit_are_refused(name, trained, tmp_path):
     change, message = FORGED[name]
-    (tmp_path / "model.onnx").write_bytes(forged(trained, lambda facts, arrays: (change(facts, arrays), None)[1]))
+    (tmp_path / "model.onnx").write_bytes(forged(trained, change))
     with pytest.raises(OnnxFileError, match=message):
         Predictor.load(tmp_path / "model.onnx")
 
@@ -508,7 +540,7 @@ def test_a_consistent_forgery_needs_the_pin(trained, tmp_path):
 
     (tmp_path / "model.onnx").write_bytes(forged(trained, notes))
     assert Predictor.load(tmp_path / "model.onnx").metadata["notes"] == {"by": "somebody else"}
-    with pytest.raises(IntegrityError, match="you pinned"):
+    with pytest.raises(PinMismatchError, match="you pinned"):
         Predictor.load(tmp_path / "model.onnx", trained.sha256)
 
 
@@ -527,9 +559,9 @@ def test_a_folder_a_link_and_a_pipe_are_no_files(trained, tmp_path):
 
 def test_a_network_too_large_is_refused_before_it_is_built():
     with pytest.raises(ConfigError, match="at most 50,000,000 weights"):
-        onnx_shapes(Config(lstm_units=(60_000,)))
+        list_onnx_shapes(Config(lstm_units=(60_000,)))
     with pytest.raises(ConfigError, match="at most 64 layers"):
-        onnx_shapes(Config(dense_units=(1,) * 200))
+        list_onnx_shapes(Config(dense_units=(1,) * 200))
 
 
 def test_an_export_that_differs_writes_nothing(tmp_path):
@@ -566,7 +598,7 @@ def test_a_state_that_is_not_its_own_is_refused(trained, tmp_path):
     first.save_state(tmp_path / "state.npz")
     export_onnx(lively(CONFIG), tmp_path / "other.onnx", config=CONFIG, scaler=trained.scaler)
     other = Predictor.load(tmp_path / "other.onnx")
-    with pytest.raises(IntegrityError, match="another model"):
+    with pytest.raises(StateMismatchError, match="expected the state of the model .* got that of another model"):
         other.load_state(tmp_path / "state.npz")
     data = (tmp_path / "state.npz").read_bytes()
     (tmp_path / "state.npz").write_bytes(data[:-100])
@@ -702,12 +734,12 @@ print(sorted(heavy & set(sys.modules)), loaded)
     assert done.stdout.strip() == "[] set()"
 
 
-def test_a_decision_has_one_home():
-    import crypto_lstm.inference.bundle as bundle
-    import crypto_lstm.inference.predictor as decision
+def test_bundle_and_predictor_share_the_rules_of_a_decision():
+    from crypto_lstm.inference import bundle, decision, predictor
 
-    for name in ("Decision", "NO_TRADE", "InvalidPredictionError", "require_probabilities"):
-        assert getattr(bundle, name) is getattr(decision, name)
+    for name in ("Decision", "InvalidPredictionError", "choose_action", "convert_windows", "require_fresh", "require_probabilities"):
+        shared = getattr(decision, name)
+        assert getattr(bundle, name) is shared and getattr(predictor, name) is shared
     assert Decision("HOLD", None, "x").as_dict() == {"action": "HOLD", "probabilities": None, "reason": "x"}
 
 
@@ -737,7 +769,7 @@ def test_an_empty_pin_fits_nothing(beside, trained, tmp_path):
     if beside:
         shutil.copy(manifest_path(trained.path), manifest_path(tmp_path / "m.onnx"))
     assert Predictor.load(tmp_path / "m.onnx", trained.sha256.upper()).verified is beside
-    with pytest.raises(IntegrityError, match="expected the sha256 , got"):
+    with pytest.raises(PinMismatchError, match="expected the sha256 , got"):
         Predictor.load(tmp_path / "m.onnx", "")
 
 

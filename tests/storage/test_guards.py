@@ -30,7 +30,7 @@ from crypto_lstm.storage import atomic as files
 from crypto_lstm.saving import model_file as foreign
 from crypto_lstm.saving import hdf5
 from crypto_lstm.architecture import build_model
-from crypto_lstm.inference.bundle import BundleError, load_bundle, encode_weights, save_bundle, decode_weights, weight_shapes
+from crypto_lstm.inference.bundle import BundleError, load_bundle, encode_weights, save_bundle, decode_weights, list_weight_shapes
 from crypto_lstm.callbacks import OutputFolderError
 from crypto_lstm.data.candles import fill_gaps
 from crypto_lstm.data.readers import CandleError
@@ -107,7 +107,7 @@ def test_a_bundle_that_could_not_be_read_back_is_not_put_in_place(run, tmp_path,
     def spoilt(arrays):
         return encode_weights({name: array * np.float32(np.nan) if name == "windows" else array for name, array in arrays.items()})
 
-    monkeypatch.setattr(bundle, "pack", spoilt)
+    monkeypatch.setattr(bundle, "encode_weights", spoilt)
     with pytest.raises(BundleError, match="windows: expected finite numbers, got"):
         save_bundle(run, tmp_path / "btc")
     assert not list(tmp_path.iterdir())
@@ -433,7 +433,7 @@ def test_a_pinned_file_that_was_changed_is_told_by_its_manifest(tmp_path):
 
 def test_windows_are_capped():
     with pytest.raises(ConfigError, match="4,000,000 values of a layer for one window, got .* and 8,000,000"):
-        weight_shapes(CONFIG.replace(sequence_length=1_000_000))
+        list_weight_shapes(CONFIG.replace(sequence_length=1_000_000))
 
 
 def _stored(array: np.ndarray) -> bytes:
