@@ -336,7 +336,7 @@ def _decide_newest(network: _VerifiedNetwork, stream: FeatureStream, now: Any, m
 
 def _describe_missing(stream: FeatureStream, config: Config) -> str:
     gap = f"without a gap of more than {config.max_gap_minutes} minutes"
-    return f"{stream.missing():,} more are needed {gap}: give a longer history, or the candles that are missing"
+    return f"{stream.missing():,} more candles are needed {gap}: give a longer history, or the missing candles"
 
 # %% ../../nbs/inference/03_predictor.ipynb #83e63005
 _FAULTS = (CryptoLSTMError, MemoryError, ArithmeticError)  # of data and network: the decision is then NO_TRADE
