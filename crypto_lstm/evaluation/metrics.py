@@ -52,8 +52,8 @@ def decision_metrics(
 ) -> dict[str, np.ndarray]:  # accuracy, balanced_accuracy, mcc: each (...)
     """Accuracy, balanced accuracy and MCC.
 
-    Balanced accuracy (Brodersen et al. 2010) is the mean recall of the classes that occur. The MCC for several classes is
-    that of Gorodkin (2004), and 0 where it is undefined.
+    Balanced accuracy (Brodersen et al. 2010) is the mean recall of the classes that occur. The MCC of several classes
+    is that of Gorodkin (2004), and 0 where it is undefined.
     """
     total = confusion.sum(axis=(-2, -1))
     true = confusion.sum(axis=-1)
