@@ -426,7 +426,7 @@ class Predictor(_VerifiedNetwork):
         return self.stream
 
 # %% ../../nbs/inference/03_predictor.ipynb #b670e3f2
-RUN_FILES = {"onnx": "model.onnx", "bundle": "bundle", "metadata": "metadata.json"}
+RUN_FILES: dict[str, str] = {"onnx": "model.onnx", "bundle": "bundle", "metadata": "metadata.json"}
 
 
 def load_run_predictor(

@@ -18,9 +18,9 @@ import pandas as pd
 
 from ..storage.verified import manifest_path, read_file
 from ..inference.bundle import Bundle, VerifyReport, load_bundle, verify_bundle
-from ..inference.decision import require_probabilities
+from ..inference.predictor import require_probabilities
 from ..config import CLASSES, Config
-from ..inference.decision import choose_actions
+from ..inference.predictor import choose_actions
 from ..utils.display import html_table, text_table
 from .run_folder import FILES
 from ..saving.model_schema import ModelFileError, silence_keras
@@ -53,7 +53,7 @@ def predict_candles(
     """Probabilities and the most likely class (NO_TRADE where two are equally likely) for every candle that has a full window, the newest included.
 
     They are the network's own: one that was trained on balanced classes gives rare classes more than their share of the market.
-    `crypto_lstm.evaluation.metrics.correct_prior` puts the shares back; both are in the run's metadata.
+    `crypto_lstm.evaluation.metrics.restore_prior` puts the shares back; both are in the run's metadata.
     """
     windows, ends = prediction_windows(candles, config, scaler)
     answers = probabilities(model, windows)

@@ -28,7 +28,7 @@ from support.attacks import resealed_part
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.inference.bundle import load_bundle, encode_weights, save_bundle
-from crypto_lstm.inference.decision import NO_TRADE
+from crypto_lstm.inference.predictor import NO_TRADE
 from crypto_lstm.callbacks import CHECKPOINT_NAME, CarefulEarlyStopping, create_callbacks
 from crypto_lstm.utils.errors import CryptoLSTMError
 from crypto_lstm.persistence import load_model
