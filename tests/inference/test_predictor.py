@@ -1,8 +1,10 @@
-"""The ONNX network against Keras, decisions that must be the same, files that must be refused, and input that must never become a trade."""
+"""Predictor: equality with Keras and with bundles, files that must be refused, and input that must give NO_TRADE."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import io
 import json
 import math
 import os
@@ -26,24 +28,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crypto_lstm.architecture import build_model
-from crypto_lstm.inference.bundle import load_bundle, save_bundle
-from crypto_lstm.data.candles import read_candles
 from crypto_lstm.commands.main import main
-from crypto_lstm.storage.verified import manifest_path
 from crypto_lstm.config import CLASSES, FEATURES, Config, ConfigError
-from crypto_lstm.utils.errors import CryptoLSTMError
-from crypto_lstm.inference.onnx_file import export_onnx
-from crypto_lstm.inference.predictor import NO_TRADE, InvalidPredictionError, Decision, Predictor, load_run_predictor
-from crypto_lstm.inference.onnx_file import OnnxFileError, from_keras, onnx_shapes, open_session, read_graph, write_graph
-from crypto_lstm.training.saved_run import predict_candles
-from crypto_lstm.storage.manifest import IntegrityError
+from crypto_lstm.data.candles import read_candles
 from crypto_lstm.data.feature_stream import StreamError
-from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.data.scaler import Scaler
+from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.data.windows import WindowDataset, prediction_windows, prepare
+from crypto_lstm.inference.bundle import load_bundle, save_bundle
+from crypto_lstm.inference.decision import NO_TRADE, Decision, InvalidPredictionError
+from crypto_lstm.inference.onnx_file import (
+    OnnxFileError,
+    convert_keras_weights,
+    decode_onnx_file,
+    encode_onnx_file,
+    export_onnx,
+    list_onnx_shapes,
+    open_session,
+)
+from crypto_lstm.inference.predictor import Predictor, StateMismatchError, load_run_predictor
+from crypto_lstm.storage.manifest import IntegrityError, PinMismatchError, SchemaVersionError
+from crypto_lstm.storage.verified import atomic_file, manifest_path
+from crypto_lstm.training.saved_run import predict_candles
+from crypto_lstm.utils.errors import CryptoLSTMError
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "BTCUSD-1m-20180101-20190630-bitfinex.feather"
-CONFIG = Config(timeframe="1h", sequence_length=12, future_window=24, lstm_units=(8, 4), dense_units=(4,), batch_size=64)
+CONFIG = Config(
+    timeframe="1h", sequence_length=12, future_window=24, lstm_units=(8, 4), dense_units=(4,), batch_size=64
+)
 CANDLES = synthetic_candles(1600, seed=3, timeframe="1h")
 HOUR = pd.Timedelta(hours=1)
 CLOSE = CANDLES["date"].iloc[-1] + HOUR
@@ -52,8 +64,8 @@ SEED = 20260101
 SHARES = ["short", "hold", "long"]
 
 
-def lively(config: Config, seed: int = 0, size: float = 0.6) -> keras.Model:
-    """A network with random weights, biases too, large enough that all classes are answered."""
+def random_network(config: Config, seed: int = 0, size: float = 0.6) -> keras.Model:
+    """A network with random weights and biases, large enough that all classes are predicted."""
     model, rng = build_model(config, compile_model=False), np.random.default_rng(seed)
     for variable in model.weights:
         variable.assign(rng.normal(0, size, variable.shape))
@@ -62,7 +74,7 @@ def lively(config: Config, seed: int = 0, size: float = 0.6) -> keras.Model:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A network that was trained for a moment, saved as a bundle, and exported from it."""
+    """A network that was trained for two epochs, saved as a bundle, and exported from the bundle."""
     data = prepare(CANDLES, CONFIG)
     model = build_model(CONFIG)
     model.fit(data.train, epochs=2, verbose=0)
@@ -78,7 +90,7 @@ def predictor(trained):
     return Predictor.load(trained.path)
 
 
-# ---------------------------------------------------------------- parity with Keras
+# ---------------------------------------------------------------- equality with Keras
 
 
 @settings(max_examples=12, deadline=None)
@@ -90,21 +102,29 @@ def predictor(trained):
     windows=st.integers(1, 20),
     seed=st.integers(0, 1000),
 )
-def test_any_plan_answers_as_keras_does(lstm_units, dense_units, sequence_length, features, windows, seed, tmp_path_factory):
+def test_any_network_answers_as_keras_does(
+    lstm_units, dense_units, sequence_length, features, windows, seed, tmp_path_factory
+):
     config = Config(
-        lstm_units=lstm_units, dense_units=dense_units, sequence_length=sequence_length, features=FEATURES[:features], dropout_rate=0.3
+        lstm_units=lstm_units,
+        dense_units=dense_units,
+        sequence_length=sequence_length,
+        features=FEATURES[:features],
+        dropout_rate=0.3,
     )
-    model, place = lively(config, seed, 0.4), tmp_path_factory.mktemp("plan") / "model.onnx"
+    model, place = random_network(config, seed, 0.4), tmp_path_factory.mktemp("plan") / "model.onnx"
     export_onnx(model, place, config=config)
     given_windows = np.random.default_rng(seed).standard_normal((windows, sequence_length, features))
     came = Predictor.load(place).probabilities(given_windows)
     expected = np.asarray(model(given_windows.astype(np.float32), training=False))
     np.testing.assert_allclose(came, expected, atol=1e-5)
-    assert (came.argmax(axis=1) == expected.argmax(axis=1)).all() or np.diff(np.sort(expected, axis=1))[:, 1].min() < 1e-6
+    assert (came.argmax(axis=1) == expected.argmax(axis=1)).all() or np.diff(np.sort(expected, axis=1))[
+        :, 1
+    ].min() < 1e-6
 
 
-def test_the_default_network_of_stock_layers():
-    """Layers of Keras that never saw this package: gate order, biases and the last timestep are right."""
+def test_layers_of_keras_itself_give_the_same_answers():
+    """Layers that this package did not build: the order of gates, the biases and the last timestep are right."""
     rng = np.random.default_rng(1)
     stock = keras.Sequential(
         [keras.Input((120, 8)), *(keras.layers.LSTM(units, return_sequences=units > 32) for units in (128, 64, 32))]
@@ -112,15 +132,15 @@ def test_the_default_network_of_stock_layers():
     )
     for variable in stock.weights:
         variable.assign(rng.normal(0, 0.15, variable.shape))
-    arrays = from_keras(Config(), [weight.numpy() for weight in stock.weights])
+    arrays = convert_keras_weights(Config(), [weight.numpy() for weight in stock.weights])
     windows = rng.standard_normal((40, 120, 8)).astype(np.float32)
-    came = open_session(write_graph(Config(), arrays)).run(None, {"windows": windows})[0]
+    came = open_session(encode_onnx_file(Config(), arrays)).run(None, {"windows": windows})[0]
     np.testing.assert_allclose(came, stock.predict(windows, verbose=0), atol=1e-5)
 
 
-def test_the_configuration_is_read_from_a_bare_network(tmp_path):
+def test_the_configuration_is_inferred_from_a_keras_model(tmp_path):
     config = Config(sequence_length=9, lstm_units=(5, 3), dense_units=(4, 2))
-    export_onnx(lively(config), tmp_path / "bare.onnx")
+    export_onnx(random_network(config), tmp_path / "bare.onnx")
     predictor = Predictor.load(tmp_path / "bare.onnx")
     assert predictor.config == config
     assert "no scaler" in predictor.decide(CANDLES).reason
@@ -129,7 +149,7 @@ def test_the_configuration_is_read_from_a_bare_network(tmp_path):
     assert predictor.probabilities(np.zeros((0, 9, 8))).shape == (0, 3)
 
 
-def test_a_trained_network_decides_the_same(trained, predictor):
+def test_a_trained_network_decides_as_keras_does(trained, predictor):
     expected = predict_candles(trained.bundle.model, trained.scaler, CONFIG, CANDLES)
     came = pd.DataFrame(predictor.predict(CANDLES))
     assert (came["date"].dt.tz_localize("UTC") == expected["date"]).all()
@@ -137,32 +157,40 @@ def test_a_trained_network_decides_the_same(trained, predictor):
     assert (came["decision"] == expected["decision"]).all()
 
 
-def test_the_answer_does_not_depend_on_how_many_are_asked_for(predictor):
+def test_an_answer_does_not_depend_on_the_number_of_windows(predictor):
     windows = np.random.default_rng(0).standard_normal((700, 12, 8))
     whole = predictor.probabilities(windows)
     for rows in (slice(0, 1), slice(5, 20), slice(3, 300)):
         np.testing.assert_allclose(predictor.probabilities(windows[rows]), whole[rows], atol=1e-6)
 
 
-def test_100_000_real_windows(tmp_path):
-    """Every probability and every decision, on real candles, with weights that answer all three classes."""
+def test_100_000_real_windows_are_decided_as_keras_does(tmp_path):
+    """All probabilities and decisions, on real candles, with weights that predict all three classes."""
     if not DATA.is_file():
-        pytest.skip(f"real candles are not here: {DATA.name}")
+        pytest.skip(f"the file of real candles is missing: {DATA.name}")
     config = Config(sequence_length=30, lstm_units=(12, 8), dense_units=(6,), batch_size=2048)
     candles = read_candles(DATA)[:148_000].reset_index(drop=True)
-    model = lively(config, seed=4, size=0.5)
+    model = random_network(config, seed=4, size=0.5)
     raw = prediction_windows(candles[:60_000], config, Scaler("none", FEATURES, (0.0,) * 8, (1.0,) * 8, 1e6))[0]
     scaler = Scaler.fit(raw.matrix[raw.rows], config)
     first = prediction_windows(candles[:60_000], config, scaler)[0]
     balance(model, first)
-    data = write_graph(
+    data = encode_onnx_file(
         config,
-        from_keras(config, [weight.numpy() for layer in model.layers for weight in layer.weights]),
+        convert_keras_weights(config, [weight.numpy() for layer in model.layers for weight in layer.weights]),
         {"classes": list(CLASSES), "scaler": scaler.as_dict(), "expires": None, "bundle_sha256": None}
-        | {"golden": {name: base64.b64encode(array.astype("<f4").tobytes()).decode() for name, array in golden(model, config).items()}},
+        | {
+            "golden": {
+                name: base64.b64encode(array.astype("<f4").tobytes()).decode()
+                for name, array in golden(model, config).items()
+            }
+        },
     )
     (tmp_path / "model.onnx").write_bytes(data)
-    came, expected = Predictor.load(tmp_path / "model.onnx").predict(candles), predict_candles(model, scaler, config, candles)
+    came, expected = (
+        Predictor.load(tmp_path / "model.onnx").predict(candles),
+        predict_candles(model, scaler, config, candles),
+    )
     assert len(expected) >= 100_000
     np.testing.assert_allclose(np.stack([came[name] for name in SHARES], axis=1), expected[SHARES], atol=1e-5)
     differ = came["decision"] != expected["decision"].to_numpy()
@@ -171,7 +199,9 @@ def test_100_000_real_windows(tmp_path):
 
 
 def golden(model: keras.Model, config: Config) -> dict[str, np.ndarray]:
-    windows = np.random.default_rng(0).standard_normal((4, config.sequence_length, len(config.features))).astype(np.float32)
+    windows = (
+        np.random.default_rng(0).standard_normal((4, config.sequence_length, len(config.features))).astype(np.float32)
+    )
     return {"windows": windows, "probabilities": np.asarray(model(windows))}
 
 
@@ -182,10 +212,10 @@ def balance(model: keras.Model, windows: WindowDataset) -> None:
     bias.assign(bias.numpy() - np.median(np.log(shares), axis=0))
 
 
-# ---------------------------------------------------------------- decide, update, and the bundle
+# ---------------------------------------------------------------- decide, update and bundle
 
 
-def test_decide_says_what_the_bundle_says(trained, predictor):
+def test_predictor_and_bundle_reach_the_same_decision(trained, predictor):
     for rows in (1600, 1500, 1234, 900):
         candles = CANDLES[:rows]
         now = candles["date"].iloc[-1] + HOUR
@@ -194,7 +224,7 @@ def test_decide_says_what_the_bundle_says(trained, predictor):
         np.testing.assert_allclose(list(ours.probabilities.values()), list(theirs.probabilities.values()), atol=1e-5)
 
 
-def test_update_says_what_decide_says(predictor):
+def test_update_and_decide_reach_the_same_decision(predictor):
     rng = np.random.default_rng(5)
     candles = CANDLES[rng.random(1600) > 0.05]
     candles = candles[(candles.index < 1450) | (candles.index > 1453)].reset_index(drop=True)
@@ -209,7 +239,7 @@ def test_update_says_what_decide_says(predictor):
 
 
 @pytest.mark.parametrize("shape", ["ccxt", "columns", "structured"])
-def test_candles_of_every_shape(shape, predictor):
+def test_all_forms_of_candles_give_the_same_decision(shape, predictor):
     milliseconds = (CANDLES["date"].astype("int64") // 10**6).to_numpy()
     numbers = CANDLES[["open", "high", "low", "close", "volume"]].to_numpy()
     ccxt = [[int(time), *row] for time, row in zip(milliseconds, numbers.tolist(), strict=True)]
@@ -222,7 +252,7 @@ def test_candles_of_every_shape(shape, predictor):
     assert predictor.warm_up(ccxt[:-1]).update(ccxt[-1], now=CLOSE) == predictor.decide(CANDLES, now=CLOSE)
 
 
-def hole(rows: range) -> pd.DataFrame:
+def drop_rows(rows: range) -> pd.DataFrame:
     return CANDLES.drop(index=rows).reset_index(drop=True)
 
 
@@ -236,7 +266,7 @@ HISTORIES = {
     "a list of pairs": ([[1, 2]], CLOSE, "rows of [ms, open"),
     "None": (None, CLOSE, "rows of [ms, open"),
     "empty": (CANDLES[:0], CLOSE, "at least one candle"),
-    "short": (CANDLES[-100:], CLOSE, "ends no full window, 631 more are needed"),
+    "short": (CANDLES[-100:], CLOSE, "does not complete a window, 631 more candles are needed"),
     "no volume": (CANDLES.drop(columns="volume"), CLOSE, "volume"),
     "text": (CANDLES.assign(close="1,234.5"), CLOSE, "close"),
     "reversed": (CANDLES[::-1], CLOSE, "dates must rise"),
@@ -246,23 +276,23 @@ HISTORIES = {
     "doubled row": (pd.concat([CANDLES, CANDLES[-1:]]), CLOSE, "the same candle twice"),
     "another timeframe": (synthetic_candles(1600, timeframe="30m"), CLOSE, "whole steps of 1h"),
     "a slower timeframe": (synthetic_candles(1600, timeframe="4h"), CLOSE, "most are 4h apart"),
-    "a hole": (hole(range(1580, 1590)), CLOSE, "ends no full window, 3 more"),
+    "a gap": (drop_rows(range(1580, 1590)), CLOSE, "does not complete a window, 3 more"),
     "doubled column": (pd.concat([CANDLES, CANDLES[["close"]]], axis=1), CLOSE, "expected candles with"),
 }
 
 
 @pytest.mark.parametrize("name", HISTORIES)
-def test_no_trade(name, predictor):
+def test_invalid_candles_give_no_trade(name, predictor):
     candles, now, reason = HISTORIES[name]
     decision = predictor.decide(candles, now=now)
     assert decision.action == NO_TRADE and reason in decision.reason and decision.probabilities is None, str(decision)
 
 
-def test_a_hole_ends_with_a_full_window(predictor):
-    assert predictor.decide(hole(range(1570, 1580)), now=CLOSE).action in CLASSES
+def test_a_gap_before_the_window_is_accepted(predictor):
+    assert predictor.decide(drop_rows(range(1570, 1580)), now=CLOSE).action in CLASSES
 
 
-def test_not_finite_anywhere_in_the_candles(predictor):
+def test_a_candle_that_is_not_finite_gives_no_trade(predictor):
     chance = random.Random(SEED)
     for _ in range(60):
         candles = CANDLES.copy()
@@ -271,7 +301,7 @@ def test_not_finite_anywhere_in_the_candles(predictor):
         assert predictor.decide(candles, now=CLOSE).action == NO_TRADE
 
 
-def test_the_stream_refuses_or_does_not_trade(predictor):
+def test_a_candle_that_cannot_be_next_changes_nothing(predictor):
     last = CANDLES.iloc[-1].to_dict()
     next_ = last | {"date": last["date"] + HOUR}
     soon = CLOSE + HOUR
@@ -296,21 +326,26 @@ def test_the_stream_refuses_or_does_not_trade(predictor):
     assert stale.action == NO_TRADE and "too old" in stale.reason
     assert predictor.update(next_ | {"date": next_["date"] + HOUR}, now=soon + HOUR).action in CLASSES
     gap = predictor.update(next_ | {"date": next_["date"] + 9 * HOUR}, now=soon + 9 * HOUR)
-    assert gap.action == NO_TRADE and "ends no full window, 12 more" in gap.reason
+    assert gap.action == NO_TRADE and "does not complete a window, 12 more" in gap.reason
     expired = predictor.update(next_ | {"date": next_["date"] + 10 * HOUR}, now=EXPIRES + HOUR)
     assert expired.action == NO_TRADE and "expired" in expired.reason
 
 
-def test_too_little_history(predictor):
+def test_update_gives_no_trade_until_a_window_is_full(predictor):
     decisions = [predictor.update(candle, now=candle["date"] + HOUR) for candle in CANDLES[:740].to_dict("records")]
     full = 719 + 12  # the mean of 30 days, and a window
     assert {decision.action for decision in decisions[: full - 1]} == {NO_TRADE}
-    assert "more are needed" in decisions[0].reason and decisions[full - 1].action in CLASSES
+    assert "more candles are needed" in decisions[0].reason and decisions[full - 1].action in CLASSES
 
 
-def test_another_timeframe_one_by_one(tmp_path):
+def test_candles_of_another_timeframe_give_no_trade(tmp_path):
     config = Config(sequence_length=3, lstm_units=(4,), features=("close_change",))
-    export_onnx(lively(config), tmp_path / "m.onnx", config=config, scaler=Scaler("robust", ("close_change",), (0.0,), (1.0,), 10.0))
+    export_onnx(
+        random_network(config),
+        tmp_path / "m.onnx",
+        config=config,
+        scaler=Scaler("robust", ("close_change",), (0.0,), (1.0,), 10.0),
+    )
     predictor, hours = Predictor.load(tmp_path / "m.onnx"), synthetic_candles(10, timeframe="1h")
     decisions = [predictor.update(candle, now=candle["date"] + HOUR / 60) for candle in hours.to_dict("records")]
     assert {decision.action for decision in decisions[2:]} == {NO_TRADE}
@@ -319,10 +354,20 @@ def test_another_timeframe_one_by_one(tmp_path):
 
 @pytest.mark.parametrize(
     "answer",
-    [[np.nan] * 3, [np.inf, 0, 0], [0.5, 0.6, 0.5], [-0.5, 1.0, 0.5], [0, 0, 0], [0.4, 0.4, 0.2], RuntimeError, MemoryError, "ort"],
+    [
+        [np.nan] * 3,
+        [np.inf, 0, 0],
+        [0.5, 0.6, 0.5],
+        [-0.5, 1.0, 0.5],
+        [0, 0, 0],
+        [0.4, 0.4, 0.2],
+        RuntimeError,
+        MemoryError,
+        "ort",
+    ],
 )
-def test_answers_that_are_none(answer, predictor):
-    class Said:
+def test_invalid_network_output_gives_no_trade(answer, predictor):
+    class FixedSession:
         def run(self, names, inputs):
             if answer == "ort":
                 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
@@ -332,17 +377,22 @@ def test_answers_that_are_none(answer, predictor):
                 raise answer("no more memory")
             return [np.tile(np.float32(answer), (len(inputs["windows"]), 1))]
 
-    predictor._session = Said()
+    predictor._network.session = FixedSession()
     decision = predictor.decide(CANDLES, now=CLOSE)
     assert decision.action == NO_TRADE and decision.reason
     assert predictor.warm_up(CANDLES[:-1]).update(CANDLES.iloc[-1], now=CLOSE).action == NO_TRADE
 
 
 @pytest.mark.parametrize("shape", [(12, 8), (1, 8, 12), (1, 11, 8), (1, 12, 7), (1, 12, 9), (1, 1, 12, 8)])
-def test_windows_of_another_shape(shape, predictor):
+def test_invalid_windows_are_refused(shape, predictor):
     with pytest.raises(InvalidPredictionError, match="expected float windows"):
         predictor.probabilities(np.zeros(shape))
-    for wrong in (np.zeros((1, 12, 8), dtype=int), np.full((1, 12, 8), "a"), np.full((1, 12, 8), np.nan), np.full((1, 12, 8), 1e300)):
+    for wrong in (
+        np.zeros((1, 12, 8), dtype=int),
+        np.full((1, 12, 8), "a"),
+        np.full((1, 12, 8), np.nan),
+        np.full((1, 12, 8), 1e300),
+    ):
         with pytest.raises(InvalidPredictionError), np.errstate(over="ignore"):
             predictor.probabilities(wrong)
 
@@ -350,7 +400,7 @@ def test_windows_of_another_shape(shape, predictor):
 # ---------------------------------------------------------------- files
 
 
-def test_there_and_back(trained, predictor):
+def test_a_loaded_file_names_its_bundle_and_settings(trained, predictor):
     assert predictor.sha256 == trained.sha256 and predictor.verified and predictor.golden_deviation < 1e-6
     assert predictor.metadata["bundle_sha256"] == trained.bundle.sha256 and predictor.config == CONFIG
     assert Predictor.load(trained.path, trained.sha256.upper()).sha256 == trained.sha256
@@ -366,11 +416,11 @@ def test_the_same_network_gives_the_same_bytes(trained, tmp_path):
     assert export_onnx(trained.bundle, tmp_path / "again.onnx") == trained.sha256
 
 
-def test_a_file_alone_is_enough_but_is_not_called_verified(trained, tmp_path):
+def test_a_file_without_a_manifest_loads_unverified(trained, tmp_path):
     shutil.copy(trained.path, tmp_path / "alone.onnx")
     predictor = Predictor.load(tmp_path / "alone.onnx")
     assert not predictor.verified and "no manifest" in str(predictor)
-    with pytest.raises(IntegrityError, match="you pinned"):
+    with pytest.raises(PinMismatchError, match="you pinned"):
         Predictor.load(tmp_path / "alone.onnx", "0" * 64)
 
 
@@ -431,7 +481,7 @@ FOREIGN = {
     "text": lambda trained: b"dear diary",
     "a zip": lambda trained: b"PK\x03\x04" + bytes(100),
     "a Keras file": lambda trained: keras_file(trained),
-    "another's ONNX": lambda trained: onnx.helper.make_model(
+    "an ONNX file of another program": lambda trained: onnx.helper.make_model(
         onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [value("x")], [value("y")])
     ).SerializeToString(),
     "an external file": lambda trained: changed(trained, external),
@@ -465,54 +515,100 @@ def test_a_foreign_file_is_refused_before_it_is_run(name, trained, tmp_path, mon
 
 
 def forged(trained, change) -> bytes:
-    """A consistent file: other facts or weights, sealed anew."""
-    facts, config, arrays = read_graph(trained.path.read_bytes(), "model.onnx")
+    """A consistent file with other metadata or weights."""
+    facts, config, arrays = decode_onnx_file(trained.path.read_bytes(), "model.onnx")
     arrays = {name: array.copy() for name, array in arrays.items()}
-    config = change(facts, arrays) or config
-    return write_graph(config, arrays, {name: item for name, item in facts.items() if name not in ("schema", "version", "config")})
+    change(facts, arrays)
+    kept = {name: item for name, item in facts.items() if name not in ("schema", "version", "config")}
+    return encode_onnx_file(config, arrays, kept)
 
 
+def shift_bias(facts: dict, arrays: dict) -> None:
+    arrays["trading_decisions.B"] += np.float32([1, 0, 0])
+
+
+def change_scaler(**changes):
+    return lambda facts, arrays: facts["scaler"].update(changes)
+
+
+def change_golden(**changes):
+    return lambda facts, arrays: facts["golden"].update(changes)
+
+
+def encode(array) -> str:
+    return base64.b64encode(np.asarray(array, "<f4").tobytes()).decode()
+
+
+NO_SCALER = "its scaler does not fit its settings"
 FORGED = {
-    "other weights": (lambda facts, arrays: arrays["trading_decisions.B"].__iadd__(np.float32([1, 0, 0])) is None, "golden windows"),
+    "other weights": (shift_bias, "the golden windows: expected Keras' answers"),
     "NaN in weights": (lambda facts, arrays: arrays["trading_decisions.B"].fill(np.nan), "finite weights"),
-    "no scaler's centre": (lambda facts, arrays: facts["scaler"].pop("center") is None, "can't be used"),
-    "a scale of zero": (lambda facts, arrays: facts["scaler"].update(scale=[0.0] * 8), "does not fit its settings"),
-    "a scaler of seven": (lambda facts, arrays: facts["scaler"].update(scale=[1.0] * 7), "does not fit its settings"),
-    "features of the scaler": (lambda facts, arrays: facts["scaler"]["features"].reverse(), "does not fit its settings"),
-    "classes": (lambda facts, arrays: facts["classes"].reverse(), "can't be used"),
-    "expires": (lambda facts, arrays: facts.update(expires="2024-03-07"), "can't be used"),
-    "expires, no text": (lambda facts, arrays: facts.update(expires=7), "can't be used"),
-    "no golden windows": (lambda facts, arrays: facts.pop("golden") is None, "can't be used"),
-    "golden windows that are none": (lambda facts, arrays: facts["golden"].update(windows="x"), "can't be used"),
-    "golden answers of NaN": (lambda facts, arrays: nan_golden(facts), "golden windows"),
+    "a scaler without a centre": (lambda facts, arrays: facts["scaler"].pop("center"), NO_SCALER),
+    "a scaler as a list": (lambda facts, arrays: facts.update(scaler=[]), NO_SCALER),
+    "a scaler of text": (change_scaler(scale=["1"] * 8), NO_SCALER),
+    "a scaler of mixed keys": (lambda facts, arrays: facts.update(scaler=["a", 1, None]), NO_SCALER),
+    "a scale of zero": (change_scaler(scale=[0.0] * 8), NO_SCALER),
+    "a scaler of seven": (change_scaler(scale=[1.0] * 7), NO_SCALER),
+    "features of the scaler": (lambda facts, arrays: facts["scaler"]["features"].reverse(), NO_SCALER),
+    "classes": (lambda facts, arrays: facts["classes"].reverse(), "expected the classes"),
+    "classes as a number": (lambda facts, arrays: facts.update(classes=3), "expected the classes"),
+    "an expiry without a zone": (
+        lambda facts, arrays: facts.update(expires="2024-03-07"),
+        "expires: expected null or a date",
+    ),
+    "an expiry as a number": (lambda facts, arrays: facts.update(expires=7), "expires: expected null or a date"),
+    "no golden windows": (lambda facts, arrays: facts.pop("golden"), "its metadata lacks golden"),
+    "golden windows as a list": (lambda facts, arrays: facts.update(golden=[]), "expected golden windows and answers"),
+    "golden windows that are not base64": (change_golden(windows="x"), "golden windows: expected rows"),
+    "golden windows as a number": (change_golden(windows=7), "golden windows: expected rows"),
+    "half a golden window": (change_golden(windows=encode(np.zeros(50))), "golden windows: expected rows"),
+    "golden windows without answers": (change_golden(probabilities=encode([])), "expected as many golden answers"),
+    "no golden window at all": (
+        change_golden(windows=encode([]), probabilities=encode([])),
+        "expected as many golden answers",
+    ),
+    "golden answers of NaN": (change_golden(probabilities=encode(np.full((16, 3), np.nan))), "the golden windows"),
+    "no bundle": (lambda facts, arrays: facts.pop("bundle_sha256"), "its metadata lacks bundle_sha256"),
 }
 
 
-def nan_golden(facts: dict) -> None:
-    facts["golden"]["probabilities"] = base64.b64encode(np.full((16, 3), np.nan, "<f4").tobytes()).decode()
-
-
 @pytest.mark.parametrize("name", FORGED)
-def test_parts_that_do_not_fit_are_refused(name, trained, tmp_path):
+def test_invalid_metadata_in_a_consistent_file_is_refused(name, trained, tmp_path):
     change, message = FORGED[name]
-    (tmp_path / "model.onnx").write_bytes(forged(trained, lambda facts, arrays: (change(facts, arrays), None)[1]))
+    (tmp_path / "model.onnx").write_bytes(forged(trained, change))
     with pytest.raises(OnnxFileError, match=message):
         Predictor.load(tmp_path / "model.onnx")
 
 
-def test_a_consistent_forgery_needs_the_pin(trained, tmp_path):
-    """What the docstring says: a file that its author sealed anew is taken, unless its hash was kept elsewhere."""
+def test_a_consistent_forgery_is_refused_by_the_pin_alone(trained, tmp_path):
+    """As the docstring of `load` states: without `expected_sha256`, a consistent forged file is accepted."""
 
     def notes(facts, arrays):
         facts["notes"] = {"by": "somebody else"}
 
     (tmp_path / "model.onnx").write_bytes(forged(trained, notes))
     assert Predictor.load(tmp_path / "model.onnx").metadata["notes"] == {"by": "somebody else"}
-    with pytest.raises(IntegrityError, match="you pinned"):
+    with pytest.raises(PinMismatchError, match="you pinned"):
         Predictor.load(tmp_path / "model.onnx", trained.sha256)
 
 
-def test_a_folder_a_link_and_a_pipe_are_no_files(trained, tmp_path):
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_intact_file_of_another_schema_is_told_from_a_damaged_one(beside, trained, tmp_path):
+    path, zeros = tmp_path / "model.onnx", b"0" * 64
+    changed_schema = trained.path.read_bytes().replace(b'"schema": 1', b'"schema": 2')[:-64]
+    sealed = changed_schema + hashlib.sha256(changed_schema + zeros).hexdigest().encode()
+    with atomic_file(path) as file:
+        file.write_bytes(sealed)
+    if not beside:
+        manifest_path(path).unlink()
+    with pytest.raises(SchemaVersionError, match="expected schema 1, got 2; use the version that exported it"):
+        Predictor.load(path)
+    path.write_bytes(changed_schema + zeros)
+    with pytest.raises(IntegrityError):
+        Predictor.load(path)
+
+
+def test_folders_links_pipes_and_sockets_are_refused(trained, tmp_path):
     (tmp_path / "link.onnx").symlink_to(trained.path)
     os.mkfifo(tmp_path / "pipe.onnx")
     (tmp_path / "folder.onnx").mkdir()
@@ -525,22 +621,27 @@ def test_a_folder_a_link_and_a_pipe_are_no_files(trained, tmp_path):
         Predictor.load(tmp_path / "nowhere.onnx")
 
 
-def test_a_network_too_large_is_refused_before_it_is_built():
+def test_a_network_that_is_too_large_is_refused_before_it_is_built():
     with pytest.raises(ConfigError, match="at most 50,000,000 weights"):
-        onnx_shapes(Config(lstm_units=(60_000,)))
+        list_onnx_shapes(Config(lstm_units=(60_000,)))
     with pytest.raises(ConfigError, match="at most 64 layers"):
-        onnx_shapes(Config(dense_units=(1,) * 200))
+        list_onnx_shapes(Config(dense_units=(1,) * 200))
 
 
-def test_an_export_that_differs_writes_nothing(tmp_path):
-    model = lively(CONFIG)
+def test_a_refused_export_writes_nothing(tmp_path):
+    model = random_network(CONFIG)
     model.layers[1].cell.recurrent_activation = keras.activations.hard_sigmoid
     with pytest.raises(OnnxFileError, match="expected Keras' answers within 1e-05"):
         export_onnx(model, tmp_path / "m.onnx", config=CONFIG)
     with pytest.raises(ConfigError, match="the scaler is for the features"):
-        export_onnx(lively(CONFIG), tmp_path / "m.onnx", config=CONFIG, scaler=Scaler("none", ("close_change",), (0.0,), (1.0,), 10.0))
+        export_onnx(
+            random_network(CONFIG),
+            tmp_path / "m.onnx",
+            config=CONFIG,
+            scaler=Scaler("none", ("close_change",), (0.0,), (1.0,), 10.0),
+        )
     with pytest.raises(ConfigError, match="time zone"):
-        export_onnx(lively(CONFIG), tmp_path / "m.onnx", config=CONFIG, expires=datetime(2030, 1, 1))
+        export_onnx(random_network(CONFIG), tmp_path / "m.onnx", config=CONFIG, expires=datetime(2030, 1, 1))
     dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     seven = keras.Sequential([keras.Input((12, 7)), keras.layers.LSTM(4), keras.layers.Dense(3)])
     for other in (dense, seven):
@@ -552,7 +653,7 @@ def test_an_export_that_differs_writes_nothing(tmp_path):
 # ---------------------------------------------------------------- the state of a stream
 
 
-def test_a_bot_starts_again_where_it_was(trained, tmp_path):
+def test_a_restarted_bot_continues_from_its_saved_state(trained, tmp_path):
     first = Predictor.load(trained.path).warm_up(CANDLES[:1590])
     first.save_state(tmp_path / "state.npz")
     second = Predictor.load(trained.path).load_state(tmp_path / "state.npz")
@@ -561,12 +662,12 @@ def test_a_bot_starts_again_where_it_was(trained, tmp_path):
         assert first.update(candle, now=now) == second.update(candle, now=now)
 
 
-def test_a_state_that_is_not_its_own_is_refused(trained, tmp_path):
+def test_a_damaged_state_and_that_of_another_model_are_refused(trained, tmp_path):
     first = Predictor.load(trained.path).warm_up(CANDLES)
     first.save_state(tmp_path / "state.npz")
-    export_onnx(lively(CONFIG), tmp_path / "other.onnx", config=CONFIG, scaler=trained.scaler)
+    export_onnx(random_network(CONFIG), tmp_path / "other.onnx", config=CONFIG, scaler=trained.scaler)
     other = Predictor.load(tmp_path / "other.onnx")
-    with pytest.raises(IntegrityError, match="another model"):
+    with pytest.raises(StateMismatchError, match="expected the state of the model .* got that of another model"):
         other.load_state(tmp_path / "state.npz")
     data = (tmp_path / "state.npz").read_bytes()
     (tmp_path / "state.npz").write_bytes(data[:-100])
@@ -577,9 +678,29 @@ def test_a_state_that_is_not_its_own_is_refused(trained, tmp_path):
     assert other.stream is None or other.stream.time is None
 
 
+def test_a_file_that_is_not_a_state_is_refused(trained, tmp_path):
+    array, archive = io.BytesIO(), io.BytesIO()
+    np.save(array, np.zeros(3))
+    np.savez(archive, ring=np.zeros(3))
+    predictor = Predictor.load(trained.path)
+    for content in (b"", b"PK", array.getvalue(), archive.getvalue(), trained.path.read_bytes()):
+        with atomic_file(tmp_path / "state.npz") as file:
+            file.write_bytes(content)
+        with pytest.raises(IntegrityError, match="is not the saved state of a predictor; start again with warm_up"):
+            predictor.load_state(tmp_path / "state.npz")
+
+
 # ---------------------------------------------------------------- the run and the command line
 
-SETTINGS = ["timeframe=1h", "sequence_length=12", "future_window=24", "lstm_units=8,4", "dense_units=4", "batch_size=64", "epochs=1"]
+SETTINGS = [
+    "timeframe=1h",
+    "sequence_length=12",
+    "future_window=24",
+    "lstm_units=8,4",
+    "dense_units=4",
+    "batch_size=64",
+    "epochs=1",
+]
 SETTINGS += ["long_tp_pct=2", "short_tp_pct=2", "long_sl_pct=2", "short_sl_pct=2"]
 
 
@@ -597,6 +718,13 @@ def test_a_run_answers_as_its_bundle_does(run_folder):
     expected = load_bundle(run_folder / "bundle").probabilities(candles)
     came = load_run_predictor(run_folder).predict(candles)
     np.testing.assert_allclose(np.stack([came[name] for name in SHARES], axis=1), expected, atol=1e-5)
+
+
+def test_the_pin_of_a_run_is_that_of_its_bundle(run_folder):
+    pin = load_bundle(run_folder / "bundle").sha256
+    assert load_run_predictor(run_folder, pin.upper()).metadata["bundle_sha256"] == pin
+    with pytest.raises(PinMismatchError, match="expected the sha256 0000.*you pinned"):
+        load_run_predictor(run_folder, "0" * 64)
 
 
 def test_predict_needs_no_tensorflow(run_folder, tmp_path):
@@ -621,7 +749,20 @@ def test_export_and_predict_with_the_file(run_folder, tmp_path, capsys):
     assert main(["export", "--model", str(run_folder / "bundle"), "--output", str(made)]) == 1
     assert "nothing is overwritten" in capsys.readouterr().err
     for model in (run_folder, made, run_folder / "bundle"):
-        assert main(["predict", "--model", str(model), "--candles", candles, "--output", str(tmp_path / f"{model.name}.parquet")]) == 0
+        assert (
+            main(
+                [
+                    "predict",
+                    "--model",
+                    str(model),
+                    "--candles",
+                    candles,
+                    "--output",
+                    str(tmp_path / f"{model.name}.parquet"),
+                ]
+            )
+            == 0
+        )
     tables = [pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("run", "copy.onnx", "bundle")]
     pd.testing.assert_frame_equal(tables[0], tables[1])
     pd.testing.assert_frame_equal(tables[0], tables[2], atol=1e-5, rtol=0)
@@ -639,12 +780,17 @@ def spoil_onnx(run: Path) -> None:
 
 
 def exchange_onnx(run: Path) -> None:
-    """A good file of another network, with its own manifest."""
-    export_onnx(lively(CONFIG), run / "model.onnx", config=CONFIG, scaler=Scaler("robust", FEATURES, (0.0,) * 8, (1.0,) * 8, 10.0))
+    """An intact file of another network, with its own manifest."""
+    export_onnx(
+        random_network(CONFIG),
+        run / "model.onnx",
+        config=CONFIG,
+        scaler=Scaler("robust", FEATURES, (0.0,) * 8, (1.0,) * 8, 10.0),
+    )
 
 
 def repinned(run: Path) -> None:
-    """The same, and metadata that names it: the bundle is another one."""
+    """The same, and metadata of the run that names it; the bundle is still the old one."""
     exchange_onnx(run)
     metadata = json.loads((run / "metadata.json").read_text())
     metadata["sha256"]["onnx"] = Predictor.load(run / "model.onnx").sha256
@@ -656,7 +802,10 @@ SPOILT = {
     "another network": (exchange_onnx, "you pinned"),
     "another bundle's network": (repinned, "expected the network of the bundle"),
     "no file": (lambda run: (run / "model.onnx").unlink(), "no such file"),
-    "no file, no manifest": (lambda run: ((run / "model.onnx").unlink(), manifest_path(run / "model.onnx").unlink()), "no such file"),
+    "no file, no manifest": (
+        lambda run: ((run / "model.onnx").unlink(), manifest_path(run / "model.onnx").unlink()),
+        "no such file",
+    ),
     "a spoilt bundle": (lambda run: (run / "bundle" / "scaler.json").write_text("{}"), "scaler.json"),
 }
 
@@ -672,7 +821,7 @@ def test_predict_refuses_a_run_whose_parts_do_not_fit(name, run_folder, tmp_path
     assert main(["verify", str(copy)]) == 1
 
 
-def test_a_bundle_alone_is_answered_by_keras_and_a_run_lacks_no_file(run_folder, tmp_path, capsys):
+def test_keras_answers_for_a_bundle_and_a_run_must_have_its_onnx_file(run_folder, tmp_path, capsys):
     copy = shutil.copytree(run_folder, tmp_path / "run")
     for path in (copy / "model.onnx", manifest_path(copy / "model.onnx")):
         path.unlink()
@@ -685,7 +834,7 @@ def test_a_bundle_alone_is_answered_by_keras_and_a_run_lacks_no_file(run_folder,
     assert main(["verify", str(copy)]) == 1
 
 
-def test_importing_and_deciding_load_no_heavy_package(trained):
+def test_import_and_decision_load_no_heavy_package(trained):
     code = """
 import sys
 from crypto_lstm.inference.predictor import Predictor
@@ -702,12 +851,19 @@ print(sorted(heavy & set(sys.modules)), loaded)
     assert done.stdout.strip() == "[] set()"
 
 
-def test_a_decision_has_one_home():
-    import crypto_lstm.inference.bundle as bundle
-    import crypto_lstm.inference.predictor as decision
+def test_bundle_and_predictor_share_the_rules_of_a_decision():
+    from crypto_lstm.inference import bundle, decision, predictor
 
-    for name in ("Decision", "NO_TRADE", "InvalidPredictionError", "require_probabilities"):
-        assert getattr(bundle, name) is getattr(decision, name)
+    for name in (
+        "Decision",
+        "InvalidPredictionError",
+        "choose_action",
+        "convert_windows",
+        "require_fresh",
+        "require_probabilities",
+    ):
+        shared = getattr(decision, name)
+        assert getattr(bundle, name) is shared and getattr(predictor, name) is shared
     assert Decision("HOLD", None, "x").as_dict() == {"action": "HOLD", "probabilities": None, "reason": "x"}
 
 
@@ -719,11 +875,13 @@ def test_a_history_with_an_open_candle_is_refused(predictor):
         predictor.warm_up(CANDLES.assign(date=CANDLES["date"] + pd.Timedelta(days=36_500)))  # by the clock
     with pytest.raises(InvalidPredictionError, match="for now"):
         predictor.warm_up(CANDLES, now="soon")
-    assert predictor.warm_up(CANDLES[:-1], now=CLOSE).update(CANDLES.iloc[-1], now=CLOSE) == predictor.decide(CANDLES, now=CLOSE)
+    assert predictor.warm_up(CANDLES[:-1], now=CLOSE).update(CANDLES.iloc[-1], now=CLOSE) == predictor.decide(
+        CANDLES, now=CLOSE
+    )
 
 
 @pytest.mark.parametrize("age", ["1", None, -1, math.nan, True, [1]])
-def test_an_age_that_is_none_takes_no_candle(age, predictor):
+def test_an_invalid_age_adds_no_candle(age, predictor):
     predictor.warm_up(CANDLES[:-1])
     with pytest.raises(InvalidPredictionError, match="expected max_age_candles as a number of candles"):
         predictor.update(CANDLES.iloc[-1], now=CLOSE, max_age_candles=age)
@@ -732,16 +890,16 @@ def test_an_age_that_is_none_takes_no_candle(age, predictor):
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_an_empty_pin_fits_nothing(beside, trained, tmp_path):
+def test_an_empty_pin_is_refused(beside, trained, tmp_path):
     shutil.copy(trained.path, tmp_path / "m.onnx")
     if beside:
         shutil.copy(manifest_path(trained.path), manifest_path(tmp_path / "m.onnx"))
     assert Predictor.load(tmp_path / "m.onnx", trained.sha256.upper()).verified is beside
-    with pytest.raises(IntegrityError, match="expected the sha256 , got"):
+    with pytest.raises(PinMismatchError, match="expected the sha256 , got"):
         Predictor.load(tmp_path / "m.onnx", "")
 
 
-def test_the_earlier_of_two_dates_of_expiry_holds(trained, tmp_path):
+def test_the_earlier_of_two_expiries_holds(trained, tmp_path):
     for year, holds in ((2029, "2029-01-01"), (2031, "2030-01-01"), (None, "2030-01-01")):
         export_onnx(trained.bundle, tmp_path / "m.onnx", expires=year and datetime(year, 1, 1, tzinfo=UTC))
         assert Predictor.load(tmp_path / "m.onnx").metadata["expires"].startswith(holds)
@@ -750,8 +908,8 @@ def test_the_earlier_of_two_dates_of_expiry_holds(trained, tmp_path):
             export_onnx(trained.bundle, tmp_path / "m.onnx", expires=bad)
 
 
-def test_an_export_is_compared_in_full_precision(trained, tmp_path, monkeypatch):
-    """As where a GPU multiplies in TF32: factors are rounded to ten bits as long as TensorFlow allows it."""
+def test_an_export_is_compared_without_tf32(trained, tmp_path, monkeypatch):
+    """Simulates a GPU that multiplies in TF32: the answers are coarse while TensorFlow allows it."""
     allowed, asked = tf.config.experimental.tensor_float_32_execution_enabled, []
 
     class Coarse:

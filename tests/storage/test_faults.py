@@ -45,7 +45,7 @@ from inference.test_bundle import FIRST, WEIGHTS, config_with, forged, weights_o
 from crypto_lstm.architecture import build_model
 from crypto_lstm.profiling.batch_size import MemoryBudgetError, OutOfMemoryError
 from crypto_lstm.inference.bundle import Bundle, BundleError, load_bundle, save_bundle
-from crypto_lstm.inference.predictor import NO_TRADE, InvalidPredictionError, Decision
+from crypto_lstm.inference.decision import NO_TRADE, InvalidPredictionError, Decision
 from crypto_lstm.callbacks import MonitorError, NonFiniteError, OutputFolderError, create_callbacks
 from crypto_lstm.data.candles import fill_gaps, read_candles
 from crypto_lstm.data.readers import CandleError
@@ -1760,7 +1760,7 @@ for name, cause in (
     ("float64", f"{FIRST}: expected"),
     ("float16", "got float16"),
     ("big-endian", "got >f4"),
-    ("pickle", "no .npz that can be read"),
+    ("pickle", "is not a readable .npz file"),
 ):
     refused(TENSORS, f"{name}, in a bundle", BundleError, cause, "btc/weights.npz'", ANOTHER_COPY, weights(name))
 refused(
@@ -2033,14 +2033,14 @@ refused(
 def a_bundle_is_built_from_the_bytes_that_were_hashed(ground: Ground) -> None:
     from crypto_lstm.inference import bundle
 
-    path, real = ground.bundle(), bundle._checked
+    path, real = ground.bundle(), bundle._parse_bundle
 
     def late(*words: Any) -> Any:
         for part in PARTS:
             (path / part).write_bytes(b"another")
         return real(*words)
 
-    ground.patch.setattr(bundle, "_checked", late)
+    ground.patch.setattr(bundle, "_parse_bundle", late)
     assert np.array_equal(load_bundle(path).model.get_weights()[0], ground.world.bundle.model.get_weights()[0])
 
 
@@ -2153,7 +2153,7 @@ for name, answer in {
         ANSWERS,
         name,
         Decision,
-        "1 of 1 answers are no probabilities",
+        "1 of 1 answers are not probabilities",
         r"the first is \[",
         "load the bundle again|train",
         decided(answer=answer),
@@ -2162,7 +2162,7 @@ refused(
     ANSWERS,
     "in predictions of a run",
     InvalidPredictionError,
-    "answers are no probabilities",
+    "answers are not probabilities",
     r"the first is \[nan",
     "load the bundle again, or train",
     lambda ground: lambda: predict_probabilities(diverged(), ground.world.made.data.test),
@@ -2217,7 +2217,7 @@ refused(
     WINDOW,
     "a hole in it",
     Decision,
-    "ends no full window",
+    "does not complete a window",
     NEWEST,
     "give|fetch",
     decided(HOURLY.drop(index=range(2985, 2995)).reset_index(drop=True)),

@@ -35,7 +35,7 @@ from crypto_lstm.inference.bundle import (
     encode_weights,
     save_bundle,
     decode_weights,
-    weight_shapes,
+    list_weight_shapes,
 )
 from crypto_lstm.callbacks import OutputFolderError
 from crypto_lstm.data.candles import fill_gaps
@@ -490,7 +490,7 @@ def test_a_changed_file_is_reported_as_damage_before_its_pin(tmp_path):
 
 def test_the_size_of_a_window_is_limited():
     with pytest.raises(ConfigError, match="4,000,000 values of a layer for one window, got .* and 8,000,000"):
-        weight_shapes(CONFIG.replace(sequence_length=1_000_000))
+        list_weight_shapes(CONFIG.replace(sequence_length=1_000_000))
 
 
 def _stored(array: np.ndarray) -> bytes:
