@@ -108,7 +108,7 @@ def test_messy_file(keep):
 
 
 def test_messy_file_is_refused_without_a_choice():
-    words = r"two different candles of 2023-10-07 07:32.*\(line 9001\).*column close.*on_conflict='first' or 'last'"
+    words = r"two different candles of 2023-10-07 07:32.*\(line 9001\).*column close.*on_conflict='first' .*on_conflict='last'"
     with pytest.raises(CandleError, match=words):
         read_candles(real("raw/binance-klines-noheader-messy-DERIVED.csv"))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from crypto_lstm.data.synthetic import synthetic_candles
-from crypto_lstm.commands.main import DEMO_CANDLES, DEMO_CONFIG, DEMO_EDGE, DEMO_SEED
+from crypto_lstm.commands.demo import DEMO_CANDLES, DEMO_CONFIG, DEMO_EDGE, DEMO_SEED
 from crypto_lstm.training.trainer import train
 
 
