@@ -373,7 +373,7 @@ class Predictor:
         return html_table((self.path.name, ""), self._rows(), caption="Predictor")
 
 # %% ../../nbs/inference/02_predictor.ipynb #b670e3f2
-RUN_FILES = {"onnx": "model.onnx", "bundle": "bundle", "metadata": "metadata.json"}
+RUN_FILES: dict[str, str] = {"onnx": "model.onnx", "bundle": "bundle", "metadata": "metadata.json"}
 
 
 def load_run_predictor(
