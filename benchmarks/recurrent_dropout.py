@@ -26,7 +26,7 @@ def judged(edge: float, seed: int, kind: str) -> dict[str, Any]:
     import keras
 
     from crypto_lstm.data.synthetic import synthetic_candles
-    from crypto_lstm.commands.main import DEMO_CANDLES, DEMO_CONFIG
+    from crypto_lstm.commands.demo import DEMO_CANDLES, DEMO_CONFIG
     from crypto_lstm.training.trainer import train
 
     keras.backend.clear_session()

@@ -1,7 +1,7 @@
-"""Make README.md from nbs/index.ipynb: `readme.py` writes it, `readme.py --check` says whether it is in step.
+"""Make README.md from nbs/index.ipynb: `readme.py` writes it, `readme.py --check` reports whether it is up to date.
 
-Markdown cells go in as they are, code cells as Python, text outputs below them, pictures as files under nbs/images.
-Cells that start with `#| hide` are left out; `#| echo: false` shows the output alone.
+Markdown cells are copied. Code cells become Python blocks with their text outputs below; pictures become files in
+nbs/images. A cell with `#| hide` is left out; `#| echo: false` shows the output alone. Directives are never shown.
 """
 
 import base64
@@ -12,31 +12,39 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "nbs" / "images"
+DIRECTIVE = "#|"
 
 
-def render(notebook: dict) -> tuple[str, dict[Path, bytes]]:
-    """The README's text, and the pictures that it shows."""
-    parts, pictures = [], {}
+def render_notebook(notebook: dict) -> tuple[str, dict[Path, bytes]]:
+    """The text of the README, and the content of each picture in it."""
+    parts: list[str] = []
+    pictures: dict[Path, bytes] = {}
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(re.sub(r"\]\((?!https?:|#)([\w./-]+)\)", link, source))
-        elif cell["cell_type"] == "code" and not source.startswith("#| hide"):
-            if not source.startswith("#| echo: false"):
-                parts.append(f"```python\n{source}\n```")
-            for output in cell["outputs"]:
-                parts += show(output, pictures)
+            parts.append(re.sub(r"\]\((?!https?:|#)([\w./-]+)\)", move_link, source))
+        elif cell["cell_type"] == "code":
+            parts += render_code(source, cell["outputs"], pictures)
     return "\n\n".join(part.strip("\n") for part in parts) + "\n", pictures
 
 
-def link(match: re.Match) -> str:
-    """A link from nbs/index.ipynb, as seen from the top folder."""
-    target = match.group(1)
-    return f"]({target[3:]})" if target.startswith("../") else f"](nbs/{target})"
+def render_code(source: str, outputs: list[dict], pictures: dict[Path, bytes]) -> list[str]:
+    """The Markdown of a code cell and its outputs."""
+    lines = source.splitlines()
+    directives = {line.removeprefix(DIRECTIVE).strip() for line in lines if line.startswith(DIRECTIVE)}
+    if "hide" in directives:
+        return []
+    parts = []
+    if "echo: false" not in directives:
+        code = "\n".join(line for line in lines if not line.startswith(DIRECTIVE))
+        parts.append(f"```python\n{code}\n```")
+    for output in outputs:
+        parts += render_output(output, pictures)
+    return parts
 
 
-def show(output: dict, pictures: dict[Path, bytes]) -> list[str]:
-    """One output as Markdown."""
+def render_output(output: dict, pictures: dict[Path, bytes]) -> list[str]:
+    """The Markdown of one output; a picture is added to `pictures`."""
     data = output.get("data", {})
     if "image/png" in data:
         path = IMAGES / f"index-{len(pictures) + 1}.png"
@@ -46,18 +54,31 @@ def show(output: dict, pictures: dict[Path, bytes]) -> list[str]:
     return [f"```\n{text}\n```"] if text else []
 
 
+def move_link(match: re.Match) -> str:
+    """A relative link of nbs/index.ipynb, as seen from the top folder."""
+    target = match.group(1)
+    if target.startswith("../"):
+        return f"]({target[3:]})"
+    return f"](nbs/{target})"
+
+
+def check_files(files: dict[Path, bytes]) -> int:
+    """Report files that differ from what the notebook gives; the exit code."""
+    stale = [path for path, content in files.items() if not path.is_file() or path.read_bytes() != content]
+    if stale:
+        names = ", ".join(path.relative_to(ROOT).as_posix() for path in stale)
+        print(f"out of date with nbs/index.ipynb, run make notebooks: {names}")
+        return 1
+    print("README.md is up to date with nbs/index.ipynb")
+    return 0
+
+
 def main() -> int:
     notebook = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
-    text, pictures = render(notebook)
+    text, pictures = render_notebook(notebook)
     files = {ROOT / "README.md": text.encode(), **pictures}
-    stale = [path.relative_to(ROOT).as_posix() for path, content in files.items() if not path.is_file() or path.read_bytes() != content]
     if "--check" in sys.argv:
-        print(
-            f"not in step with nbs/index.ipynb, run make notebooks: {', '.join(stale)}"
-            if stale
-            else "README.md is in step with nbs/index.ipynb"
-        )
-        return 1 if stale else 0
+        return check_files(files)
     IMAGES.mkdir(exist_ok=True)
     for path, content in files.items():
         path.write_bytes(content)

@@ -1,0 +1,1 @@
+"""From a candle file to features, labels and windows."""

@@ -1,0 +1,1 @@
+"""The quality of a model: metrics with confidence intervals beside baselines."""

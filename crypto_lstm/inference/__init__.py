@@ -1,0 +1,1 @@
+"""Predictions outside of training: ONNX files and a predictor without TensorFlow, and bundles."""

@@ -1,0 +1,1 @@
+"""Files and folders that survive a kill: atomic writes, locks, manifests and checkpoints."""

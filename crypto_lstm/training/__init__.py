@@ -1,0 +1,1 @@
+"""A whole training: run folder, checkpoints, trainer, and the saved run."""

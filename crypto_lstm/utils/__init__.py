@@ -1,0 +1,1 @@
+"""Tables, checks, errors and facts about the system that every wing may use."""

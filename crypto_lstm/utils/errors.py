@@ -15,7 +15,10 @@ __all__ = ['Suggestion', 'CryptoLSTMError']
 # %% ../../nbs/utils/01_errors.ipynb #675545da
 @dataclass(frozen=True)
 class Suggestion:
-    """Arguments that avoid an error, apart from the words: Python writes `timezone='UTC'`, a terminal `--timezone UTC`."""
+    """Arguments that avoid an error.
+
+    They are kept apart from the message, because Python writes `timezone='UTC'` and a terminal `--timezone UTC`.
+    """
 
     arguments: Mapping[str, Any]  # name of the parameter or setting -> value that works
     purpose: str  # completes "pass timezone='UTC' ...", such as "if the dates are UTC"

@@ -1,4 +1,4 @@
-"""The command line: every bad input is one clear message and an exit code, without a traceback, and nothing is written."""
+"""The command line: a bad input gives one message and an exit code, no traceback, and writes nothing."""
 
 import json
 import os
@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.commands.main import main
 from crypto_lstm.config import Config, ConfigError
+from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.inference.onnx_file import export_onnx
 from crypto_lstm.training.saved_run import load_run
 
 COMMAND = Path(sys.executable).parent / "crypto-lstm"
-SMALL = {"timeframe": "1h", "sequence_length": 12, "future_window": 24, "lstm_units": (8, 4), "dense_units": (4,), "batch_size": 64}
-SMALL |= {"epochs": 2}
+SMALL = {"timeframe": "1h", "sequence_length": 12, "future_window": 24, "lstm_units": (8, 4), "dense_units": (4,)}
+SMALL |= {"batch_size": 64, "epochs": 2}
 WIDE = {"long_tp_pct": 2, "short_tp_pct": 2, "long_sl_pct": 2, "short_sl_pct": 2}
 SETTINGS = [f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in (SMALL | WIDE).items()]
 
@@ -44,8 +44,8 @@ def run_folder(tmp_path_factory, candle_file):
     return folder
 
 
-def spoil(**changes):
-    """Candles with some columns changed."""
+def feather(**changes):
+    """Writes a feather file of candles; each change is a new column, or a function of the frame."""
 
     def make(path: Path) -> Path:
         frame = hourly(3000)
@@ -57,7 +57,9 @@ def spoil(**changes):
     return make
 
 
-def written(text: str | bytes):
+def content(text: str | bytes):
+    """Writes a file with this content."""
+
     def make(path: Path) -> Path:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return path
@@ -65,7 +67,7 @@ def written(text: str | bytes):
     return make
 
 
-def folder(path: Path) -> Path:
+def empty_folder(path: Path) -> Path:
     path.mkdir()
     return path
 
@@ -78,31 +80,56 @@ def at_row(name: str, value: float):
     return change
 
 
+def drop_zone(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(date=frame["date"].dt.tz_localize(None))
+
+
+def repeat_last(frame: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([frame, frame.tail(1).assign(volume=1.0)], ignore_index=True)
+
+
+def make_flat(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(open=100.0, high=100.001, low=99.999, close=100.0)
+
+
+def make_minutes(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(date=pd.date_range("2024-01-01", periods=len(frame), freq="1min", tz="UTC"))
+
+
+def move_to_future(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(date=frame["date"] + pd.Timedelta(days=36_500))
+
+
+def cut_feather(path: Path) -> Path:
+    path.write_bytes(feather()(path).read_bytes()[:5000])
+    return path
+
+
 BAD_FILES = {
     "missing file": (lambda path: path, "candles.feather"),
-    "folder": (folder, "folder"),
-    "empty file": (written(""), "empty"),
-    "text": (written("dear diary\nnothing happened today\n"), "candles.feather"),
-    "cut feather": (lambda path: written(spoil()(path).read_bytes()[:5000])(path), "candles.feather"),
-    "no volume": (spoil(drop=lambda f: f.drop(columns="volume")), "volume"),
-    "NaN": (spoil(nan=at_row("close", np.nan)), "close"),
-    "infinity": (spoil(inf=at_row("high", np.inf)), "high"),
-    "zero price": (spoil(zero=at_row("low", 0.0)), "low"),
-    "negative volume": (spoil(negative=at_row("volume", -1.0)), "volume"),
-    "high below low": (spoil(order=at_row("high", 1e-3)), "high"),
-    "naive times": (spoil(naive=lambda f: f.assign(date=f["date"].dt.tz_localize(None))), "--timezone UTC"),
-    "conflict": (spoil(twice=lambda f: pd.concat([f, f.tail(1).assign(volume=1.0)], ignore_index=True)), "--on-conflict"),
-    "200 rows": (spoil(few=lambda f: f.head(200)), "200"),
-    "one class only": (spoil(flat=lambda f: f.assign(open=100.0, high=100.001, low=99.999, close=100.0)), "all three classes"),
-    "wrong timeframe": (spoil(fast=lambda f: f.assign(date=pd.date_range("2024-01-01", periods=len(f), freq="1min", tz="UTC"))), "1h"),
-    "future": (spoil(late=lambda f: f.assign(date=f["date"] + pd.Timedelta(days=36_500))), "future"),
+    "folder": (empty_folder, "folder"),
+    "empty file": (content(""), "empty"),
+    "text": (content("dear diary\nnothing happened today\n"), "candles.feather"),
+    "cut feather": (cut_feather, "candles.feather"),
+    "no volume": (feather(change=lambda frame: frame.drop(columns="volume")), "volume"),
+    "NaN": (feather(change=at_row("close", np.nan)), "close"),
+    "infinity": (feather(change=at_row("high", np.inf)), "high"),
+    "zero price": (feather(change=at_row("low", 0.0)), "low"),
+    "negative volume": (feather(change=at_row("volume", -1.0)), "volume"),
+    "high below low": (feather(change=at_row("high", 1e-3)), "high"),
+    "naive times": (feather(change=drop_zone), "add --timezone UTC"),
+    "conflict": (feather(change=repeat_last), "add --on-conflict first"),
+    "200 rows": (feather(change=lambda frame: frame.head(200)), "200"),
+    "one class only": (feather(change=make_flat), "all three classes"),
+    "wrong timeframe": (feather(change=make_minutes), "add --set timeframe=1m"),
+    "future": (feather(change=move_to_future), "future"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_candles(name, tmp_path, capsys):
-    make, expected = BAD_FILES[name]
-    path = make(tmp_path / "candles.feather")
+def test_bad_candles_are_one_message_and_nothing_is_written(name, tmp_path, capsys):
+    write, expected = BAD_FILES[name]
+    path = write(tmp_path / "candles.feather")
     before = sorted(tmp_path.rglob("*"))
     code = main(["train", "--candles", str(path), "--output", str(tmp_path / "out"), "--json", "--set", *SETTINGS])
     out, err = capsys.readouterr()
@@ -114,7 +141,7 @@ def test_bad_candles(name, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before, "something was written"
 
 
-BAD_WORDS = {
+BAD_SETTINGS = {
     "unknown key": (["--set", "epoch=3"], "did you mean epochs?"),
     "wrong value": (["--set", "dropout_rate=1.5"], "dropout_rate must be in [0, 1), got 1.5"),
     "two faults": (["--set", "epochs=0", "scaler=log"], "2 faults"),
@@ -124,9 +151,9 @@ BAD_WORDS = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_WORDS)
-def test_bad_settings(name, candle_file, tmp_path, capsys):
-    words, expected = BAD_WORDS[name]
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_bad_settings_are_one_message_and_nothing_is_written(name, candle_file, tmp_path, capsys):
+    words, expected = BAD_SETTINGS[name]
     code = main(["train", "--candles", str(candle_file), "--output", str(tmp_path / "out"), *words])
     out, err = capsys.readouterr()
     assert (code, out) == (1, "")
@@ -135,27 +162,33 @@ def test_bad_settings(name, candle_file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["train"], ["fly"], [], ["train", "--candle", "x"], ["estimate", "--batch-size", "0"], ["demo", "--depth", "3"]]
+    "words", ["", "fly", "train", "train --candle x", "estimate --batch-size 0", "demo --depth 3"]
 )
-def test_wrong_option_exits_with_2(words, capsys):
+def test_a_wrong_option_exits_with_2(words, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(words)
+        main(words.split())
     assert stopped.value.code == 2
     assert "usage:" in capsys.readouterr().err
 
 
-def test_a_full_folder_is_not_touched(candle_file, tmp_path, capsys):
+def test_a_folder_with_other_files_is_not_touched(candle_file, tmp_path, capsys):
     (tmp_path / "model.keras").write_text("mine")
     assert main(["train", "--candles", str(candle_file), "--output", str(tmp_path), "--set", *SETTINGS]) == 1
     assert "nothing is overwritten" in capsys.readouterr().err
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("model.keras", "mine")]
 
 
-def test_train_leaves_all_files(run_folder):
+def test_a_folder_with_a_run_is_refused_with_the_option_that_resumes_it(run_folder, candle_file, capsys):
+    words = ["train", "--candles", str(candle_file), "--output", str(run_folder), "--no-resume", "--set", *SETTINGS]
+    assert main(words) == 1
+    assert "leave out --no-resume to continue that run" in capsys.readouterr().err
+
+
+def test_train_writes_all_files(run_folder):
     names = {path.name for path in run_folder.iterdir()}
     assert names >= {
-        "best_model_checkpoint.keras", "model.keras", "model.onnx", "bundle", "scaler.json", "config.toml", "metadata.json", "history.json",
-        "logs", "training_curves.png", "memory_history.png", "confusion_matrix.png",
+        "best_model_checkpoint.keras", "model.keras", "model.onnx", "bundle", "scaler.json", "config.toml",
+        "metadata.json", "history.json", "logs", "training_curves.png", "memory_history.png", "confusion_matrix.png",
     }  # fmt: skip
     assert not [name for name in names if name.startswith(".")], "a temporary was left behind"
     metadata = json.loads((run_folder / "metadata.json").read_text())
@@ -183,7 +216,7 @@ def test_predict_writes_a_row_for_every_full_window(run_folder, candle_file, tmp
     assert "nothing is overwritten" in capsys.readouterr().err
 
 
-def test_verify_tells_a_good_run_from_a_spoilt_one(run_folder, tmp_path, capsys):
+def test_verify_finds_every_changed_file_of_a_run(run_folder, tmp_path, capsys):
     copy = shutil.copytree(run_folder, tmp_path / "run")
     pin = json.loads((copy / "metadata.json").read_text())["sha256"]["bundle"]
     for path in (copy, copy / "bundle", copy / "model.keras"):
@@ -195,8 +228,9 @@ def test_verify_tells_a_good_run_from_a_spoilt_one(run_folder, tmp_path, capsys)
         assert main(["verify", str(path), "--sha256", "0" * 64]) == 1
     beside = ("scaler.json", "config.toml", "model.keras", "model.onnx", "history.json", "memory_history.json")
     manifests = [f"{name}.manifest.json" for name in ("model.keras", "model.onnx", "best_model_checkpoint.keras")]
-    others = ("model_metadata.json", "best_model_checkpoint.keras", "bundle/scaler.json", "bundle/weights.npz", "bundle/manifest.json")
-    for name in (*beside, *manifests, *others):
+    others = ("model_metadata.json", "best_model_checkpoint.keras")
+    bundled = ("bundle/scaler.json", "bundle/weights.npz", "bundle/manifest.json")
+    for name in (*beside, *manifests, *others, *bundled):
         data = (copy / name).read_bytes()
         (copy / name).write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
         before = sorted((p.name, p.stat().st_mtime_ns) for p in copy.rglob("*"))
@@ -208,7 +242,7 @@ def test_verify_tells_a_good_run_from_a_spoilt_one(run_folder, tmp_path, capsys)
     assert main(["verify", str(copy)]) == 0
 
 
-def test_predict_takes_the_bundle_and_its_pin(run_folder, candle_file, tmp_path, capsys):
+def test_predict_accepts_the_bundle_and_checks_its_hash(run_folder, candle_file, tmp_path, capsys):
     words = ["--candles", str(candle_file), "--json"]
     assert main(["predict", "--model", str(run_folder), *words]) == 0
     whole = json.loads(capsys.readouterr().out)
@@ -220,7 +254,7 @@ def test_predict_takes_the_bundle_and_its_pin(run_folder, candle_file, tmp_path,
     assert "you pinned" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
-def test_predict_says_that_a_model_has_expired(run_folder, candle_file, tmp_path, capsys):
+def test_predict_reports_that_a_model_has_expired(run_folder, candle_file, tmp_path, capsys):
     run, day = load_run(run_folder), datetime(2024, 1, 1, tzinfo=UTC)
     export_onnx(run.model, tmp_path / "old.onnx", config=run.config, scaler=run.scaler, expires=day)
     for model, expired in ((tmp_path / "old.onnx", True), (run_folder, False)):
@@ -234,12 +268,15 @@ def test_predict_says_that_a_model_has_expired(run_folder, candle_file, tmp_path
 def test_predict_refuses_another_timeframe(run_folder, tmp_path, capsys):
     synthetic_candles(3000, seed=1, edge=0.0).to_feather(tmp_path / "minutes.feather")
     assert main(["predict", "--model", str(run_folder), "--candles", str(tmp_path / "minutes.feather")]) == 1
-    assert "1h" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "candles of 1h are expected" in message
+    assert "pass candles of the timeframe that the model was trained on" in message
 
 
 @pytest.mark.parametrize("command", ["estimate", "doctor"])
 def test_json_is_alone_on_standard_output(command):
-    done = subprocess.run([COMMAND, command, "--json", "--set", "lstm_units=8,4", "batch_size=32"], capture_output=True, text=True)
+    words = [COMMAND, command, "--json", "--set", "lstm_units=8,4", "batch_size=32"]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert isinstance(json.loads(done.stdout), dict)
 
@@ -259,7 +296,7 @@ def test_a_signal_ends_training_with_all_files(candle_file, tmp_path):
     assert all(Path(file).exists() for file in result["files"].values()) and "Traceback" not in err
 
 
-def test_a_second_signal_stops_at_once_and_says_what_is_left(candle_file, tmp_path):
+def test_a_second_signal_stops_at_once_and_names_what_is_left(candle_file, tmp_path):
     run = tmp_path / "run"
     words = [COMMAND, "train", "--candles", candle_file, "--output", run, "--json", "--set", *SETTINGS, "epochs=1000"]
     process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -268,7 +305,7 @@ def test_a_second_signal_stops_at_once_and_says_what_is_left(candle_file, tmp_pa
             break
     os.kill(process.pid, signal.SIGINT)
     for line in process.stderr:
-        if "once more stops at once" in line:
+        if "again" in line or "once more" in line:
             break
     os.kill(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=120)
@@ -277,13 +314,13 @@ def test_a_second_signal_stops_at_once_and_says_what_is_left(candle_file, tmp_pa
     assert "interrupted" in result or "holds what was written so far" in result["error"]["message"]
 
 
-def test_a_reader_that_has_seen_enough_is_no_fault():
+def test_a_reader_that_closes_the_pipe_early_is_no_error():
     done = subprocess.run(f"{COMMAND} estimate | head -1", shell=True, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("Memory")
 
 
 @pytest.mark.parametrize("value", [[["x"]], {"a": 1}, "\0", 10**400, float("nan"), None, True, -1, np.array([1, 2])])
-def test_no_setting_lets_an_odd_value_raise_anything_else(value):
+def test_an_odd_value_of_any_setting_raises_config_error_alone(value):
     for name in Config().as_dict():
         try:
             Config(**{name: value})
@@ -293,10 +330,14 @@ def test_no_setting_lets_an_odd_value_raise_anything_else(value):
 
 @pytest.mark.parametrize(
     "code",
-    ["import crypto_lstm", "import crypto_lstm.config", "import crypto_lstm.memory", "import crypto_lstm.commands.main as c; c.main(['--help'])"],
+    [
+        "import crypto_lstm.config",
+        "import crypto_lstm.memory",
+        "import crypto_lstm.commands.main as command; command.main(['--help'])",
+    ],
 )
 def test_start_loads_nothing_heavy(code):
-    """How long it takes is measured by benchmarks/start.py; here: what would make it slow is not loaded."""
+    """`python -m benchmarks start` measures the time; here, the packages that would make it slow are not loaded."""
     heavy = {"tensorflow", "keras", "pandas", "matplotlib", "sklearn", "pyarrow"}
     script = f"import sys\ntry:\n    {code}\nexcept SystemExit: pass\nprint(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
@@ -304,8 +345,8 @@ def test_start_loads_nothing_heavy(code):
 
 
 @pytest.mark.parametrize("module", ["tensorflow", "numpy", "psutil", "sklearn"])
-def test_doctor_survives_what_it_explains(module):
-    """A package that is installed and can't be imported, in a process of its own: a fault with its remedy, no traceback."""
+def test_doctor_reports_a_package_that_cannot_be_imported(module):
+    """The package is installed, but its import fails: the report has a fault with its fix, and no traceback."""
     script = f"""
 import sys
 class Broken:
@@ -324,16 +365,17 @@ sys.exit(main(["doctor", "--json"]))
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["estimate", "--config", ""], "config"),
         (["estimate", "--budget", "9" * 400], "must be a number above 0"),
-        (["predict", "--timezone", ""], "timezone=''"),
+        (["predict", "--timezone", ""], "time zone ''"),
     ],
 )
-def test_words_that_are_empty_or_endless_are_not_passed_over(words, said, run_folder, candle_file, tmp_path, capsys):
+def test_empty_and_endless_values_are_refused(words, expected, run_folder, tmp_path, capsys):
     if words[0] == "predict":
         hourly().assign(date=hourly()["date"].dt.tz_localize(None)).to_csv(tmp_path / "candles.csv", index=False)
         words = [*words, "--model", str(run_folder), "--candles", str(tmp_path / "candles.csv")]
     assert main(words) == 1
-    assert said in (message := capsys.readouterr().err) and "Traceback" not in message
+    message = capsys.readouterr().err
+    assert expected in message and "Traceback" not in message

@@ -434,7 +434,7 @@ refused(
     CandleError,
     "two different candles of",
     "candles.feather.*row 1000",
-    "--on-conflict first or last",
+    "add --on-conflict first to keep the first of each, or add --on-conflict last",
     command(as_feather(changed(1000, frame=TWICE, volume=1.0))),
 )
 

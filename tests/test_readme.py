@@ -1,0 +1,75 @@
+"""README.md: its Python runs as written, its result table has the form of a real one, its links lead somewhere."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+CODE = "\n".join(BLOCKS)
+REPORT = """
+print("RESULT")
+print(str(run.test).split("\\n\\n")[0])
+print(decision.action)
+"""
+
+
+def split_columns(line: str) -> list[str]:
+    """The cells of a line of a text table."""
+    return re.split(r" {2,}", line.strip())
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """What README's Python prints, run as written in an empty folder by a process of its own."""
+    folder = tmp_path_factory.mktemp("readme")
+    done = subprocess.run([sys.executable, "-c", CODE + REPORT], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_python_of_the_readme_runs_as_written(output):
+    table, result = output.split("RESULT\n")
+    assert split_columns(table.splitlines()[0]) == ["date", "short", "hold", "long decision"]
+    assert result.splitlines()[-1] == "NO_TRADE"
+
+
+def test_the_result_table_has_the_form_of_a_real_one(output):
+    real = output.split("RESULT\n")[1].splitlines()[:-1]
+    shown = next(block for block in re.findall(r"```\n(.*?)```", README, flags=re.DOTALL) if block.startswith("test:"))
+    lines = shown.splitlines()
+    assert len(lines) == len(real)
+    assert split_columns(lines[1]) == split_columns(real[1])
+    assert [split_columns(line)[0] for line in lines[3:]] == [split_columns(line)[0] for line in real[3:]]
+    assert max(map(len, lines)) <= 100
+
+
+def test_the_python_needs_the_front_door_alone():
+    imports = [node for node in ast.walk(ast.parse(CODE)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert [ast.unparse(node) for node in imports] == ["import crypto_lstm as cl"]
+
+
+def test_the_python_is_short():
+    lines = [[line for line in block.splitlines() if line] for block in BLOCKS]
+    assert [len(block) for block in lines] == [8, 4]
+
+
+def test_the_links_lead_to_files_of_the_repository():
+    targets = re.findall(r"\]\((?!https?:|#)([^)]+)\)", README)
+    assert len(targets) > 20
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_every_folder_of_notebooks_has_a_link():
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "nbs").rglob("*.ipynb")} - {"nbs"}
+    folders = {folder for folder in folders if ".ipynb_checkpoints" not in folder}
+    assert folders <= set(re.findall(r"\]\(([^)]+)\)", README))
+
+
+def test_the_disclaimer_stands_in_the_top_half():
+    assert 0 < README.index("Not financial advice") < len(README) / 2
