@@ -1,7 +1,7 @@
 """How far forecasts of memory are from measurements: 40 configurations, each trained for ten steps in fresh processes.
 
     python -m benchmarks memory             measure everything and report (more than an hour on two cores)
-    python -m benchmarks memory --quick     four configurations, a few minutes
+    python -m benchmarks memory --quick     four configurations, a few minutes; --quick 1: one
     python -m benchmarks memory --report    report the stored results, memory.json
     python -m benchmarks memory --fit       fit the constants of crypto_lstm.memory on 15 other configurations
 
@@ -275,7 +275,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="four configurations; writes nothing")
+    parser.add_argument(
+        "--quick", nargs="?", type=int, const=4, metavar="N", help="N configurations, by default four; writes nothing"
+    )
     parser.add_argument("--report", action="store_true", help="report the stored results, measure nothing")
     parser.add_argument("--fit", action="store_true", help="fit the constants; with --report on stored results")
     parser.add_argument("--workers", type=int, default=1, help="measurements at the same time")
@@ -285,8 +287,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if not (arguments.report or arguments.resume or arguments.fit):
         known = {key: reading for key, reading in known.items() if key.startswith(STOCK)}
     if arguments.quick:
-        measure(["quick"], known, None, arguments.workers)
-        report(GRID["quick"], known)
+        measure(["quick"], known, None, arguments.workers, arguments.quick)
+        report(GRID["quick"][: arguments.quick], known)
     elif arguments.fit:
         run_unless(arguments.report, ["fit"], known, arguments.workers)
         fit(known)

@@ -44,8 +44,13 @@ def _count_tensors(entry: dict[str, Any]) -> tuple[dict[str, Any], int, bool]:
     return entry, entry["config"]["batch_size"], True
 
 
-def measure(parts: Iterable[str], results: dict[str, Any], path: Path | None, workers: int) -> None:
-    """Measure the jobs whose results are missing, and add the results to the dictionary and to the file."""
+def measure(
+    parts: Iterable[str], results: dict[str, Any], path: Path | None, workers: int, count: int | None = None
+) -> None:
+    """Measure the jobs whose results are missing, and add the results to the dictionary and to the file.
+
+    With `count` only the first jobs of each part are measured.
+    """
 
     def run(job: Job) -> None:
         key, entry, size, tensors = job
@@ -55,7 +60,7 @@ def measure(parts: Iterable[str], results: dict[str, Any], path: Path | None, wo
         if path is not None:
             path.write_text(json.dumps(dict(sorted(results.items())), indent=0) + "\n", encoding="utf-8")
 
-    jobs = [job for part in parts for job in list_jobs(part)]
+    jobs = [job for part in parts for job in list_jobs(part)[:count]]
     missing = [job for job in jobs if job[0] not in results]
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(run, missing))
