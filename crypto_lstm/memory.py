@@ -118,7 +118,7 @@ def require_positive(name: str, value: Any, whole: bool = False) -> None:
 # %% ../nbs/04_memory.ipynb #66d095e2
 AHEAD_STEPS = 32  # rounds that a loop of Keras runs ahead at most (`parallel_iterations`)
 LOW_MEMORY_PARTS = 2  # loops of crypto_lstm.layers that a layer runs side by side (`PARTS` there)
-# fitted with TensorFlow 2.21 and Keras 3.15.1, two cores, Linux, by `python -m benchmarks memory --fit`
+# fitted with TensorFlow 2.21 and Keras 3.15.1, two cores, Linux, by benchmarks/memory.py --fit
 LOW_MEMORY_COPIES = 1.1  # copies of a layer's input that lie about because one half of the batch is ahead of the other
 LOW_MEMORY_BASE_MB = 0.25  # small tensors of any step
 LOW_MEMORY_ALLOCATOR = 1.13  # memory of the process for each byte of tensors
@@ -329,7 +329,7 @@ def estimate_memory(
 
     Counts the layers that `build_model` makes, by the loops that they run. `tensor_peak_mb` is what the tensors need, `process_peak_mb` adds
     runtime and allocator, `growth_mb` is the process peak less what is resident just after the model is built, `upper_mb` is what the
-    process has not passed in any measurement (`python -m benchmarks memory`).
+    process has not passed in any measurement (benchmarks/memory.py).
     Raises `ConfigError` for a batch size that is not a whole number of at least 1.
     """
     variant = variant or Variant()

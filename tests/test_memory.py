@@ -18,8 +18,8 @@ from crypto_lstm.layers import to_keras_model
 from support.traced_graph import trace_memory, traced_loops
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-GRID = json.loads((BENCHMARKS / "memory/grid.json").read_text(encoding="utf-8"))
-RESULTS = json.loads((BENCHMARKS / "results/memory.json").read_text(encoding="utf-8"))
+GRID = json.loads((BENCHMARKS / "memory_grid.json").read_text(encoding="utf-8"))
+RESULTS = json.loads((BENCHMARKS / "memory_results.json").read_text(encoding="utf-8"))
 PAIRS = [(0.3, 0.3), (0.3, 0.0), (0.0, 0.3), (0.0, 0.0)]
 
 

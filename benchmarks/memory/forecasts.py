@@ -30,11 +30,12 @@ from benchmarks.paths import RESULTS
 from crypto_lstm import memory
 from crypto_lstm.architecture import build_model, layer_plan
 from crypto_lstm.config import Config
-from crypto_lstm.memory import FLOAT, MemoryEstimate, Variant, estimate_memory
+from crypto_lstm.memory import MemoryEstimate, Variant, estimate_memory
 from crypto_lstm.profiling.measure import extrapolate_memory, probe_sizes
 from crypto_lstm.utils.system import MB
 
 STOCK = "stock/"
+FLOAT = 4  # bytes of a float32
 MEMORY_RESULTS = RESULTS / "memory.json"
 ENTRIES = {entry["name"]: entry for entry in (*GRID["fit"], *GRID["grid"])}
 QUANTITIES = {"tensor_peak_mb": "tensor peak", "process_peak_mb": "process peak", "growth_mb": "growth"}

@@ -160,7 +160,7 @@ def _save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=110)
 
 # %% ../../nbs/training/04_trainer.ipynb #a86c7428
-PREPARED_COPIES = 3.5  # the most memory that `prepare` adds, as a multiple of the features as float32; 2.2 where no candle is missing (`python -m benchmarks feeding`)
+PREPARED_COPIES = 3.5  # the most memory that `prepare` adds, as a multiple of the features as float32; 2.2 where no candle is missing (benchmarks/feeding.py)
 
 
 def train(

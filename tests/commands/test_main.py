@@ -296,7 +296,7 @@ def test_no_setting_lets_an_odd_value_raise_anything_else(value):
     ["import crypto_lstm", "import crypto_lstm.config", "import crypto_lstm.memory", "import crypto_lstm.commands.main as c; c.main(['--help'])"],
 )
 def test_start_loads_nothing_heavy(code):
-    """How long it takes is measured by `python -m benchmarks start`; here: what would make it slow is not loaded."""
+    """How long it takes is measured by benchmarks/start.py; here: what would make it slow is not loaded."""
     heavy = {"tensorflow", "keras", "pandas", "matplotlib", "sklearn", "pyarrow"}
     script = f"import sys\ntry:\n    {code}\nexcept SystemExit: pass\nprint(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

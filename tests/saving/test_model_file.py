@@ -1,4 +1,4 @@
-"""Model files from anywhere that are not what they should be. Attacks, changed bytes and kills in number: python -m benchmarks reliability."""
+"""Model files from anywhere that are not what they should be. Attacks, changed bytes and kills in number: benchmarks/trust.py."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def saved(model, tmp_path_factory):
     return place
 
 
-# ---------------------------------------------------------------- attacks (all of them: python -m benchmarks reliability)
+# ---------------------------------------------------------------- attacks (all of them: benchmarks/trust.py)
 
 
 def test_the_watch_sees_what_it_should(tmp_path):
