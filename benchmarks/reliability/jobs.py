@@ -15,6 +15,7 @@ PARTS = ("kills", "faults", "mutations", "attacks", "resume", "nan", "speed")
 KILL_ORDER = ("saved_model", "bundle", "keras", "h5", "training state")  # the longest first
 FULL = {
     "kills": 400,
+    "kills, saved_model": 400,
     "kills, Keras": 100,
     "share": 1.0,
     "limits": 40,
@@ -30,7 +31,8 @@ FULL = {
     "rounds": 15,
 }
 QUICK = {
-    "kills": 40,
+    "kills": 20,
+    "kills, saved_model": 10,  # a save takes 20 times as long as the others
     "kills, Keras": 0,
     "share": 0.03,
     "limits": 3,
@@ -241,7 +243,8 @@ def list_kills(counts: dict[str, Any]) -> Named:
     from support import save_load_cases as saves
 
     for kind in sorted(saves.KINDS, key=KILL_ORDER.index):
-        yield kind, kill_job(kind, False, counts["kills"])
+        kills = counts["kills, saved_model"] if kind == "saved_model" else counts["kills"]
+        yield kind, kill_job(kind, False, kills)
     for kind in saves.PLAIN if counts["kills, Keras"] else ():
         yield f"{kind}, Keras", kill_job(kind, True, counts["kills, Keras"])
 
