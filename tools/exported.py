@@ -43,7 +43,7 @@ def find_bad_outputs() -> list[str]:
 
 
 def find_fault(output: dict) -> str:
-    """What an output must not show; "" where it is good."""
+    """The part of an output that a notebook must not hold; "" if there is none."""
     if output["output_type"] == "error":
         return "an error"
     data = {kind: value for kind, value in output.get("data", {}).items() if kind != "image/png"}

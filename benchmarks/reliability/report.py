@@ -1,4 +1,4 @@
-"""From stored counts to text: what happened in each job, and which goals were missed."""
+"""Text from stored counts: the outcome of each job, and the missed goals."""
 
 from __future__ import annotations
 

@@ -314,7 +314,7 @@ far. That `per_batch` uses cuDNN, and its gain, is inferred from the source of K
 
 
 def describe_agreement(equal: Mapping[str, Any]) -> str:
-    """What all kinds have in common, how far they agreed, and where they differ."""
+    """The common settings of all kinds, their agreement in this run, and their differences."""
     shown = {name: f"{equal[name]:.1e}" for name in ("probabilities", "losses")}
     return EQUAL.format(steps=equal["steps"], **shown)
 
