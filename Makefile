@@ -1,22 +1,28 @@
-# make demo    set everything up in .venv and show the whole thing on a synthetic market
-# make test    set everything up and run every check
-# make lab     JupyterLab on the notebooks
+# make demo         set everything up in .venv and show the whole thing on a synthetic market
+# make test         set everything up and run every check
+# make lab          JupyterLab on the notebooks
 # make notebooks    clean and export the notebooks, make README.md from nbs/index.ipynb
-# make bench   speed and memory, measured on this machine beside peers, PyTorch too: about 15 minutes, writes benchmarks/RESULTS.md
-# make bench-growth   how each grows: windows, batch, timesteps, candles; its tables join benchmarks/RESULTS.md
-# make bench-gpu   stock Keras against ours on a GPU; without one it says so
-# make bench-trust   kills, failing disks, changed bytes, attacks, NaN, beside plain Keras: about an hour
-# make bench-memory   forecasts of memory against 40 measured trainings: more than an hour
+# make mutants      delete and change guards of the code that saves and loads; a test must fail each time: hours
+#
+# Measurements, each of which writes to benchmarks/results (`python -m benchmarks` lists more):
+# make bench               speed and memory beside Keras, PyTorch and NumPy: about 15 minutes
+# make bench-growth        growth with windows, batch, timesteps and candles: half an hour
+# make bench-gpu           stock Keras against ours on a GPU; without one it prints that
+# make bench-reliability   kills, disk errors, changed bytes, attacks, NaN, beside plain Keras: about an hour
+# make bench-memory        forecasts of memory against 40 measured trainings: more than an hour
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 TORCH := .venv-torch/.ready
 
-.PHONY: setup demo test lab notebooks bench bench-growth bench-gpu bench-memory bench-trust
+.PHONY: setup demo test lab notebooks mutants
+.PHONY: bench bench-growth bench-gpu bench-memory bench-reliability bench-trust
 setup: $(READY)
 
 $(READY): settings.ini setup.py
-	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); sys.exit(None if ok else "Python 3.11, 3.12 or 3.13 is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); \
+		sys.exit(None if ok else "expected Python 3.11, 3.12 or 3.13, got " + sys.version.split()[0] + \
+		": give another one, make PYTHON=python3.12 ...")'
 	@echo "setting up .venv: this takes a few minutes the first time"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -43,16 +49,21 @@ $(TORCH):
 	@touch $(TORCH)
 
 bench: setup $(TORCH)
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python -m benchmarks speed
 
 bench-growth: setup $(TORCH)
-	$(BIN)/python benchmarks/bench.py --only growth
+	$(BIN)/python -m benchmarks growth
 
 bench-gpu: setup
-	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python -m benchmarks gpu
 
 bench-memory: setup
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python -m benchmarks memory
 
-bench-trust: setup
-	$(BIN)/python benchmarks/trust.py
+bench-reliability bench-trust: setup
+	$(BIN)/python -m benchmarks reliability
+
+mutants: setup
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
+	$(BIN)/python tools/mutants.py

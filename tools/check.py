@@ -1,69 +1,224 @@
-"""Every check of the project, two at a time; the last line says how many passed and failed. `make test` runs it."""
+"""Run every check of the project, two at a time. The last line says how many passed and failed. `make test` runs it.
+
+    check.py [WORD ...]    only checks whose name contains one of the words
+
+Tests and notebooks need TensorFlow, whose import takes 5 seconds. This process imports it once, does not use it, and
+forks a process for each file of tests and each notebook: each starts from the same fresh state. Other checks are
+commands.
+"""
+
+from __future__ import annotations
 
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+AT_ONCE = 2
+ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1"}
+LONGEST = (  # these start first, so that both cores end together
+    "wheel and sdist",
+    "reliability",
+    "tests/storage/test_faults.py",
+    "tests/inference/test_predictor.py",
+    "tests/commands/test_main.py",
+)
 
 
-def checks() -> list[tuple[str, list[str]]]:
-    """Name and command of each check; the long ones first, so that two cores end together."""
-    python = sys.executable
-    flags = ["--flags", "gpu"] if shutil.which("nvidia-smi") else []
+@dataclass(frozen=True)
+class Check:
+    """A check: `run` returns its exit code, in a process of its own with its output in a file."""
+
+    name: str
+    run: Callable[[], int]
+    is_pytest: bool = False
+
+
+def list_checks() -> list[Check]:
+    """All checks; the longest first, then tests, notebooks and commands."""
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
     notebooks = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
-    return [
-        ("wheel and sdist, in a new environment", [python, "tools/wheel.py"]),
-        ("kills, faults, mutations, attacks, resumes, NaN", [python, "benchmarks/trust.py", "--quick"]),
-        *(
-            (str(path.relative_to(ROOT)), [python, "-m", "pytest", "-q", "-rs", str(path.relative_to(ROOT))])
-            for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        ),
-        *((str(path.relative_to(ROOT)), [f"{BIN}/nbdev_test", "--path", str(path.relative_to(ROOT)), "--n_workers", "1", *flags]) for path in notebooks),
-        ("memory forecasts of four trainings (reports)", [python, "benchmarks/memory.py", "--quick"]),
-        ("notebooks clean and exported", [python, "tools/exported.py"]),
-        ("README in step with nbs/index.ipynb", [python, "tools/readme.py", "--check"]),
-        ("imports run down only", [f"{BIN}/lint-imports"]),
-        ("ruff", [f"{BIN}/ruff", "check", "."]),
-        ("types", [f"{BIN}/mypy"]),
+    found = [
+        command("wheel and sdist, in a new environment", sys.executable, "tools/wheel.py"),
+        command("reliability: kills, faults, mutations, attacks, resumes, NaN", *benchmark("reliability", "--quick")),
+        *(test_check(path) for path in tests),
+        *(notebook_check(path) for path in notebooks),
+        command("memory forecast of one training (reports)", *benchmark("memory", "--quick", "1")),
+        command("notebooks clean and exported", sys.executable, "tools/exported.py"),
+        command("README in step with nbs/index.ipynb", sys.executable, "tools/readme.py", "--check"),
+        command("imports run down only", f"{BIN}/lint-imports"),
+        command("ruff", f"{BIN}/ruff", "check", "."),
+        command("types", f"{BIN}/mypy"),
     ]
+    return sorted(found, key=rank)
 
 
-def run(name: str, command: list[str]) -> tuple[int, int, int]:
-    """Run one check and tell about it; how many passed, failed and were skipped."""
-    start = time.monotonic()
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    output = (done.stdout + done.stderr).strip()
+def rank(check: Check) -> int:
+    """The place of a check among the longest ones; checks that are not named keep their order after them."""
+    places = [place for place, start in enumerate(LONGEST) if check.name.startswith(start)]
+    return places[0] if places else len(LONGEST)
+
+
+def benchmark(*words: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks", *words]
+
+
+def command(name: str, *words: str) -> Check:
+    """A check that is a command."""
+    return Check(name, lambda: subprocess.run(words).returncode)
+
+
+def test_check(path: Path) -> Check:
+    """A check that runs a file of tests."""
+    name = str(path.relative_to(ROOT))
+
+    def run() -> int:
+        import pytest
+
+        return int(pytest.main(["-q", "-rs", name]))
+
+    return Check(name, run, is_pytest=True)
+
+
+def notebook_check(path: Path) -> Check:
+    """A check that runs a notebook from top to bottom, as `nbdev_test` does."""
+    name = str(path.relative_to(ROOT))
+    flags = "gpu" if shutil.which("nvidia-smi") else ""
+
+    def run() -> int:
+        from nbdev.test import nbdev_test
+
+        nbdev_test(path=name, flags=flags, n_workers=0)  # in this process; ends it where the notebook fails
+        return 0
+
+    return Check(name, run)
+
+
+# ---------------------------------------------------------------- processes
+
+
+@dataclass(frozen=True)
+class Running:
+    """A check in its process, and the folder with its output and temporary files."""
+
+    check: Check
+    folder: Path
+    start: float
+
+
+def start_check(check: Check, folder: Path) -> int:
+    """Fork the process of a check; its id."""
+    folder.mkdir()
+    sys.stdout.flush()
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        enter_process(folder)
+        code = check.run()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def enter_process(folder: Path) -> None:
+    """Give the process its output file and its folder of temporary files."""
+    output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    temporary = folder / "t"
+    temporary.mkdir()
+    os.environ["TMPDIR"] = str(temporary)
+    tempfile.tempdir = None
+    sys.argv = ["check"]
+
+
+def import_libraries() -> None:
+    """Import the libraries that most tests and notebooks need, once for all. None of them is used here."""
+    import h5py
+    import keras
+    import matplotlib.pyplot
+    import nbdev.test
+    import pandas
+    import pyarrow.parquet
+    import pytest
+    import sklearn.preprocessing
+    import tensorflow
+
+    del h5py, keras, matplotlib, nbdev, pandas, pyarrow, pytest, sklearn, tensorflow
+
+
+# ---------------------------------------------------------------- results
+
+
+def count_results(check: Check, code: int, output: str) -> tuple[int, int, int]:
+    """How many passed, failed and were skipped: tests of pytest one by one, other checks as one."""
+    if not check.is_pytest:
+        return (1, 0, 0) if code == 0 else (0, 1, 0)
     lines = output.splitlines()
-    summary = next((line for line in reversed(lines) if re.search(r"\d+ (passed|failed|error)", line)), "")
+    summary = next((line for line in reversed(lines) if re.search(r"\d+ (passed|failed|error|skipped)", line)), "")
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error|skipped)", summary)}
-    if "pytest" not in command:
-        counts = {"passed": 1} if done.returncode == 0 else {"failed": 1}
     passed, skipped = counts.get("passed", 0), counts.get("skipped", 0)
-    failed = max(counts.get("failed", 0) + counts.get("error", 0), 0 if done.returncode == 0 and passed + skipped else 1)
-    print(
-        f"{'FAIL' if failed else 'ok  '} {time.monotonic() - start:5.0f} s  {name}"
-        + (f" ({passed} passed, {skipped} skipped)" if passed + skipped > 1 else "")
-    )
-    reasons = [line for line in output.splitlines() if line.startswith("SKIPPED")]
-    print("\n".join(output.splitlines()[-60:] if failed else reasons), end="\n" if failed or reasons else "", flush=True)
+    failed = counts.get("failed", 0) + counts.get("error", 0)
+    if failed == 0 and (code != 0 or passed + skipped == 0):
+        failed = 1  # pytest itself failed, or found no test
     return passed, failed, skipped
 
 
-def main() -> int:
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        results = list(pool.map(lambda check: run(*check), checks()))
-    passed, failed, skipped = (sum(column) for column in zip(*results, strict=True))
+def print_result(check: Check, counts: tuple[int, int, int], times: str, output: str) -> None:
+    """A line for the check, then its output where it failed, else the reasons of skipped tests."""
+    passed, failed, skipped = counts
+    tests = f" ({passed} passed, {skipped} skipped)" if check.is_pytest else ""
+    lines = output.strip().splitlines()
+    shown = lines[-60:] if failed else [line for line in lines if line.startswith("SKIPPED")]
+    print("\n".join([f"{'FAIL' if failed else 'ok  '} {times}  {check.name}{tests}", *shown]), flush=True)
+
+
+def run_checks(checks: list[Check], place: Path) -> tuple[int, int, int]:
+    """Run all checks, some at the same time; how many passed, failed and were skipped."""
+    waiting, running, total = list(checks), dict[int, Running](), [0, 0, 0]
+    while waiting or running:
+        while waiting and len(running) < AT_ONCE:
+            check, folder = waiting.pop(0), place / str(len(waiting))
+            running[start_check(check, folder)] = Running(check, folder, time.monotonic())
+        process, status, used = os.wait3(0)
+        done = running.pop(process)
+        output = (done.folder / "output").read_text(encoding="utf-8", errors="replace")
+        counts = count_results(done.check, os.waitstatus_to_exitcode(status), output)
+        total = [a + b for a, b in zip(total, counts, strict=True)]
+        times = f"{time.monotonic() - done.start:5.0f} s {used.ru_utime + used.ru_stime:5.0f} s processor"
+        print_result(done.check, counts, times, output)
+        shutil.rmtree(done.folder, ignore_errors=True)
+    passed, failed, skipped = total
+    return passed, failed, skipped
+
+
+def main(words: list[str]) -> int:
+    os.chdir(ROOT)
+    os.environ.update(ENVIRONMENT)
+    sys.path[0] = str(ROOT)  # as `python -m` has it; it was the folder of this file
+    checks = [check for check in list_checks() if not words or any(word in check.name for word in words)]
+    import_libraries()
+    with tempfile.TemporaryDirectory(prefix="check") as folder:
+        passed, failed, skipped = run_checks(checks, Path(folder))
     print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Check that the notebooks are clean and exported: cleaning and exporting a copy, twice, changes nothing."""
+"""Check that the notebooks are clean and exported: cleaning and exporting a copy changes nothing."""
 
 import filecmp
 import json
@@ -13,50 +13,65 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
 
-def differences(left: Path, right: Path) -> list[str]:
-    """Files below both folders that are not the same in both."""
-    names = {p.relative_to(folder) for folder in (left, right) for p in folder.rglob("*") if p.is_file() and p.suffix in (".py", ".ipynb")}
-    kept = [name for name in names if ".ipynb_checkpoints" not in name.parts]
-    return sorted(
-        str(name)
-        for name in kept
-        if not all((f / name).is_file() for f in (left, right)) or not filecmp.cmp(left / name, right / name, shallow=False)
-    )
+def list_sources(folder: Path) -> set[Path]:
+    """Modules and notebooks below a folder, relative to it."""
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {path for path in found if path.suffix in (".py", ".ipynb") and ".ipynb_checkpoints" not in path.parts}
+
+
+def find_differences(left: Path, right: Path) -> list[str]:
+    """Modules and notebooks that are not the same below both folders, or missing in one."""
+    ours, theirs = list_sources(left), list_sources(right)
+    missing = ours ^ theirs
+    changed = {name for name in ours & theirs if not filecmp.cmp(left / name, right / name, shallow=False)}
+    return sorted(str(name) for name in missing | changed)
 
 
 MACHINE = re.compile(r"/(?:tmp|home|root|Users|work)/\w|port\.cc|cuda_platform|\b0x[0-9a-f]{8,}")
 
 
-def spoilt_outputs() -> list[str]:
-    """Notebooks whose kept outputs show an error, or what belongs to one machine: paths, addresses, TensorFlow's greeting."""
+def find_bad_outputs() -> list[str]:
+    """Outputs of notebooks that show an error, or details of one machine: paths, addresses, TensorFlow's greeting."""
     faults = []
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
-        for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for number, cell in enumerate(cells):
             for output in cell.get("outputs", []):
-                shown = json.dumps({k: v for k, v in output.get("data", {}).items() if k != "image/png"}) + "".join(output.get("text", []))
-                if output["output_type"] == "error" or (found := MACHINE.search(shown)):
-                    faults.append(f"{path.name}, cell {number}: {'an error' if output['output_type'] == 'error' else found.group()}")
+                if fault := find_fault(output):
+                    faults.append(f"{path.relative_to(ROOT)}, cell {number}: {fault}")
     return faults
 
 
+def find_fault(output: dict) -> str:
+    """The part of an output that a notebook must not hold; "" if there is none."""
+    if output["output_type"] == "error":
+        return "an error"
+    data = {kind: value for kind, value in output.get("data", {}).items() if kind != "image/png"}
+    found = MACHINE.search(json.dumps(data) + "".join(output.get("text", [])))
+    return found.group() if found else ""
+
+
 def main() -> int:
-    if faults := spoilt_outputs():
-        print("outputs that do not belong into a notebook:", *faults, sep="\n")
+    faults = find_bad_outputs()
+    if faults:
+        print("outputs that a notebook must not hold; run it again or change it:", *faults, sep="\n")
         return 1
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / "crypto_lstm"
         copy.mkdir()
+        ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
         for name in ("nbs", "crypto_lstm"):
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
         for name in ("settings.ini", "setup.py", "README.md"):
             shutil.copy(ROOT / name, copy / name)
-        for number in (1, 2):
-            for command in ("nbdev_clean", "nbdev_export"):
-                subprocess.run([BIN / command], cwd=copy, check=True, capture_output=True)
-            changed = [f"{name}/{path}" for name in ("nbs", "crypto_lstm") for path in differences(ROOT / name, copy / name)]
-            if changed:
-                print(f"round {number}: not clean or not exported, run make notebooks: {', '.join(changed)}")
-                return 1
+        for command in ("nbdev_clean", "nbdev_export"):
+            subprocess.run([BIN / command], cwd=copy, check=True, capture_output=True)
+        changed = []
+        for name in ("nbs", "crypto_lstm"):
+            changed += [f"{name}/{path}" for path in find_differences(ROOT / name, copy / name)]
+    if changed:
+        print(f"not clean or not exported, run `make notebooks`: {', '.join(changed)}")
+        return 1
     print("all notebooks are clean and exported")
     return 0
 

@@ -1,16 +1,17 @@
-"""Build sdist and wheel, install the wheel into a new environment, and run doctor, a two-epoch training and predict there.
+"""Build sdist and wheel, check them with twine, and use the wheel in two new environments.
 
-Then install it once more, beside numpy and onnxruntime alone, and decide there as a bot does (`tools/bot.py`).
+In the first, with all requirements, `doctor`, a training of two epochs and `predict` run. In the second, with NumPy and
+onnxruntime alone, a bot decides (`tools/bot.py`).
 """
 
+from __future__ import annotations
+
 import json
-import subprocess
 import sys
 import tempfile
-import venv
 from pathlib import Path
 
-from bot import decide_alone, size_mb
+from bot import create_environment, decide_alone, measure_size_mb, run
 
 ROOT = Path(__file__).parents[1]
 SMALL = """
@@ -24,32 +25,38 @@ synthetic_candles(5000, seed=3, timeframe="1h").to_parquet("candles.parquet")
 """
 
 
-def run(*words: str | Path, cwd: Path) -> str:
-    """Run a command; its standard output. The environment's own commands come by their path."""
-    done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{words[0]} {words[1]} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    return done.stdout
+def build(place: Path) -> tuple[Path, Path]:
+    """The wheel and the sdist; the wheel is built from the sdist, and twine checks both."""
+    run(sys.executable, "-m", "build", "--outdir", place / "dist", ROOT, cwd=ROOT)
+    (wheel,) = (place / "dist").glob("*.whl")
+    (sdist,) = (place / "dist").glob("*.tar.gz")
+    run(sys.executable, "-m", "twine", "check", "--strict", wheel, sdist, cwd=place)
+    return wheel, sdist
+
+
+def train_and_predict(wheel: Path, place: Path) -> str:
+    """Install the wheel with all requirements, and run `doctor`, `train` and `predict`; returns a sentence."""
+    environment = create_environment(place / "env", [wheel])
+    command, python = environment / "bin" / "crypto-lstm", environment / "bin" / "python"
+    words = ["--set", "lstm_units=8", "batch_size=64"]
+    diagnosis = json.loads(run(command, "doctor", "--json", *words, cwd=place))
+    assert diagnosis["healthy"], diagnosis
+    run(python, "-c", MAKE_CANDLES, cwd=place)
+    candles = ["--candles", "candles.parquet", "--json"]
+    trained = json.loads(run(command, "train", *candles, "--output", "run", "--set", *SMALL.split(), cwd=place))
+    assert trained["epochs_run"] == 2, trained
+    answers = json.loads(run(command, "predict", *candles, "--model", "run", cwd=place))
+    assert answers["last"]["decision"] in trained["classes"], answers
+    size = f"the whole installation: {measure_size_mb(environment):,.0f} MB"
+    return f"installed, doctor found no fault, trained 2 epochs, {answers['rows']} decisions; {size}"
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        run(sys.executable, "-m", "build", "--outdir", place / "dist", ROOT, cwd=ROOT)  # the wheel is built from the sdist
-        (wheel,), (sdist,) = (place / "dist").glob("*.whl"), (place / "dist").glob("*.tar.gz")
-        venv.create(place / "env", with_pip=True)
-        binaries = place / "env" / "bin"
-        run(binaries / "python", "-m", "pip", "install", "--quiet", wheel, cwd=place)
-        command = binaries / "crypto-lstm"
-        diagnosis = json.loads(run(command, "doctor", "--json", "--set", "lstm_units=8", "batch_size=64", cwd=place))
-        run(binaries / "python", "-c", MAKE_CANDLES, cwd=place)
-        trained = json.loads(
-            run(command, "train", "--candles", "candles.parquet", "--output", "run", "--json", "--set", *SMALL.split(), cwd=place)
-        )
-        answers = json.loads(run(command, "predict", "--model", "run", "--candles", "candles.parquet", "--json", cwd=place))
-        assert diagnosis["healthy"] and trained["epochs_run"] == 2 and answers["last"]["decision"] in trained["classes"]
-        print(f"{wheel.name} and {sdist.name}: installed, doctor well, trained {trained['epochs_run']} epochs, {answers['rows']} decisions")
-        print(f"{decide_alone(wheel, place)}; the whole installation: {size_mb(place / 'env'):,.0f} MB")
+        wheel, sdist = build(place)
+        print(f"{wheel.name} and {sdist.name}: {train_and_predict(wheel, place)}")
+        print(decide_alone(wheel, place))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What `bench.py` measures, ours and the peers' in Keras and NumPy: each kind is a process of its own that serves.
+"""The measurements of `compare.py`, ours and those of Keras and NumPy: each kind serves in a process of its own.
 
-    python benchmarks/peers.py KIND FOLDER
+    python -m benchmarks.speed.peers KIND FOLDER
 
-The folder holds what the work `prepare` of the kind `data` left: candles, windows with targets, weights, the network as an ONNX
-and as a Keras file.
-TensorFlow is loaded by the kinds that need it: `predictor` and `numpy` do without.
+The folder holds the files that the request `prepare` of the kind `data` writes: candles, windows with targets, weights,
+the network as an ONNX file and as a Keras file. Only the kinds that need TensorFlow load it: `predictor` and `numpy` do
+not.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from stock import to_keras_model
-from workers import in_turn, median_seconds, seconds, serve
 
+from benchmarks.speed.keras_network import build_keras_network
+from benchmarks.speed.workers import measure_in_turn, serve, time_call, time_median
 from crypto_lstm.config import Config
 from crypto_lstm.utils.system import peak_memory_mb, process_memory_mb, reset_peak_memory
 
@@ -37,7 +37,7 @@ KINDS = ("per_sample", "per_batch")  # our recurrent dropout
 
 
 class Stored:
-    """What lies in the folder."""
+    """The files in the folder."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -57,7 +57,7 @@ class Stored:
             return file["windows"], file["targets"]
 
     def view(self, count: int) -> np.ndarray:
-        """Windows (count, timesteps, features) that end at candles in a row, without a copy: the stored candles, over and over."""
+        """Windows (count, timesteps, features) of consecutive candles, without a copy: the stored candles, repeated."""
         length = self.config.sequence_length
         with np.load(self.folder / "train.npz") as file:
             matrix, first = file["matrix"], file["rows"][0]
@@ -75,7 +75,8 @@ class Predictor(Stored):
         super().__init__(folder)
         from crypto_lstm.inference.predictor import Predictor as Ours
 
-        self.ours, (self.x, _) = Ours.load(self.folder / "model.onnx"), self.windows
+        self.ours = Ours.load(self.folder / "model.onnx")
+        self.x, _ = self.windows
         self.streaming: Any = None
 
     def versions(self) -> dict[str, Any]:
@@ -88,15 +89,23 @@ class Predictor(Stored):
 
     def decision(self, repeat: int) -> float:
         self.ours.probabilities(self.x[:1])
-        return median_seconds(lambda: self.ours.probabilities(self.x[:1]), repeat)
+        return time_median(lambda: self.ours.probabilities(self.x[:1]), repeat)
 
     def many(self, count: int) -> float:
-        """Seconds for the probabilities of `count` windows, 4096 at a time, so that a million of them needn't lie in memory."""
+        """Seconds for the probabilities of `count` windows, 4096 at a time: a million windows would need 4 GB."""
         x = self.view(count)
-        return seconds(lambda: [self.ours.probabilities(x[n : n + WINDOWS]) for n in range(0, count, WINDOWS)])
+
+        def decide_all() -> None:
+            for n in range(0, count, WINDOWS):
+                self.ours.probabilities(x[n : n + WINDOWS])
+
+        return time_call(decide_all)
 
     def update(self, repeat: int) -> float:
-        """Median seconds from a new candle, as an exchange sends it, to its decision; the means of 30 days are full before the first."""
+        """Median seconds from a new candle, as an exchange sends it, to its decision.
+
+        The means over 30 days are filled before the first candle.
+        """
         if self.streaming is None:
             self.streaming = self._candles()
         times = []
@@ -105,11 +114,11 @@ class Predictor(Stored):
             decision = self.ours.update(row, now=now)
             times.append(time.perf_counter() - start)
             if decision.probabilities is None:
-                raise RuntimeError(f"no answer to {row}: {decision}")
+                raise RuntimeError(f"expected probabilities for {row}, got {decision}")
         return statistics.median(times)
 
     def _candles(self) -> Iterator[tuple[list[float], datetime]]:
-        """The stream warm, then candle after candle: [ms, open, high, low, close, volume] and the moment at which it closes."""
+        """Warm the stream up, then yield each candle, [ms, open, high, low, close, volume], and its closing time."""
         import pandas as pd
 
         candles = pd.read_feather(self.folder / "candles.feather")
@@ -121,11 +130,13 @@ class Predictor(Stored):
 
 
 class Loop(Stored):
-    """What one would write by hand: NumPy, one timestep after the other."""
+    """A loop written by hand in NumPy, one timestep after the other."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
-        self.w, (self.x, _), self.lstm_layers = self.weights, self.windows, len(self.config.lstm_units)
+        self.w = self.weights
+        self.x, _ = self.windows
+        self.lstm_layers = len(self.config.lstm_units)
 
     def versions(self) -> dict[str, Any]:
         return {"numpy": np.__version__}
@@ -152,20 +163,24 @@ class Loop(Stored):
         return self.network(self.x[:count]).tolist()
 
     def decision(self, repeat: int) -> float:
-        return median_seconds(lambda: self.network(self.x[:1]), repeat)
+        return time_median(lambda: self.network(self.x[:1]), repeat)
 
 
 # ---------------------------------------------------------------- Keras
 
 
 class Training(Stored):
-    """Training steps by `fit`; `kind` is `per_sample` or `per_batch` (ours), `stock` (recurrent dropout) or `plain` (stock without it)."""
+    """Training steps by `fit`.
+
+    `kind` is `per_sample` or `per_batch` (ours), `stock` (Keras with recurrent dropout) or `plain` (Keras without it).
+    """
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
-        import keras  # so that a request doesn't pay for it
+        import keras  # here, so that no request pays for it
 
-        self.keras, self.models = keras, {}
+        self.keras = keras
+        self.models: dict[tuple, tuple[keras.Model, dict[str, Any]]] = {}
 
     def model(self, kind: str, config: Config) -> keras.Model:
         """A new network."""
@@ -173,39 +188,50 @@ class Training(Stored):
             from crypto_lstm.architecture import build_model
 
             return build_model(config.replace(recurrent_dropout=kind))
-        return to_keras_model(config, config.recurrent_rate if kind == "stock" else 0.0)
+        return build_keras_network(config, config.recurrent_rate if kind == "stock" else 0.0)
 
     def losses(self, kind: str, batch: int, steps: int) -> list[float]:
-        """Loss of each of the first training steps, without dropout: equal mathematics give equal numbers."""
-        model, (x, y) = self.model(kind, self.config.replace(dropout_rate=0.0)), self.windows
+        """Loss of each of the first training steps, without dropout: equal arithmetic gives equal numbers."""
+        model = self.model(kind, self.config.replace(dropout_rate=0.0))
         model.set_weights(self.weights)
-        batches = [slice(n * batch, (n + 1) * batch) for n in range(steps)]
-        return [float(model.train_on_batch(x[part], y[part], return_dict=True)["loss"]) for part in batches]
+        x, y = self.windows
+        losses = []
+        for start in range(0, batch * steps, batch):
+            part = slice(start, start + batch)
+            losses.append(float(model.train_on_batch(x[part], y[part], return_dict=True)["loss"]))
+        return losses
 
     def dataset(self, config: Config, windows: int) -> Any:
-        """Some of the stored windows, again and again if need be, through the dataset that `train` uses."""
+        """Some of the stored windows, repeated where they do not suffice, through the dataset that `train` uses."""
         from crypto_lstm.data.windows import WindowDataset
 
         with np.load(self.folder / "train.npz") as file:
-            matrix, rows, labels = file["matrix"], np.resize(file["rows"], windows), np.resize(file["labels"], windows)
+            matrix = file["matrix"]
+            rows, labels = np.resize(file["rows"], windows), np.resize(file["labels"], windows)
         shape = {"sequence_length": config.sequence_length, "batch_size": config.batch_windows}
         return WindowDataset(matrix, rows, labels, shuffle_seed=0, **shape)
 
     def train(self, kind: str, batch: int, steps: int, timesteps: int = 120) -> float:
-        """Seconds of the steps of one `fit`: ours gathers its batches from the matrix, the peers have all windows as one array."""
-        from crypto_lstm.data.windows import tf_dataset
-
+        """Seconds of the steps of one `fit`: ours gathers batches from the matrix, peers have an array of windows."""
         key = (kind, batch, steps, timesteps)
         if key not in self.models:
             config = self.config.replace(batch_size=batch, sequence_length=timesteps)
-            data = self.dataset(config, batch * steps)
-            feed = {"x": tf_dataset(data)} if kind in KINDS else dict(zip("xy", whole(data), strict=True), batch_size=batch)
-            self.models[key] = self.model(kind, config), {**feed, "shuffle": False, "verbose": 0}
+            self.models[key] = self.model(kind, config), self.feed(kind, self.dataset(config, batch * steps))
         model, feed = self.models[key]
-        return self.inside(model.fit, **feed)
+        return self.time_batches(model.fit, **feed)
 
-    def inside(self, run: Callable[..., object], **feed: Any) -> float:
-        """Seconds from the first batch's begin to the last one's end: what Keras does before and after, and waits for, is left out."""
+    def feed(self, kind: str, data: Any) -> dict[str, Any]:
+        """Arguments of `fit` for this kind."""
+        from crypto_lstm.data.windows import tf_dataset
+
+        fixed = {"shuffle": False, "verbose": 0}
+        if kind in KINDS:
+            return {"x": tf_dataset(data), **fixed}
+        x, y = copy_windows(data)
+        return {"x": x, "y": y, "batch_size": data.batch_size, **fixed}
+
+    def time_batches(self, run: Callable[..., object], **feed: Any) -> float:
+        """Seconds from the begin of the first batch to the end of the last, without the work and waits around them."""
 
         class Clock(self.keras.callbacks.Callback):
             first = last = 0.0
@@ -224,20 +250,21 @@ class Training(Stored):
         return clock.last - clock.first
 
     def forget(self) -> None:
-        """Let go of all networks."""
+        """Release all networks."""
         self.models.clear()
         self.keras.backend.clear_session()
         gc.collect()
 
     def step_memory(self, kind: str, steps: int) -> dict[str, float | None]:
-        """Peaks of some training steps, in MB of 2**20 bytes. In a process that does nothing else, as peaks are of a process.
+        """Peaks of some training steps, in MB of 2**20 bytes. A peak belongs to a process: use one for this alone.
 
         Tensors are counted where the process was started with TF_CPU_ALLOCATOR_USE_BFC=1.
         """
         import tensorflow as tf
 
         counted = os.environ.get("TF_CPU_ALLOCATOR_USE_BFC") == "1"
-        model, data = self.model(kind, self.config), self.dataset(self.config, steps * self.config.batch_windows)
+        model = self.model(kind, self.config)
+        data = self.dataset(self.config, steps * self.config.batch_windows)
         gc.collect()
         resident = process_memory_mb()
         reset_peak_memory()
@@ -249,7 +276,7 @@ class Training(Stored):
 
 
 class Ours(Training):
-    """The same where the threads are set up as `train` does it."""
+    """The same, with the threads configured as `train` does it."""
 
     def __init__(self, folder: str) -> None:
         from crypto_lstm.gpu import setup_cpu_threads
@@ -258,21 +285,22 @@ class Ours(Training):
         super().__init__(folder)
 
 
-def whole(data: Any) -> tuple[np.ndarray, np.ndarray]:
+def copy_windows(data: Any) -> tuple[np.ndarray, np.ndarray]:
     """All windows and targets of a dataset, copied out."""
-    x, y = zip(*(data[n] for n in range(len(data))), strict=True)
-    return np.concatenate(x), np.concatenate(y)
+    batches = [data[n] for n in range(len(data))]
+    return np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches])
 
 
 class Keras(Training):
-    """Answers of stock Keras, and the limit that the machine sets."""
+    """Decisions of stock Keras, and the limit of the machine: matrix products."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
         import tensorflow as tf
 
-        self.tf, (self.x, _) = tf, self.windows
-        self.answering = to_keras_model(self.config, self.config.recurrent_rate)
+        self.tf = tf
+        self.x, _ = self.windows
+        self.answering = build_keras_network(self.config, self.config.recurrent_rate)
         self.answering.set_weights(self.weights)
         self.function = tf.function(lambda x: self.answering(x, training=False))
         self.square = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
@@ -290,56 +318,59 @@ class Keras(Training):
             "call": lambda: self.answering(window, training=False).numpy(),
             "function": lambda: self.function(self.tf.constant(window)).numpy(),
         }
-        return median_seconds(ways[how], repeat)
+        return time_median(ways[how], repeat)
 
     def many(self, count: int, batch: int, alone: bool = False) -> float:
         """Seconds of a call of `predict`, or of its batches alone."""
         feed = {"x": self.view(count), "batch_size": batch, "verbose": 0}
-        return self.inside(self.answering.predict, **feed) if alone else seconds(lambda: self.answering.predict(**feed))
+        if alone:
+            return self.time_batches(self.answering.predict, **feed)
+        return time_call(lambda: self.answering.predict(**feed))
 
     def product(self, how: str) -> float:
         """Seconds of one float32 product of 2048 x 2048, on all cores."""
         if how == "numpy":
-            return median_seconds(lambda: self.square @ self.square, 3)
+            return time_median(lambda: self.square @ self.square, 3)
         a = self.tf.constant(self.square)
-        return median_seconds(lambda: self.tf.linalg.matmul(a, a).numpy(), 3)
+        return time_median(lambda: self.tf.linalg.matmul(a, a).numpy(), 3)
 
 
 # ---------------------------------------------------------------- data
 
 
 class Data(Ours):
-    """Candles to batches: memory and time. Each work in a process of its own, as resident memory is of a process."""
+    """Candles to batches: memory and time. Resident memory belongs to a process: ask a new one for each measurement."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
         from crypto_lstm.data.synthetic import synthetic_candles
         from crypto_lstm.data.windows import prepare
 
-        self.prepare_candles, self.invent = prepare, synthetic_candles
+        self.prepare_candles, self.make_candles = prepare, synthetic_candles
 
     def prepare(self, candles: int) -> None:
-        """Write what all kinds read: random weights, and real windows of an invented market."""
+        """Write the files that all kinds read: random weights, and windows of a synthetic market."""
         from crypto_lstm.architecture import build_model
         from crypto_lstm.inference.onnx_file import export_onnx
 
-        config, table = Config(), self.invent(candles, seed=0, edge=0.5)
+        config, table = Config(), self.make_candles(candles, seed=0, edge=0.5)
         (self.folder / "settings.json").write_text(json.dumps(config.as_dict()), encoding="utf-8")
         table.to_feather(self.folder / "candles.feather")
         data, model = self.prepare_candles(table, config), build_model(config)
         export_onnx(model, self.folder / "model.onnx", config=config, scaler=data.scaler)
-        stock = to_keras_model(config, config.recurrent_rate)
+        stock = build_keras_network(config, config.recurrent_rate)
         stock.set_weights(model.get_weights())
         stock.save(self.folder / "model.keras")
         np.savez(self.folder / "weights.npz", *model.get_weights())
-        np.savez(self.folder / "train.npz", matrix=data.train.matrix, rows=data.train.rows, labels=data.train.labels)
-        some = np.resize(np.random.default_rng(0).permutation(len(data.train.rows)), WINDOWS)
-        targets = np.eye(3, dtype=np.float32)[data.train.labels[some]]
-        np.savez(self.folder / "windows.npz", windows=data.train.gather(data.train.rows[some]), targets=targets)
+        train = data.train
+        np.savez(self.folder / "train.npz", matrix=train.matrix, rows=train.rows, labels=train.labels)
+        some = np.resize(np.random.default_rng(0).permutation(len(train.rows)), WINDOWS)
+        targets = np.eye(3, dtype=np.float32)[train.labels[some]]
+        np.savez(self.folder / "windows.npz", windows=train.gather(train.rows[some]), targets=targets)
 
-    def invented(self, candles: int) -> Path:
-        """A file of candles, none of the future; written once by a process of its own, so that this one holds no more than it reads."""
-        path = self.folder / f"invented-{candles}.feather"
+    def candle_file(self, candles: int) -> Path:
+        """A file of synthetic candles of the past. A process of its own writes it once, so that this one only reads."""
+        path = self.folder / f"synthetic-{candles}.feather"
         if not path.exists():
             code = "import sys; from crypto_lstm.data.synthetic import synthetic_candles as s; "
             code += "s(int(sys.argv[1]), seed=0, start='2000-01-01').to_feather(sys.argv[2])"
@@ -347,10 +378,10 @@ class Data(Ours):
         return path
 
     def resident(self, candles: int) -> dict[str, float]:
-        """What reading and preparing candles adds to the process, in MB; a small run first loads every library that is used."""
+        """Growth of the process by reading and preparing candles, in MB; a small run first loads all libraries."""
         from crypto_lstm.data.candles import read_candles
 
-        small, path = self.invented(50_000), self.invented(candles)
+        small, path = self.candle_file(50_000), self.candle_file(candles)
         self.prepare_candles(read_candles(small), Config())
         gc.collect()
         before = process_memory_mb()
@@ -364,7 +395,7 @@ class Data(Ours):
         return {**readings, "as_windows_mb": bytes_as_windows / 2**20}
 
     def copied(self, candles: int) -> dict[str, float]:
-        """What the same candles add once every window is copied out, in MB, and how long the copying takes."""
+        """Growth of the process when every window is copied out, in MB, and the seconds of copying."""
         matrix = np.zeros((candles + 119, 8), np.float32)
         before = process_memory_mb()
         start = time.perf_counter()
@@ -375,23 +406,27 @@ class Data(Ours):
     def feeding(self, candles: int, steps: int, rounds: int) -> dict[str, list[float]]:
         """Seconds of a step with the default network, and with a network of next to no arithmetic, fed alike.
 
-        The second is all that feeding can take of a step, with Keras' own loop on top: nothing hides it there.
+        The second is the upper bound of the time that feeding takes of a step: it includes Keras' own loop, and no
+        arithmetic runs beside it.
         """
         from crypto_lstm.data.candles import read_candles
         from crypto_lstm.data.windows import tf_dataset
 
-        data = self.prepare_candles(read_candles(self.invented(candles)), Config())
-        trained = {"step": self.model(data.config.recurrent_dropout, data.config), "feeding": self._idle(data.config)}
-        many = {"step": steps, "feeding": 40 * steps}
+        data = self.prepare_candles(read_candles(self.candle_file(candles)), Config())
+        trained = {
+            "step": self.model(data.config.recurrent_dropout, data.config),
+            "feeding": self._idle_network(data.config),
+        }
+        counts = {"step": steps, "feeding": 40 * steps}
 
-        def one(name: str) -> float:
-            feed = {"x": tf_dataset(data.train), "steps_per_epoch": many[name], "shuffle": False, "verbose": 0}
-            return self.inside(trained[name].fit, **feed) / many[name]
+        def time_step(name: str) -> float:
+            feed = {"x": tf_dataset(data.train), "steps_per_epoch": counts[name], "shuffle": False, "verbose": 0}
+            return self.time_batches(trained[name].fit, **feed) / counts[name]
 
-        return in_turn({name: lambda name=name: one(name) for name in trained}, rounds)
+        return measure_in_turn({name: lambda name=name: time_step(name) for name in trained}, rounds)
 
-    def _idle(self, config: Config) -> keras.Model:
-        """A network that looks at the newest candle only."""
+    def _idle_network(self, config: Config) -> keras.Model:
+        """A network that reads the newest candle only."""
         keras = self.keras
         window = keras.Input((config.sequence_length, len(config.features)))
         model = keras.Model(window, keras.layers.Dense(3, activation="softmax")(window[:, -1]))
@@ -399,7 +434,7 @@ class Data(Ours):
         return model
 
     def epoch(self, windows: int) -> dict[str, float]:
-        """One epoch's order drawn and all its batches gathered; and what the windows hold in memory, in MB."""
+        """Seconds to draw one epoch's order and gather all its batches, and the memory of the windows, in MB."""
         from crypto_lstm.data.windows import WindowDataset
 
         random = np.random.default_rng(0)
@@ -413,7 +448,7 @@ class Data(Ours):
                 data[n]
 
         gather()
-        return {"seconds": median_seconds(gather, 3), "held_mb": (matrix.nbytes + rows.nbytes + labels.nbytes) / 2**20}
+        return {"seconds": time_median(gather, 3), "held_mb": (matrix.nbytes + rows.nbytes + labels.nbytes) / 2**20}
 
     def candles(self, candles: int, repeat: int) -> dict[str, float]:
         """Seconds of features and of labels, each from raw candles."""
@@ -421,10 +456,10 @@ class Data(Ours):
         from crypto_lstm.data.features import make_features
         from crypto_lstm.data.labels import make_labels
 
-        table = read_candles(self.invented(candles))
+        table = read_candles(self.candle_file(candles))
         return {
-            "features_s": median_seconds(lambda: make_features(table, Config()), repeat),
-            "labels_s": median_seconds(lambda: make_labels(table, Config()), repeat),
+            "features_s": time_median(lambda: make_features(table, Config()), repeat),
+            "labels_s": time_median(lambda: make_labels(table, Config()), repeat),
         }
 
 

@@ -1,0 +1,75 @@
+"""`python -m benchmarks NAME [OPTION ...]` runs a benchmark; without a name it lists them.
+
+Run it in the root of the repository.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One command: the module whose `main` runs it, a description, the duration, and options that it always gets."""
+
+    module: str
+    text: str
+    duration: str
+    options: tuple[str, ...] = ()
+
+
+BENCHMARKS = {
+    "speed": Benchmark(
+        "speed.compare", "decisions, training, memory, feeding and start beside Keras, PyTorch and NumPy", "15 minutes"
+    ),
+    "growth": Benchmark(
+        "speed.compare",
+        "growth of time and memory with windows, batch, timesteps and candles",
+        "half an hour",
+        ("--only", "growth"),
+    ),
+    "gpu": Benchmark("speed.gpu", "training on a GPU: Keras' recurrent dropout against ours", "5 minutes"),
+    "decisions": Benchmark(
+        "speed.decisions", "one decision, many, a new candle, a cold start; stream against batch", "8 minutes"
+    ),
+    "candles": Benchmark("speed.candles", "a file of candles to features and labels", "1 minute"),
+    "feeding": Benchmark(
+        "speed.feeding", "candles to batches: memory, and the training time spent waiting", "3 minutes"
+    ),
+    "start": Benchmark("speed.start", "start of a process: imports and commands", "1 minute"),
+    "defaults": Benchmark("speed.defaults", "settings of training: threads, XLA, bfloat16, ways to feed", "10 minutes"),
+    "recurrent-dropout": Benchmark(
+        "speed.recurrent_dropout", "which recurrent dropout learns better, the faster or the slower one", "half an hour"
+    ),
+    "memory": Benchmark("memory.forecasts", "forecasts of memory against 40 measured trainings", "more than an hour"),
+    "reliability": Benchmark(
+        "reliability.suite", "kills, disk errors, changed bytes, attacks and NaN, beside plain Keras", "an hour"
+    ),
+}
+
+
+def describe_benchmarks() -> str:
+    """One line for each benchmark: its name, its duration on two cores, and what it measures."""
+    lines = [f"  {name:18} {found.duration:18} {found.text}" for name, found in BENCHMARKS.items()]
+    usage = "python -m benchmarks NAME [OPTION ...]    `NAME --help` shows the options of a benchmark"
+    return "\n".join([usage, "", f"  {'NAME':18} {'on two cores':18} measures", *lines])
+
+
+def main(words: list[str]) -> int:
+    """Run the benchmark that the first word names, with the words that follow as its options."""
+    if not words or words[0] in ("-h", "--help"):
+        print(describe_benchmarks())
+        return 0
+    name, *options = words
+    if name not in BENCHMARKS:
+        print(f"expected the name of a benchmark, got {name!r}\n\n{describe_benchmarks()}", file=sys.stderr)
+        return 2
+    found = BENCHMARKS[name]
+    module = importlib.import_module(f"benchmarks.{found.module}")
+    return module.main([*found.options, *options]) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

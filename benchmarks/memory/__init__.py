@@ -1,0 +1,1 @@
+"""How far forecasts of memory are from measured trainings."""

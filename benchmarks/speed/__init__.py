@@ -1,0 +1,1 @@
+"""How fast the package is, beside Keras, PyTorch, NumPy and pandas in the same run."""

@@ -1,0 +1,7 @@
+"""Settings of all tests: the same ones as `make test` gives, for a run of `pytest` alone."""
+
+import os
+
+# Before TensorFlow and matplotlib are imported: no greetings of TensorFlow, and plots without a screen.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("MPLBACKEND", "agg")
