@@ -24,6 +24,8 @@ from .storage.verified import atomic_file
 from .utils.display import BLUE, GREEN, GREY, ORANGE
 from .utils.errors import CryptoLSTMError
 
+from .utils.keras_internals import is_improvement, should_save_model
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -107,7 +109,7 @@ class _CarefulMixin:
         return f"{fault}; pass validation_data or another monitor"
 
     def _is_improvement(self, value: float, reference: float | None) -> bool:
-        return math.isfinite(value) and bool(super()._is_improvement(value, reference))  # type: ignore[misc]
+        return math.isfinite(value) and is_improvement(super(), value, reference)
 
 
 def _describe_bad_losses(logs: Mapping[str, Any] | None) -> list[str]:
@@ -166,7 +168,7 @@ class BestCheckpoint(_CarefulMixin, keras.callbacks.ModelCheckpoint):
 
     def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
         """Keras' hook to decide and save. Keras' own version overwrites the old file in place."""
-        if self._should_save_model(epoch, batch, logs, self.filepath):
+        if should_save_model(self, epoch, batch, logs):
             save_checkpoint(self.model, self.filepath, {"epoch": epoch + 1, self.monitor: float(logs[self.monitor])})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config import Config, ConfigError
 from ..memory import BUILT_MB, MemoryEstimate, Variant, estimate_memory, require_positive
-from ..utils.errors import CryptoLSTMError
+from ..utils.errors import CryptoLSTMError, Suggestion
 from ..utils.system import available_memory_mb, memory_limit_mb, process_memory_mb
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,8 @@ class MemoryBudgetError(CryptoLSTMError, MemoryError):
         self.budget_mb = budget_mb  # memory that the process may hold; None: unknown
         self.advice = advice  # the same training in batches that fit; None: nothing fits
         self.largest = largest  # the largest batch size that fits by the forecast; None: unknown
-        super().__init__(f"{fault or _need(estimate, budget_mb or 0)}; {_advice(advice, largest)}")
+        message = f"{fault or _need(estimate, budget_mb or 0)}; {_advice(advice, largest)}"
+        super().__init__(message, suggestions=_suggestions(advice))
 
 
 class OutOfMemoryError(MemoryBudgetError):
@@ -77,12 +78,18 @@ def _need(estimate: MemoryEstimate, budget_mb: float) -> str:
 def _advice(advice: Config | None, largest: int | None) -> str:
     if advice is None:
         return "not even one window at a time fits: lower sequence_length or lstm_units, or free memory"
-    return (
-        (f"the largest batch that fits is {largest}; " if largest else "")
-        + "what fits with as many windows for each change of the weights is "
-        f"batch_size={advice.batch_size} gradient_accumulation_steps={advice.gradient_accumulation_steps}: "
-        "set them, or train with on_memory='accumulate', which sets them; on_memory='force' trains all the same"
-    )
+    return f"the largest batch that fits is {largest}" if largest else "smaller batches may fit"
+
+
+def _suggestions(advice: Config | None) -> list[Suggestion]:
+    if advice is None:
+        return []
+    fitting = {"batch_size": advice.batch_size, "gradient_accumulation_steps": advice.gradient_accumulation_steps}
+    return [
+        Suggestion(fitting, "to keep the number of windows per weight update"),
+        Suggestion({"on_memory": "accumulate"}, "to have these two set automatically"),
+        Suggestion({"on_memory": "force"}, "to train anyway"),
+    ]
 
 # %% ../../nbs/profiling/01_batch_size.ipynb #3f007c9a
 _MOST_WINDOWS = 2**24  # upper limit of the search if the number of windows is not given

@@ -211,7 +211,7 @@ def _fit_to_memory(
     is_described = gpu.free_mb is not None and cudnn_loss(config) is not None
     if not is_described and config.batch_size != "auto":
         return config
-    variant = Variant(stock=True)
+    variant = Variant(keras_layers=True)
     return fit_to_memory(config, on_memory, budget_mb=gpu.free_mb, resident_mb=1.0, windows=windows, variant=variant)
 
 # %% ../../nbs/training/04_trainer.ipynb #ffaeb7ed
@@ -233,7 +233,7 @@ class _Job:
 
     def estimate(self) -> MemoryEstimate:
         """The memory of the training in this process, which holds the data already."""
-        variant = Variant(stock=bool(self.gpu))
+        variant = Variant(keras_layers=bool(self.gpu))
         return estimate_memory(self.data.config, resident_mb=process_memory_mb(), variant=variant)
 
 
