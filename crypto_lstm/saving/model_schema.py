@@ -466,6 +466,14 @@ def _layer_arguments(settings: Mapping[str, Any], path: FilePath) -> dict[str, A
     return arguments
 
 
+def _build_layer(layer_class: Any, settings: Mapping[str, Any], path: FilePath) -> keras.layers.Layer:
+    arguments = _layer_arguments(settings, path)
+    with _building(path):
+        layer = layer_class(**arguments)
+    layer.trainable = settings.get("trainable", True)
+    return layer
+
+
 def build_network(
     network: NetworkDescription,  # from `check_network`
     path: FilePath,  # of the file, for the message
@@ -477,16 +485,10 @@ def build_network(
     from crypto_lstm.layers import LowMemoryLSTM
 
     lstm = keras.layers.LSTM if recurrent_dropout is None else partial(LowMemoryLSTM, kind=recurrent_dropout)
-    classes: dict[str, Any] = {"LSTM": lstm, "Dense": keras.layers.Dense, "Dropout": keras.layers.Dropout}
+    classes = {"LSTM": lstm, "Dense": keras.layers.Dense, "Dropout": keras.layers.Dropout}
     first, *others = network.layers
     window = keras.Input(tuple(first.settings["batch_shape"][1:]), name=first.name, dtype="float32")
-    layers = []
-    for description in others:
-        arguments = _layer_arguments(description.settings, path)
-        with _building(path):
-            layer = classes[description.kind](**arguments)
-        layer.trainable = description.settings.get("trainable", True)
-        layers.append(layer)
+    layers = [_build_layer(classes[description.kind], description.settings, path) for description in others]
     if network.kind == "Sequential":
         with _building(path):
             return keras.Sequential([window, *layers], name=network.name)
