@@ -403,14 +403,14 @@ INPUTS = {
     ),
     "two hours apart, at the end": (APART, CLOSE, "120 minutes apart"),
     "two hours apart, and filled": (fill_gaps(APART, 60, "1h"), CLOSE, "120 minutes apart"),
-    "filled, and a hole since": (
+    "filled, and a gap since": (
         FILLED.drop(index=range(1585, 1596)).reset_index(drop=True),
         CLOSE,
         "has been cut since",
     ),
     "filled in part": (pd.concat([FILLED[:1590], CANDLES[1590:]], ignore_index=True), CLOSE, "as fill_gaps makes them"),
     "an age that is none": (CANDLES, CLOSE, "expected max_age_candles", "1"),
-    "a hole": (CANDLES.drop(index=range(1580, 1590)).reset_index(drop=True), CLOSE, "does not complete a window"),
+    "a gap": (CANDLES.drop(index=range(1580, 1590)).reset_index(drop=True), CLOSE, "does not complete a window"),
 }
 
 
