@@ -23,7 +23,6 @@ from .profiling.memory_monitor import MemoryMonitorCallback
 from .storage.verified import atomic_file
 from .utils.display import BLUE, GREEN, GREY, ORANGE
 from .utils.errors import CryptoLSTMError
-
 from .utils.keras_internals import is_improvement, should_save_model
 
 if TYPE_CHECKING:

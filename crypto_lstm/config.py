@@ -17,9 +17,19 @@ from typing import Any, Literal, Self, TypeVar
 from .storage.atomic import write_text
 from .utils.display import html_table, text_table
 from .utils.errors import CryptoLSTMError
-from .utils.fields import allow_auto, allow_none, check_fields, make_field
-from .utils.fields import expect_distinct_names, expect_flag, expect_match, expect_number_in
-from .utils.fields import expect_one_of, expect_whole_number, expect_whole_numbers
+from crypto_lstm.utils.fields import (
+    allow_auto,
+    allow_none,
+    check_fields,
+    expect_distinct_names,
+    expect_flag,
+    expect_match,
+    expect_number_in,
+    expect_one_of,
+    expect_whole_number,
+    expect_whole_numbers,
+    make_field,
+)
 
 # %% auto #0
 __all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'RECURRENT_DROPOUT', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config',

@@ -11,8 +11,13 @@ from typing import Any, NamedTuple
 import keras
 
 from .config import RECURRENT_DROPOUT, ConfigError
-from .utils.keras_internals import draw_dropout_masks, draw_row_mask, get_compile_settings
-from .utils.keras_internals import replace_attributes, set_public_name
+from crypto_lstm.utils.keras_internals import (
+    draw_dropout_masks,
+    draw_row_mask,
+    get_compile_settings,
+    replace_attributes,
+    set_public_name,
+)
 
 # %% auto #0
 __all__ = ['PARTS', 'gate_weights', 'lstm_sequence', 'find_fallback_reason', 'LowMemoryLSTM', 'to_keras_model',

@@ -26,14 +26,32 @@ import numpy as np
 from . import __version__
 from .config import CLASSES, Config, ConfigError
 from .saving.compatibility import ModelMismatchError, find_non_finite_weights, validate_model
-from .saving.model_file import MAX_BYTES, UNCHECKED, LoadReport
-from .saving.model_file import build_model_from_content, detect_format, parse_model_file
-from .saving.model_schema import ModelFileError, ModelIntegrityError, UnsafeModelError
-from .saving.model_schema import require_keras, silence_keras
+from crypto_lstm.saving.model_file import (
+    MAX_BYTES,
+    UNCHECKED,
+    LoadReport,
+    build_model_from_content,
+    detect_format,
+    parse_model_file,
+)
+from crypto_lstm.saving.model_schema import (
+    ModelFileError,
+    ModelIntegrityError,
+    UnsafeModelError,
+    require_keras,
+    silence_keras,
+)
 from .storage.atomic import SaveError, write_json, write_text
 from .storage.lock import LockedError
-from .storage.manifest import MANIFEST, FilePath, PinMismatchError, SavedFileError
-from .storage.manifest import parse_json, read_bytes, read_manifest
+from crypto_lstm.storage.manifest import (
+    MANIFEST,
+    FilePath,
+    PinMismatchError,
+    SavedFileError,
+    parse_json,
+    read_bytes,
+    read_manifest,
+)
 from .storage.verified import atomic_file, atomic_folder, manifest_path, read_file, read_folder
 from .utils.display import html_table, text_table
 from .utils.errors import CryptoLSTMError

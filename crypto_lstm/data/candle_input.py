@@ -12,10 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from .candle_rules import COLUMNS, DATE_RANGE, VALUE_COLUMNS, datetime_to_ns, datetimes_to_ns
-from .candle_rules import find_broken_rule, find_other_step, find_unordered_rows, find_violations
-from .candle_rules import format_step, format_time, is_in_date_range, is_milliseconds, is_off_grid
-from .candle_rules import milliseconds_to_ns
+from crypto_lstm.data.candle_rules import (
+    COLUMNS,
+    DATE_RANGE,
+    VALUE_COLUMNS,
+    datetime_to_ns,
+    datetimes_to_ns,
+    find_broken_rule,
+    find_other_step,
+    find_unordered_rows,
+    find_violations,
+    format_step,
+    format_time,
+    is_in_date_range,
+    is_milliseconds,
+    is_off_grid,
+    milliseconds_to_ns,
+)
 from ..utils.checks import shorten_repr
 from ..utils.errors import CryptoLSTMError
 

@@ -16,9 +16,21 @@ import numpy as np
 import pandas as pd
 
 from ..config import TIMEFRAME_MINUTES, Config
-from .candle_rules import COLUMNS, DATE_RANGE, MINUTE_NS, PRICES, VALUE_COLUMNS
-from .candle_rules import datetimes_to_ns, find_other_step, find_unordered_rows, find_usual_step
-from .candle_rules import find_violations, format_step, format_time, is_off_grid
+from crypto_lstm.data.candle_rules import (
+    COLUMNS,
+    DATE_RANGE,
+    MINUTE_NS,
+    PRICES,
+    VALUE_COLUMNS,
+    datetimes_to_ns,
+    find_other_step,
+    find_unordered_rows,
+    find_usual_step,
+    find_violations,
+    format_step,
+    format_time,
+    is_off_grid,
+)
 from .readers import CandleError, RawTable, parse_dates, parse_numbers, read_table, to_utc_datetimes
 from ..utils.checks import shorten_repr
 from ..utils.display import BLUE, GREY, RED, html_table, new_axes, text_table

@@ -14,10 +14,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..config import Config
-from .candle_input import StreamError, parse_candle, parse_candles
-from .candle_input import require_closed, require_sound_candle, require_sound_candles
-from .candle_rules import MINUTE_NS, VALUE_COLUMNS
-from .candle_rules import count_last_steps, describe_spacing_doubt, format_time
+from crypto_lstm.data.candle_input import (
+    StreamError,
+    parse_candle,
+    parse_candles,
+    require_closed,
+    require_sound_candle,
+    require_sound_candles,
+)
+from crypto_lstm.data.candle_rules import (
+    MINUTE_NS,
+    VALUE_COLUMNS,
+    count_last_steps,
+    describe_spacing_doubt,
+    format_time,
+)
 
 # %% auto #0
 __all__ = ['RollingMean', 'FeatureRows', 'FeatureStream']

@@ -30,8 +30,16 @@ from ..data.candles import require_candles
 from ..data.feature_stream import count_last_steps, describe_spacing_doubt
 from ..data.scaler import Scaler, ScalerError
 from ..data.windows import WindowDataset, prediction_windows
-from .decision import Decision, InvalidPredictionError, choose_action, convert_windows
-from .decision import is_expiry, parse_scaler, require_fresh, require_probabilities
+from crypto_lstm.inference.decision import (
+    Decision,
+    InvalidPredictionError,
+    choose_action,
+    convert_windows,
+    is_expiry,
+    parse_scaler,
+    require_fresh,
+    require_probabilities,
+)
 from ..saving.compatibility import validate_model
 from ..saving.model_schema import silence_keras
 from ..storage.manifest import FilePath, IntegrityError, SavedFileError, parse_json

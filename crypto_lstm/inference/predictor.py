@@ -21,12 +21,29 @@ import numpy as np
 from ..config import CLASSES, Config
 from ..data.feature_stream import FeatureStream, format_time
 from ..data.scaler import Scaler, ScalerError
-from .decision import NO_TRADE, Decision, InvalidPredictionError, choose_action, choose_actions
-from .decision import convert_windows, is_expiry, parse_scaler, require_fresh, require_max_age
-from .decision import require_probabilities, resolve_now
+from crypto_lstm.inference.decision import (
+    NO_TRADE,
+    Decision,
+    InvalidPredictionError,
+    choose_action,
+    choose_actions,
+    convert_windows,
+    is_expiry,
+    parse_scaler,
+    require_fresh,
+    require_max_age,
+    require_probabilities,
+    resolve_now,
+)
 from .onnx_file import INPUT, OnnxFileError, decode_onnx_file, open_session
-from ..storage.manifest import FilePath, IntegrityError, PinMismatchError, SavedFileError
-from ..storage.manifest import read_bytes, read_json
+from crypto_lstm.storage.manifest import (
+    FilePath,
+    IntegrityError,
+    PinMismatchError,
+    SavedFileError,
+    read_bytes,
+    read_json,
+)
 from ..storage.verified import atomic_file, manifest_path, read_file, verify_folder
 from ..utils.checks import shorten_repr
 from ..utils.display import html_table, text_table

@@ -22,8 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .hdf5 import Hdf5Error, read_arrays, read_arrays_in_sandbox
-from .model_schema import ModelIntegrityError, NetworkDescription, UnsafeModelError
-from .model_schema import build_network, check_network, compile_network
+from crypto_lstm.saving.model_schema import (
+    ModelIntegrityError,
+    NetworkDescription,
+    UnsafeModelError,
+    build_network,
+    check_network,
+    compile_network,
+)
 from ..storage.manifest import FilePath, SavedFileError, parse_json
 from ..utils.checks import list_first_names
 from ..utils.display import html_table, text_table

@@ -16,12 +16,32 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .atomic import SaveError, check_file_name, displaced_path, exclusive_write, move_into_place
-from .atomic import sync_to_disk, write_new_file
+from crypto_lstm.storage.atomic import (
+    SaveError,
+    check_file_name,
+    displaced_path,
+    exclusive_write,
+    move_into_place,
+    sync_to_disk,
+    write_new_file,
+)
 from .lock import absolute_path
-from .manifest import MANIFEST, FilePath, IntegrityError, MissingFolderError, PinMismatchError
-from .manifest import SavedFileError, describe_file, encode_manifest, get_saved_files, is_file_record
-from .manifest import list_tree, read_blocks, read_bytes, read_manifest
+from crypto_lstm.storage.manifest import (
+    MANIFEST,
+    FilePath,
+    IntegrityError,
+    MissingFolderError,
+    PinMismatchError,
+    SavedFileError,
+    describe_file,
+    encode_manifest,
+    get_saved_files,
+    is_file_record,
+    list_tree,
+    read_blocks,
+    read_bytes,
+    read_manifest,
+)
 from ..utils.checks import list_first_names
 from ..utils.display import html_table, text_table
 

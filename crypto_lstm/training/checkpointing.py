@@ -20,8 +20,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from ..callbacks import CHECKPOINT_NAME, BestCheckpoint, CarefulEarlyStopping
-from ..callbacks import StopOnNonFinite, save_checkpoint
+from crypto_lstm.callbacks import (
+    CHECKPOINT_NAME,
+    BestCheckpoint,
+    CarefulEarlyStopping,
+    StopOnNonFinite,
+    save_checkpoint,
+)
 from ..config import Config, ConfigError
 from ..data.windows import WindowDataset, tf_dataset
 from ..profiling.memory_monitor import MemoryMonitorCallback

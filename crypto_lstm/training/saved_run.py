@@ -23,8 +23,15 @@ from ..inference.bundle import Bundle, VerifyReport, load_bundle, verify_bundle
 from ..inference.predictor import choose_actions, require_probabilities
 from ..persistence import read_metadata
 from ..saving.model_schema import ModelFileError, silence_keras
-from ..storage.manifest import MANIFEST, FilePath, IntegrityError, PinMismatchError, SavedFileError
-from ..storage.manifest import parse_json, read_bytes
+from crypto_lstm.storage.manifest import (
+    MANIFEST,
+    FilePath,
+    IntegrityError,
+    PinMismatchError,
+    SavedFileError,
+    parse_json,
+    read_bytes,
+)
 from ..storage.verified import manifest_path, read_file
 from .run_folder import FILES
 from ..utils.display import html_table, text_table
@@ -56,7 +63,7 @@ def predict_candles(
     """Probabilities and the most likely class for every candle that has a full window, the newest included.
 
     The decision is NO_TRADE if two classes are equally likely. The probabilities are not calibrated: training balances
-    the classes, so rare classes are over-predicted. `crypto_lstm.evaluation.metrics.restore_prior` corrects them for
+    the classes, so rare classes are over-predicted. `crypto_lstm.evaluation.metrics.correct_prior` corrects them for
     the shares of the market (prior correction, Saerens et al. 2002); the metadata of a run has both shares.
 
     With the folder that the example of `train` writes:

@@ -22,8 +22,13 @@ import pandas as pd
 
 import crypto_lstm
 from ..architecture import build_model, cudnn_loss, require_saveable_plan
-from ..callbacks import CHECKPOINT_NAME, NonFiniteError, OutputFolderError
-from ..callbacks import create_callbacks, plot_training_curves
+from crypto_lstm.callbacks import (
+    CHECKPOINT_NAME,
+    NonFiniteError,
+    OutputFolderError,
+    create_callbacks,
+    plot_training_curves,
+)
 from ..config import CLASSES, Config
 from ..data.windows import TrainingData, prepare
 from ..evaluation.metrics import Evaluation, evaluate, plot_confusion
@@ -37,10 +42,25 @@ from ..profiling.memory_monitor import MemoryMonitorCallback, plot_memory_histor
 from ..storage.atomic import atomic_path, sha256_file, write_json
 from ..storage.manifest import MANIFEST, parse_json
 from ..storage.verified import atomic_file
-from .checkpointing import SavedState, StopOnSignal, TrainingBackup, make_deterministic
-from .checkpointing import read_resumable_state, require_save_interval, restore_training, resume_fit
-from .run_folder import FILES, check_output_folder, delete_training_state, is_finished_run
-from .run_folder import list_versions, lock_run_folder, run_identity
+from crypto_lstm.training.checkpointing import (
+    SavedState,
+    StopOnSignal,
+    TrainingBackup,
+    make_deterministic,
+    read_resumable_state,
+    require_save_interval,
+    restore_training,
+    resume_fit,
+)
+from crypto_lstm.training.run_folder import (
+    FILES,
+    check_output_folder,
+    delete_training_state,
+    is_finished_run,
+    list_versions,
+    lock_run_folder,
+    run_identity,
+)
 from .saved_run import load_run, predict_candles, predict_probabilities, read_pinned
 from ..utils.display import html_table, text_table
 from ..utils.system import MB, memory_limit_mb, process_memory_mb

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from inference.test_bundle import FIRST, WEIGHTS, config_with, forged, weights_of
 from support.attacks import (
     CONFIG_ATTACKS,
     WEIGHT,
@@ -40,32 +41,27 @@ from support.attacks import (
 )
 from support.kill_and_resume import CONFIG as WHOLE
 from support.kill_and_resume import candles
-from inference.test_bundle import FIRST, WEIGHTS, config_with, forged, weights_of
 
 from crypto_lstm.architecture import build_model
-from crypto_lstm.profiling.batch_size import MemoryBudgetError, OutOfMemoryError
-from crypto_lstm.inference.bundle import Bundle, BundleError, load_bundle, save_bundle
-from crypto_lstm.inference.decision import NO_TRADE, InvalidPredictionError, Decision
 from crypto_lstm.callbacks import MonitorError, NonFiniteError, OutputFolderError, create_callbacks
-from crypto_lstm.data.candles import fill_gaps, read_candles
-from crypto_lstm.data.readers import CandleError
 from crypto_lstm.commands.main import main
-from crypto_lstm.storage.atomic import SaveError
-from crypto_lstm.storage.verified import manifest_path
 from crypto_lstm.config import CLASSES, ConfigError
-from crypto_lstm.evaluation.metrics import EvaluationError, evaluate
+from crypto_lstm.data.candles import fill_gaps, read_candles
 from crypto_lstm.data.features import FeatureError
-from crypto_lstm.training.run_folder import ResumeMismatchError, lock_run_folder
-from crypto_lstm.gpu import setup_gpu_memory
 from crypto_lstm.data.labels import LabelError
+from crypto_lstm.data.readers import CandleError
 from crypto_lstm.data.scaler import ScalerError
-from crypto_lstm.storage.lock import LockedError
-from crypto_lstm.saving.model_schema import KerasVersionError
+from crypto_lstm.data.windows import DataError, WindowDataset, prediction_windows, prepare
+from crypto_lstm.evaluation.metrics import EvaluationError, evaluate
+from crypto_lstm.gpu import setup_gpu_memory
+from crypto_lstm.inference.bundle import Bundle, BundleError, load_bundle, save_bundle
+from crypto_lstm.inference.decision import NO_TRADE, Decision, InvalidPredictionError
 from crypto_lstm.persistence import load_model, save_model
+from crypto_lstm.profiling.batch_size import MemoryBudgetError, OutOfMemoryError
 from crypto_lstm.saving.compatibility import ModelMismatchError
-from crypto_lstm.saving.model_schema import ModelIntegrityError, ModelFileError, UnsafeModelError
-from crypto_lstm.training.saved_run import load_run, predict_probabilities
-from crypto_lstm.training.checkpointing import StopOnSignal, read_state
+from crypto_lstm.saving.model_schema import KerasVersionError, ModelFileError, ModelIntegrityError, UnsafeModelError
+from crypto_lstm.storage.atomic import SaveError
+from crypto_lstm.storage.lock import LockedError
 from crypto_lstm.storage.manifest import (
     MANIFEST,
     IntegrityError,
@@ -73,8 +69,11 @@ from crypto_lstm.storage.manifest import (
     SchemaVersionError,
     encode_manifest,
 )
+from crypto_lstm.storage.verified import manifest_path
+from crypto_lstm.training.checkpointing import StopOnSignal, read_state
+from crypto_lstm.training.run_folder import ResumeMismatchError, lock_run_folder
+from crypto_lstm.training.saved_run import load_run, predict_probabilities
 from crypto_lstm.training.trainer import TrainingRun, train
-from crypto_lstm.data.windows import DataError, WindowDataset, prediction_windows, prepare
 
 FAULTS = {
     "Data": """NaN or infinity in a feature · zero or negative price · OHLC out of order · gaps ·

@@ -24,36 +24,40 @@ import pytest
 from support.attacks import _archive, _members, digest
 from support.kill_and_resume import CONFIG, candles
 
-from crypto_lstm.inference import bundle
-from crypto_lstm.storage import atomic
-from crypto_lstm.saving import model_file as foreign
-from crypto_lstm.saving import hdf5
 from crypto_lstm.architecture import build_model
-from crypto_lstm.inference.bundle import (
-    BundleError,
-    load_bundle,
-    encode_weights,
-    save_bundle,
-    decode_weights,
-    list_weight_shapes,
-)
 from crypto_lstm.callbacks import OutputFolderError
+from crypto_lstm.config import ConfigError
 from crypto_lstm.data.candles import fill_gaps
 from crypto_lstm.data.readers import CandleError
-from crypto_lstm.storage.atomic import SaveError
-from crypto_lstm.storage.checkpoints import CheckpointStore
-from crypto_lstm.storage.verified import atomic_folder, atomic_file, manifest_path, read_file
-from crypto_lstm.config import ConfigError
-from crypto_lstm.storage.atomic import atomic_path, write_text
-from crypto_lstm.training.run_folder import STATE, lock_run_folder
-from crypto_lstm.saving.hdf5 import Hdf5Error, read_arrays, read_arrays_apart
-from crypto_lstm.storage.lock import hold_lock
-from crypto_lstm.saving.model_schema import check_network, compile_network
-from crypto_lstm.persistence import ModelFormatError, load_model, save_model
-from crypto_lstm.saving.model_schema import ModelIntegrityError, ModelFileError, UnsafeModelError
-from crypto_lstm.training.checkpointing import StopOnSignal, read_state
-from crypto_lstm.storage.manifest import MANIFEST, IntegrityError, read_manifest, encode_manifest
 from crypto_lstm.data.windows import prepare
+from crypto_lstm.inference import bundle
+from crypto_lstm.inference.bundle import (
+    BundleError,
+    decode_weights,
+    encode_weights,
+    list_weight_shapes,
+    load_bundle,
+    save_bundle,
+)
+from crypto_lstm.persistence import ModelFormatError, load_model, save_model
+from crypto_lstm.saving import hdf5
+from crypto_lstm.saving import model_file as foreign
+from crypto_lstm.saving.hdf5 import Hdf5Error, read_arrays, read_arrays_apart
+from crypto_lstm.saving.model_schema import (
+    ModelFileError,
+    ModelIntegrityError,
+    UnsafeModelError,
+    check_network,
+    compile_network,
+)
+from crypto_lstm.storage import atomic
+from crypto_lstm.storage.atomic import SaveError, atomic_path, write_text
+from crypto_lstm.storage.checkpoints import CheckpointStore
+from crypto_lstm.storage.lock import hold_lock
+from crypto_lstm.storage.manifest import MANIFEST, IntegrityError, encode_manifest, read_manifest
+from crypto_lstm.storage.verified import atomic_file, atomic_folder, manifest_path, read_file
+from crypto_lstm.training.checkpointing import StopOnSignal, read_state
+from crypto_lstm.training.run_folder import STATE, lock_run_folder
 
 HOURLY = candles()
 

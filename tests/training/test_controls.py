@@ -5,8 +5,8 @@ On a market without an edge it must not beat the baselines; on a market with a p
 
 import pytest
 
-from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.commands.demo import DEMO_CANDLES, DEMO_CONFIG, DEMO_EDGE, DEMO_SEED
+from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.training.trainer import train
 
 
