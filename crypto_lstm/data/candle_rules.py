@@ -22,9 +22,9 @@ __all__ = ['COLUMNS', 'PRICES', 'VALUE_COLUMNS', 'MAX_VALUE', 'MINUTE_NS', 'DATE
            'find_unordered_rows', 'find_usual_step', 'find_other_step', 'count_last_steps', 'describe_spacing_doubt']
 
 # %% ../../nbs/data/01_candle_rules.ipynb #3f21fea3
-COLUMNS = ("date", "open", "high", "low", "close", "volume")
-PRICES = ("open", "high", "low", "close")
-VALUE_COLUMNS = ("open", "high", "low", "close", "volume")
+COLUMNS: tuple[str, ...] = ("date", "open", "high", "low", "close", "volume")
+PRICES: tuple[str, ...] = ("open", "high", "low", "close")
+VALUE_COLUMNS: tuple[str, ...] = ("open", "high", "low", "close", "volume")
 
 MAX_VALUE = 1e100  # of a price or a volume; sums of millions of such values stay finite
 MINUTE_NS = 60_000_000_000  # nanoseconds

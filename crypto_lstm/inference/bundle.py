@@ -26,8 +26,8 @@ import pandas as pd
 from .. import __version__
 from ..architecture import MAX_PARAMETERS, build_model, layer_plan, require_saveable_plan
 from ..config import CLASSES, Config, ConfigError
+from ..data.candle_rules import count_last_steps, describe_spacing_doubt
 from ..data.candles import require_candles
-from ..data.feature_stream import count_last_steps, describe_spacing_doubt
 from ..data.scaler import Scaler, ScalerError
 from ..data.windows import WindowDataset, prediction_windows
 from crypto_lstm.inference.decision import (
@@ -36,7 +36,6 @@ from crypto_lstm.inference.decision import (
     choose_action,
     convert_windows,
     is_expiry,
-    parse_scaler,
     require_fresh,
     require_probabilities,
 )
@@ -498,7 +497,7 @@ def _parse_config(data: bytes, path: Path) -> tuple[Config, Shapes]:
 def _parse_scaler(data: bytes, path: Path) -> Scaler:
     values = parse_json(data, path / "scaler.json")
     try:
-        return parse_scaler(values)
+        return Scaler.from_dict(values)
     except ScalerError as error:
         raise BundleError(path, f"its scaler is invalid ({error})", "use the version that wrote it") from error
 

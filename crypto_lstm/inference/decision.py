@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -15,15 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import CLASSES, Config
-from ..data.feature_stream import format_time
-from ..data.scaler import Scaler, ScalerError
+from ..data.candle_rules import format_time
 from ..utils.checks import is_finite_number, shorten_repr
 from ..utils.display import html_table
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
 __all__ = ['NO_TRADE', 'InvalidPredictionError', 'Decision', 'choose_action', 'choose_actions', 'convert_windows',
-           'require_probabilities', 'resolve_now', 'require_max_age', 'is_expiry', 'require_fresh', 'parse_scaler']
+           'require_probabilities', 'resolve_now', 'require_max_age', 'is_expiry', 'require_fresh']
 
 # %% ../../nbs/inference/01_decision.ipynb #8f9ef70e
 NO_TRADE = "NO_TRADE"
@@ -189,31 +187,3 @@ def require_fresh(
     if age > max_age_candles:
         allowed = f"{age:.1f} candles since its close and {max_age_candles:g} are allowed"
         raise InvalidPredictionError(f"{candle} is too old, {allowed}, at {moment}: fetch newer candles")
-
-# %% ../../nbs/inference/01_decision.ipynb #385ee637
-_SCALER_KEYS = ("kind", "features", "center", "scale", "clip")
-
-
-def parse_scaler(
-    values: Any,  # parsed JSON; a scaler saves them with `as_dict`
-) -> Scaler:
-    """The scaler with these values. Raises `ScalerError` if they are not those of a scaler."""
-    if not isinstance(values, Mapping) or not set(_SCALER_KEYS) <= set(values):
-        raise ScalerError(f"a scaler has {', '.join(_SCALER_KEYS)}, got {shorten_repr(values)}")
-    if not _is_list_of(str, values["features"]) or not isinstance(values["kind"], str):
-        names = shorten_repr((values["kind"], values["features"]))
-        raise ScalerError(f"a scaler has a name as its kind and a list of names as its features, got {names}")
-    for name in ("center", "scale"):
-        if not _is_list_of_numbers(values[name]):
-            raise ScalerError(f"a scaler has a list of finite numbers as its {name}, got {shorten_repr(values[name])}")
-    if not is_finite_number(values["clip"]):
-        raise ScalerError(f"a scaler has a finite number as its clip, got {shorten_repr(values['clip'])}")
-    return Scaler.from_dict(values)
-
-
-def _is_list_of(kind: type, values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
-
-
-def _is_list_of_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(is_finite_number(value) for value in values)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ..config import CLASSES, Config
-from ..data.feature_stream import FeatureStream, format_time
+from ..data.candle_rules import format_time
+from ..data.feature_stream import FeatureStream
 from ..data.scaler import Scaler, ScalerError
 from crypto_lstm.inference.decision import (
     NO_TRADE,
@@ -29,7 +30,6 @@ from crypto_lstm.inference.decision import (
     choose_actions,
     convert_windows,
     is_expiry,
-    parse_scaler,
     require_fresh,
     require_max_age,
     require_probabilities,
@@ -96,7 +96,7 @@ def _read_scaler(values: Any, config: Config, path: FilePath) -> Scaler | None:
     if values is None:
         return None
     try:
-        scaler = parse_scaler(values)
+        scaler = Scaler.from_dict(values)
         scaler.require_config(config)
     except ScalerError as error:
         raise OnnxFileError(path, f"its scaler does not fit its settings ({error})", _EXPORT_AGAIN) from error
