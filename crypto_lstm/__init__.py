@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {  # name -> module that defines it
     "Config": "config",
     "CryptoLSTMError": "utils.errors",
-    "Decision": "inference.predictor",
+    "Decision": "inference.decision",
     "DualWindowLSTMBuilder": "builder",
     "Predictor": "inference.predictor",
     "build_model": "architecture",

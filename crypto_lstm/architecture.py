@@ -284,6 +284,13 @@ def build_model(
     Layers compute in Keras' global dtype policy (see `setup_gpu_memory` for float16); the output is always float32.
     Its LSTM layers are those of `crypto_lstm.layers`. With recurrent dropout `per_sample` a GPU can't use its fast
     cuDNN kernel, see `cudnn_loss`.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> config = cl.Config(timeframe="1h", sequence_length=12, lstm_units=(8, 4), dense_units=(4,))
+        >>> model = cl.build_model(config)
+        >>> model.input_shape, model.output_shape
+        ((None, 12, 8), (None, 3))
     """
     import keras
 

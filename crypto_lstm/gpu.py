@@ -257,6 +257,12 @@ def setup_gpu_memory(
     `reason`. If the CPU is used, the GPUs are hidden and `setup_cpu_threads` sets its threads. Keras' global dtype
     policy becomes mixed_float16 only if `mixed_precision` is set and the GPU has compute capability 7.0 or above;
     otherwise mixed_float16 is reset to float32. Starts TensorFlow if a GPU is found.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> status = cl.setup_gpu_memory()
+        >>> status.available or status.reason != ""
+        True
     """
     import tensorflow as tf
 

@@ -491,6 +491,12 @@ def estimate_memory(
     - `upper_mb`: an upper bound of the process peak; no measurement of `python -m benchmarks memory` exceeded it.
 
     Raises `ConfigError` if the batch size is not a whole number of at least 1.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> estimate = cl.estimate_memory(cl.Config(), batch_size=256)
+        >>> estimate.tensor_peak_mb < estimate.process_peak_mb < estimate.upper_mb
+        True
     """
     variant = variant or Variant()
     if batch_size is not None:

@@ -325,6 +325,13 @@ def save_model(
     Raises `ModelFileError` (an OSError) if the model can't be written; the old file is then unchanged. Raises
     `ModelFormatError` for an unknown format, `UnsafeModelError` for a network that `load_model` would not build, and
     `ModelMismatchError` for weights that are not finite and for a model that does not belong to `config`.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> config = cl.Config(timeframe="1h", sequence_length=12, lstm_units=(8, 4), dense_units=(4,))
+        >>> saved = cl.save_model(cl.build_model(config), "my_model", config=config)
+        >>> cl.load_model(saved, config).output_shape
+        (None, 3)
     """
     require_keras()
     target = _add_suffix(path, format)
@@ -478,6 +485,12 @@ def load_model(
     lists the points that could not be checked. A model that was saved before `compile` loads uncompiled. Its LSTM
     layers have the recurrent dropout of the configuration; without a configuration they are Keras' own, which drop per
     sample. Raises `ModelFileError` (`ModelIntegrityError`, `UnsafeModelError`) and `ModelMismatchError`.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> model = cl.load_model("run/model.keras")  # `train` wrote it
+        >>> model.output_shape
+        (None, 3)
     """
     require_keras()
     source = _find_model(path)

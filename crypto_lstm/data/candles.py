@@ -254,7 +254,14 @@ def check_candles(
     timeframe: str | None = None,  # span of one candle; None takes the usual step
     now: Any = None,  # a date; later candles are a fault; None takes the clock
 ) -> CandleReport:  # counts and faults
-    """Check candles for all faults at once and change nothing. Raises `CandleError` only for an unknown timeframe."""
+    """Check candles for all faults at once and change nothing. Raises `CandleError` only for an unknown timeframe.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> report = cl.check_candles(cl.synthetic_candles(500))
+        >>> report.ok, report.rows, report.timeframe
+        (True, 500, '1m')
+    """
     expected = None if timeframe is None else _parse_timeframe(timeframe)
     findings = [finding for finding in _structure_findings(candles) if finding.count]
     if any(finding.kind == "table" for finding in findings):
@@ -372,6 +379,16 @@ def read_candles(
     `.attrs["cleaning"]` counts the corrections: format, rows_read, rows_moved, duplicates_dropped, conflicts_resolved.
     Raises `CandleError` for candles that can't be read or break a rule, naming row and column. The shape of a row
     does not show the order of Bitfinex; if the values show it, the error suggests `columns`.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> rows = [
+        ...     [1704067200000, 42000.0, 42010.0, 41990.0, 42005.0, 1.5],  # ms, open, high, low, close, volume
+        ...     [1704067260000, 42005.0, 42020.0, 42000.0, 42015.0, 0.8],
+        ... ]
+        >>> candles = cl.read_candles(rows)  # or a file: cl.read_candles("BTC_USDT-1m.feather")
+        >>> str(candles["date"].iloc[0]), len(candles)
+        ('2024-01-01 00:00:00+00:00', 2)
     """
     if on_conflict not in ("error", "first", "last"):
         raise CandleError(f"on_conflict must be one of error, first, last, got {shorten_repr(on_conflict)}")

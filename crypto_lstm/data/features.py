@@ -162,6 +162,13 @@ def make_features(
     Gaps are filled first. The first `count_warmup_candles(config)` rows are left out and, if a change is among the
     features, the first row of each segment. Raises `FeatureError` for too few candles, for values that no candle may
     have, and for features that float32 can't hold; `CandleError` for candles that are not sound.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> config = cl.Config(timeframe="1h")
+        >>> features = cl.make_features(cl.synthetic_candles(1000, timeframe="1h"), config)
+        >>> list(features.columns) == ["date", *config.features]
+        True
     """
     filled = ensure_filled(candles, config)
     matrix, usable = make_feature_matrix(filled, config)

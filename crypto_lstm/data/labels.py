@@ -137,6 +137,13 @@ def make_labels(
     `CandleError` for candles that are not sound.
 
     Source: López de Prado 2018, Advances in Financial Machine Learning, ch. 3.4.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> config = cl.Config(timeframe="1h", future_window=24)
+        >>> labels = cl.make_labels(cl.synthetic_candles(1000, timeframe="1h"), config)
+        >>> sorted(labels["label"].unique().tolist())
+        [0, 1, 2]
     """
     return label_filled(ensure_filled(candles, config), config)
 

@@ -72,6 +72,12 @@ def synthetic_candles(
     hundred candles. With `edge>0` some bursts of volume with small steps in one direction come before a drift that way.
     A longer series with the same seed begins with the shorter one.
     Raises `CandleError` for n < 1, an edge outside [0, 1], an invalid date, and an unknown timeframe.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> candles = cl.synthetic_candles(1000, seed=1, edge=0.6)
+        >>> list(candles.columns)
+        ['date', 'open', 'high', 'low', 'close', 'volume']
     """
     _require_market(n, edge, timeframe)
     dates = _make_dates(n, start, timeframe)

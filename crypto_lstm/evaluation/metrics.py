@@ -392,7 +392,19 @@ def evaluate(
     trained_on: npt.ArrayLike,  # (3,) class shares after balancing (or weighting)
     config: Config,  # fee_pct, future_window, sequence_length, seed
 ) -> Evaluation:
-    """Compare probabilities with labels and with the baselines. Raises `EvaluationError` for unusable input."""
+    """Compare probabilities with labels and with the baselines. Raises `EvaluationError` for unusable input.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> import numpy as np
+        >>> config = cl.Config(timeframe="1h", future_window=24)
+        >>> labels = cl.make_labels(cl.synthetic_candles(2000, timeframe="1h"), config)
+        >>> prior = np.bincount(labels["label"], minlength=3) / len(labels)
+        >>> probabilities = np.tile(prior, (len(labels), 1))  # the same answer for every candle
+        >>> result = cl.evaluate("test", probabilities, labels, prior, prior, config)
+        >>> sorted(result.baselines)
+        ['class prior', 'majority']
+    """
     labels = _check_labels(outcomes["label"].to_numpy())
     probabilities = _check_probabilities(np.asarray(probabilities, dtype=np.float64), labels)
     prior = np.asarray(prior)

@@ -268,6 +268,18 @@ def save_bundle(
     """Write a bundle in one atomic step.
 
     Raises `ModelMismatchError`, `BundleError` and `SaveError`; the previous content of `path` is then unchanged.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> config = cl.Config(
+        ...     timeframe="1h", sequence_length=12, future_window=24, lstm_units=(8, 4), dense_units=(4,),
+        ...     long_tp_pct=2, long_sl_pct=2, short_tp_pct=2, short_sl_pct=2, batch_size=64, epochs=1,
+        ... )
+        >>> candles = cl.synthetic_candles(3000, seed=3, timeframe="1h")
+        >>> run = cl.train(candles, config, "run", tensorboard=False)  # the run is finished, so it is read back
+        >>> report = cl.save_bundle(run, "my_bundle")
+        >>> cl.load_bundle("my_bundle", expected_sha256=report.sha256).config == config
+        True
     """
     config, data = run.config, run.data
     validate_model(run.model, config)
@@ -510,6 +522,12 @@ def load_bundle(
 
     A damaged bundle is refused. A forged bundle that is consistent is refused only with `expected_sha256`. Raises
     `IntegrityError`, `BundleError`, `PinMismatchError` or `SchemaVersionError`, and `OSError` if there is no folder.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> bundle = cl.load_bundle("run/bundle")  # `train` wrote it
+        >>> bundle.config.sequence_length
+        12
     """
     found = read_folder(path, expected_sha256=expected_sha256, max_bytes=8 * MAX_PARAMETERS)
     content = _parse_bundle(found.path, found.facts, found.files)

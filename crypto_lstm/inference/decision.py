@@ -36,6 +36,12 @@ class Decision:
     """What to do now, and why.
 
     `action` is SHORT, HOLD, LONG or NO_TRADE. `probabilities` is None if there is no valid prediction.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> decision = cl.Decision("LONG", {"SHORT": 0.1, "HOLD": 0.2, "LONG": 0.7}, "LONG is the most likely class")
+        >>> decision.action, decision.probabilities["LONG"]
+        ('LONG', 0.7)
     """
 
     action: str

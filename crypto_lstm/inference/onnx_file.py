@@ -458,6 +458,13 @@ def export_onnx(
     in place, onnxruntime must reproduce these answers within 1e-5.
 
     Raises `ConfigError`, `OnnxFileError` and `SaveError`.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> run = cl.load_run("run")  # a folder that `train` wrote
+        >>> sha256 = cl.export_onnx(run.bundle, "copy.onnx")
+        >>> cl.Predictor.load("copy.onnx", expected_sha256=sha256).verified
+        True
     """
     model = getattr(source, "model", source)
     config = getattr(source, "config", config) or _infer_config(model)

@@ -365,6 +365,15 @@ class Predictor(_VerifiedNetwork):
 
     `warm_up`, `update`, `save_state` and `load_state` share one stream and must not run in several threads at once. All
     other methods may.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> candles = cl.synthetic_candles(3000, seed=3, timeframe="1h")
+        >>> predictor = cl.Predictor.load("run/model.onnx")  # `train` wrote it
+        >>> _ = predictor.warm_up(candles[:-1])
+        >>> decision = predictor.update(candles.iloc[-1].to_dict())
+        >>> decision.action  # the candle is years old
+        'NO_TRADE'
     """
 
     stream: FeatureStream | None = None  # the candles that `warm_up` and `update` received

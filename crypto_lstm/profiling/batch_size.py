@@ -127,6 +127,12 @@ def max_batch_size(
     """The largest batch size whose `upper_mb` fits into the budget, in MB of 2**20 bytes.
 
     Raises `MemoryBudgetError` if a batch of one window does not fit, and `ConfigError` for invalid numbers.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> largest = cl.max_batch_size(cl.Config(), budget_mb=2000)
+        >>> largest.estimate.upper_mb <= 2000
+        True
     """
     budget = memory_budget_mb() if budget_mb is None else budget_mb
     require_positive("budget_mb", budget)

@@ -33,6 +33,14 @@ class CryptoLSTMError(Exception):
 
     The message says what was expected, what was received, where, and what to do. `suggestions` holds the arguments
     that avoid the error; `str(error)` writes them as Python does, `word` as another interface does.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> try:
+        ...     cl.Config(dropout_rate=1.5)
+        ... except cl.CryptoLSTMError as error:
+        ...     print(error)
+        dropout_rate must be in [0, 1), got 1.5
     """
 
     def __init__(
