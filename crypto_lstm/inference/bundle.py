@@ -276,7 +276,7 @@ def save_bundle(
         ...     long_tp_pct=2, long_sl_pct=2, short_tp_pct=2, short_sl_pct=2, batch_size=64, epochs=1,
         ... )
         >>> candles = cl.synthetic_candles(3000, seed=3, timeframe="1h")
-        >>> run = cl.train(candles, config, "run", tensorboard=False)  # the run is finished, so it is read back
+        >>> run = cl.train(candles, config, "bundled_run", tensorboard=False)
         >>> report = cl.save_bundle(run, "my_bundle")
         >>> cl.load_bundle("my_bundle", expected_sha256=report.sha256).config == config
         True
