@@ -151,7 +151,7 @@ def require_closed(
 ) -> None:
     """Raise `StreamError` for a candle that is still open at `moment`."""
     if time + step > parse_time(moment):
-        raise StreamError(f"the candle of {format_time(time)} is not closed yet at {moment}: {advice}")
+        raise StreamError(f"the candle of {format_time(time)} is not closed yet, at {moment}: {advice}")
 
 # %% ../../nbs/data/06_candle_input.ipynb #55e2d4ec
 def parse_candles(
