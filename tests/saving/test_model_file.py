@@ -14,8 +14,20 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from support.attacks import _FUNCTION, CONFIG, WEIGHT, _archive, _hdf5, _members
-from support.attacks import attack, digest, file_of, resealed, save_all, watched
+from support.attacks import (
+    _FUNCTION,
+    CONFIG,
+    WEIGHT,
+    _archive,
+    _hdf5,
+    _members,
+    attack,
+    digest,
+    file_of,
+    resealed,
+    save_all,
+    watched,
+)
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.config import Config

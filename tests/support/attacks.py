@@ -27,7 +27,6 @@ from typing import Any
 import h5py
 import keras
 import numpy as np
-from support import save_load_cases as saves
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.inference.bundle import load_bundle, save_bundle
@@ -37,6 +36,7 @@ from crypto_lstm.storage.manifest import MANIFEST, IntegrityError, encode_manife
 from crypto_lstm.storage.verified import manifest_path
 from crypto_lstm.training.checkpointing import read_state
 from crypto_lstm.utils.errors import CryptoLSTMError
+from support import save_load_cases as saves
 
 CONFIG = saves.CONFIG.replace(sequence_length=12, lstm_units=(8, 4), dense_units=(4,))
 
