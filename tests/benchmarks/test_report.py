@@ -43,7 +43,7 @@ def test_every_goal_was_measured_and_a_missed_goal_has_a_reason():
 # ---------------------------------------------------------------- numbers made up
 
 
-AT_MOST = Goal("a", "a decision", ("decision", "ours"), 0.8, scale=1e3, unit="ms", peers=("Keras predict", "not measured"))
+AT_MOST = Goal("a", "a decision", ("decision", "ours"), 0.8, scale=1e3, unit="ms", peers=("Keras predict", "absent"))
 AT_LEAST = Goal("b", "the ratio", ("decision", "Keras predict"), 75, True, ("decision", "ours"), unit="x")
 PARTS = {"decision": {"ours": [0.0006, 0.0009, 0.0007], "Keras predict": [0.06, 0.063, 0.077]}}
 
