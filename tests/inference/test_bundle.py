@@ -166,7 +166,7 @@ def test_changed_bundles_are_refused(saved, tmp_path):
     for _ in range(150):
         shutil.copytree(saved, tmp_path / "btc")
         if said := faults.mutate(
-            tmp_path / "btc", saved, chance, chance.choice([k for k in faults.MUTATIONS if k != "other generation"])
+            tmp_path / "btc", saved, chance, chance.choice([k for k in faults.MUTATIONS if k != "other save"])
         ):
             tried += 1
             with pytest.raises(IntegrityError):

@@ -1893,7 +1893,7 @@ for name in ("bomb", "bomb, lzma", "packed"):
         BOMBS,
         f"zip, a model: {name}",
         UnsafeModelError,
-        "expected a member that is not packed",
+        "expected a member that is not compressed",
         "foreign.keras'",
         "ask for a file that model.save of Keras wrote",
         loads(
@@ -1907,7 +1907,7 @@ for name in ("packed zeros", "a trillion numbers that are not there"):
         BOMBS,
         f"HDF5: {name}",
         ModelIntegrityError,
-        "expected .* bytes in one piece, not packed",
+        "expected .* bytes in one piece, not compressed",
         "foreign.h5'",
         AGAIN,
         numbers(name, "h5"),
@@ -2008,7 +2008,7 @@ for name in ("soft link", "link to another file", "data of another file", "virtu
         LINKS,
         f"HDF5: {name}",
         ModelIntegrityError,
-        "is a link to another place or file|not packed, in this file",
+        "is a link to another place or file|not compressed, in this file",
         "foreign.h5'",
         AGAIN,
         numbers(name, "h5"),
@@ -2047,13 +2047,13 @@ def a_bundle_is_built_from_the_bytes_that_were_hashed(ground: Ground) -> None:
 def a_model_is_built_from_the_bytes_that_were_hashed(ground: Ground) -> None:
     from crypto_lstm import persistence
 
-    path, real = ground.model(), persistence.read_content
+    path, real = ground.model(), persistence.parse_model_file
 
     def late(*words: Any, **named: Any) -> Any:
         path.write_bytes(b"another")
         return real(*words, **named)
 
-    ground.patch.setattr(persistence, "read_content", late)
+    ground.patch.setattr(persistence, "parse_model_file", late)
     assert np.array_equal(load_model(path).get_weights()[0], ground.world.made.model.get_weights()[0])
 
 

@@ -42,7 +42,7 @@ from crypto_lstm.inference.bundle import (
 from crypto_lstm.persistence import ModelFormatError, load_model, save_model
 from crypto_lstm.saving import hdf5
 from crypto_lstm.saving import model_file as foreign
-from crypto_lstm.saving.hdf5 import Hdf5Error, read_arrays, read_arrays_apart
+from crypto_lstm.saving.hdf5 import Hdf5Error, read_arrays, read_arrays_in_sandbox
 from crypto_lstm.saving.model_schema import (
     ModelFileError,
     ModelIntegrityError,
@@ -195,7 +195,7 @@ def test_two_hdf5_arrays_on_the_same_bytes_are_refused():
     )
     forged = bytearray(data[: offsets[1]].replace(struct.pack("<Q", offsets[1]), struct.pack("<Q", offsets[0])))
     struct.pack_into("<Q", forged, 40, len(forged))  # where the file ends
-    with pytest.raises(Hdf5Error, match="^its arrays say that they are larger than the file"):
+    with pytest.raises(Hdf5Error, match="^by their headers its arrays are larger than the file"):
         read_arrays(bytes(forged))
 
 
@@ -208,7 +208,7 @@ def test_hdf5_objects_that_are_no_arrays_are_refused(make):
 
 
 def test_bytes_that_are_no_hdf5_are_refused():
-    with pytest.raises(Hdf5Error, match="^it is no HDF5 that can be read"):
+    with pytest.raises(Hdf5Error, match="^h5py can't read it as HDF5"):
         read_arrays(b"no HDF5 at all")
 
 
@@ -221,7 +221,7 @@ def test_chunked_arrays_are_refused():
 def test_the_number_of_hdf5_objects_is_limited(monkeypatch):
     monkeypatch.setattr(hdf5, "MAX_OBJECTS", 3)
     assert len(read_arrays(_file(lambda f: f.update({n: np.zeros(1, "f4") for n in "abc"})))[1]) == 3
-    with pytest.raises(Hdf5Error, match="expected at most 3 things"):
+    with pytest.raises(Hdf5Error, match="expected at most 3 objects"):
         read_arrays(_file(lambda f: f.update({n: np.zeros(1, "f4") for n in "abcd"})))
 
 
@@ -233,12 +233,12 @@ def test_the_length_of_hdf5_texts_is_limited(monkeypatch):
 
 def test_a_reader_process_that_dies_is_an_error(monkeypatch):
     data = _file(lambda f: None)
-    monkeypatch.setattr(hdf5, "_CHILD", "raise SystemExit('out of order')")
-    with pytest.raises(Hdf5Error, match=r"the process that read it ended with 1 \(out of order\)"):
-        read_arrays_apart(data)
+    monkeypatch.setattr(hdf5, "_CHILD_CODE", "raise SystemExit('out of order')")
+    with pytest.raises(Hdf5Error, match=r"the child process that read it ended with 1 \(out of order\)"):
+        read_arrays_in_sandbox(data)
     monkeypatch.setattr(sys, "executable", "/nothing/python")
-    with pytest.raises(Hdf5Error, match="the process that should read it can't be started"):
-        read_arrays_apart(data)
+    with pytest.raises(Hdf5Error, match="the child process that reads it could not be started"):
+        read_arrays_in_sandbox(data)
 
 
 # ---------------------------------------------------------------- networks and model files
@@ -355,7 +355,7 @@ def test_settings_that_keras_refuses_are_refused(saved):
     document["config"]["layers"][1]["config"]["kernel_initializer"]["config"] = {"gain": 1}
     network = check_network(document, "x")
     with pytest.raises(UnsafeModelError, match="its network can't be built"):
-        foreign.build_model_from_content(foreign.Content(network, (), {}, ""), "x")
+        foreign.build_model_from_content(foreign.ModelContent(network, (), {}, ""), "x")
 
 
 def test_a_model_file_above_the_size_limit_is_refused(path, monkeypatch):
@@ -386,7 +386,7 @@ def test_a_saved_folder_without_its_model_is_refused(tmp_path):
 def test_metadata_that_is_a_list_is_refused(path):
     manifest_path(path).unlink()
     path.with_name("model_metadata.json").write_text("[]")
-    with pytest.raises(ModelIntegrityError, match="expected names and values, got a list"):
+    with pytest.raises(ModelIntegrityError, match="expected an object, got a list"):
         load_model(path)
 
 
@@ -525,11 +525,11 @@ def test_a_scaler_of_another_model_is_refused_before_anything_is_written(run, tm
             lambda f: f.update({"a": np.zeros(3, "f4"), "b": h5py.SoftLink("/a")}),
             "^b is a link to another place or file",
         ),
-        (lambda f: (f.update({"a": np.zeros(3, "f4")}), f.__setitem__("b", f["a"])), "things with one name each"),
+        (lambda f: (f.update({"a": np.zeros(3, "f4")}), f.__setitem__("b", f["a"])), "objects with one name each"),
         (lambda f: f.create_dataset("a", data=np.void(b"12345")), "^a: expected plain numbers, got .V5"),
         (
             lambda f: f.create_dataset("a", (3,), "f4"),
-            "^a: expected 12 bytes in one piece, not packed, in this file; got 0",
+            "^a: expected 12 bytes in one piece, not compressed, in this file; got 0",
         ),
         (lambda f: f.create_dataset("a", data=np.zeros(3, np.longdouble)), "^a: expected plain numbers, got float128"),
         (
@@ -548,15 +548,15 @@ def test_a_network_description_that_is_a_list_is_refused():
         check_network([1], "x")
 
 
-MODE = "expected a file, got a link, a special file or a secret"
+MODE = "expected a file, got a link, a special file or an encrypted member"
 MEMBERS_SPOILT = {
-    "packed": (lambda m: _archive(m, zipfile.ZIP_DEFLATED), "expected a member that is not packed"),
+    "packed": (lambda m: _archive(m, zipfile.ZIP_DEFLATED), "expected a member that is not compressed"),
     "a link": (lambda m: _archive(m, external_attr=(stat.S_IFLNK | 0o777) << 16), MODE),
     "a device": (lambda m: _archive(m, external_attr=(stat.S_IFCHR | 0o666) << 16), MODE),
     "one more": (lambda m: _archive({**m, "evil.py": b""}), "expected an archive of config.json"),
     "one missing": (lambda m: _archive({"config.json": b""}), "expected an archive of config.json"),
     "a secret": (lambda m: _with_flag(_archive(m)), MODE),
-    "sizes that differ": (lambda m: _with_size(_archive(m)), "expected a member that is not packed"),
+    "sizes that differ": (lambda m: _with_size(_archive(m)), "expected a member that is not compressed"),
 }
 
 
@@ -587,7 +587,7 @@ def test_a_compressed_member_of_equal_size_is_refused(saved):
         for name, data in members.items():
             packed = name == "metadata.json"
             file.writestr(name, text if packed else data, zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED)
-    with pytest.raises(UnsafeModelError, match="metadata.json: expected a member that is not packed"):
+    with pytest.raises(UnsafeModelError, match="metadata.json: expected a member that is not compressed"):
         foreign.read_archive(buffer.getvalue(), "x")
 
 
@@ -617,7 +617,7 @@ MATCHES = {
 def test_weights_that_do_not_fit_the_network_are_refused(name):
     found, fault = MATCHES[name]
     with pytest.raises(ModelIntegrityError, match=fault):
-        foreign._matched(found, {"a": (3,)}, "x")
+        foreign._select_weights(found, {"a": (3,)}, "x")
 
 
 @pytest.mark.parametrize("text", ["5", '"schema"', "[]", "{}"])
