@@ -193,7 +193,7 @@ def _summarize(model: keras.Model) -> str:
     rows = []
     for layer in model.layers:
         rows.append((layer.name, type(layer).__name__, _output_shape_text(layer), f"{layer.count_params():,}"))
-    table = text_table(("layer", "kind", "output shape", "parameters"), rows)
+    table = text_table(("layer", "kind", "output shape", "parameters"), rows, width=100)
     return f"Model: {model.name}\n\n{table}\n\ntotal parameters: {model.count_params():,}\n"
 
 

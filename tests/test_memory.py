@@ -19,15 +19,13 @@ from crypto_lstm.layers import to_keras_model
 from crypto_lstm.memory import Variant, estimate_memory, keras_activation_bytes, low_memory_activation_bytes
 
 
-def read_benchmark(*names: str) -> Any:
-    """The content of the first of these JSON files of the benchmarks that exists."""
-    folder = Path(__file__).parents[1] / "benchmarks"
-    found = [folder / name for name in names if (folder / name).is_file()]
-    return json.loads(found[0].read_text(encoding="utf-8"))
+def read_benchmark(name: str) -> Any:
+    """The content of a JSON file of the benchmarks."""
+    return json.loads((Path(__file__).parents[1] / "benchmarks" / name).read_text(encoding="utf-8"))
 
 
-GRID = read_benchmark("memory/grid.json", "memory_grid.json")
-RESULTS = read_benchmark("results/memory.json", "memory_results.json")
+GRID = read_benchmark("memory/grid.json")
+RESULTS = read_benchmark("results/memory.json")
 RATES = [(0.3, 0.3), (0.3, 0.0), (0.0, 0.3), (0.0, 0.0)]  # dropout, recurrent dropout
 KINDS = ["keras", "per_sample", "per_batch"]  # layers of Keras, and the two kinds of recurrent dropout of this package
 SHAPES = [((6,), 7, 5), ((9, 4), 40, 3), ((5, 5, 3), 1, 2)]  # units, timesteps, batch size

@@ -9,7 +9,7 @@ from benchmarks.reliability.jobs import PARTS, Result
 
 TITLES = {
     "kills": "SIGKILL at random moments of a save: lost or torn files",
-    "faults": "each file call fails or ends the process, and file sizes are limited: old generation unreadable",
+    "faults": "each file call fails or ends the process, and file sizes are limited: the old save is unreadable",
     "mutations": "changed bytes: files accepted with other numbers, crashes, hangs",
     "attacks": "reproductions of published attacks: code run, files opened elsewhere, sockets",
     "resume": "trainings killed and resumed: weights, optimizer, history and epochs equal by SHA-256",

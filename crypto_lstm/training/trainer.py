@@ -185,7 +185,8 @@ def _plot_run(run: TrainingRun, new_figure: Callable[..., Figure]) -> dict[str, 
     return figures
 
 # %% ../../nbs/training/04_trainer.ipynb #62336add
-# Highest memory that `prepare` adds, as a multiple of the features in float32; measured by benchmarks/feeding.py.
+# Highest memory that `prepare` adds, as a multiple of the features in float32.
+# Source: python -m benchmarks feeding.
 # It was 2.2 for candles without gaps.
 PREPARED_COPIES = 3.5
 
