@@ -28,6 +28,7 @@ from crypto_lstm.data.candle_rules import (
     is_milliseconds,
     is_off_grid,
     milliseconds_to_ns,
+    read_utc_offset,
 )
 from ..utils.checks import shorten_repr
 from ..utils.errors import CryptoLSTMError
@@ -52,14 +53,25 @@ def parse_time(
     number = _to_number(date)
     if number is None or not is_milliseconds(number):
         expected = "expected a date as milliseconds since 1970 or as a datetime in UTC"
-        raise StreamError(f"{expected}, got {shorten_repr(date)}: ccxt gives milliseconds; multiply seconds by 1000")
+        raise StreamError(f"{expected}, got {_describe_cell(date)}: {_advise_on_epoch(number)}")
     return milliseconds_to_ns(int(number))
 
 
+def _advise_on_epoch(number: float | None) -> str:
+    """How to make milliseconds of a number of another unit."""
+    remedies = {10**3: "these are seconds, multiply them by 1000", 10**-3: "these are microseconds, divide them by 1000"}
+    remedies[10**-6] = "these are nanoseconds, divide them by 1,000,000"
+    for factor, remedy in remedies.items():
+        if number is not None and is_milliseconds(math.floor(number * factor) if math.isfinite(number) else 0):
+            return remedy
+    return "ccxt gives milliseconds"
+
+
 def _parse_datetime(date: datetime) -> int:
-    if date.tzinfo is None:
+    if read_utc_offset(date) is None:
         advice = "add tzinfo=datetime.UTC, or give milliseconds"
-        raise StreamError(f"expected a date with a time zone, got {date!r}: {advice}")
+        expected = "expected a date with a time zone that has an offset"
+        raise StreamError(f"{expected}, got {_describe_cell(date)}: {advice}")
     time = datetime_to_ns(date)
     if not is_in_date_range(time):
         raise _out_of_range(date)
@@ -78,6 +90,27 @@ def _out_of_range(date: Any) -> StreamError:
     return StreamError(f"expected dates {DATE_RANGE}, got {date}: fix or drop this candle")
 
 
+def _describe_cell(value: Any) -> str:
+    """What a cell holds, for a message: `None`, `the text '1.5'`, `a masked value`, `True of type bool`."""
+    if value is None:
+        return "None"
+    if value is np.ma.masked:
+        return "a masked value"
+    if isinstance(value, str):
+        return f"the text {shorten_repr(value, 40)}"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return shorten_repr(value, 40)
+    return f"{_shorten(value, 40)} of type {type(value).__name__}"
+
+
+def _shorten(value: Any, width: int = 120) -> str:
+    """`shorten_repr`, also for objects of the caller whose `repr` fails."""
+    try:
+        return shorten_repr(value, width)
+    except Exception:  # the `__repr__` is that of the caller's object
+        return f"an object of type {type(value).__name__}"
+
+
 def _to_number(value: Any) -> float | None:
     """A plain number, infinite where it is too large for a float; None for text, booleans and all else."""
     if isinstance(value, bool) or not isinstance(value, (float, int, np.floating, np.integer)):
@@ -93,19 +126,22 @@ def parse_candle(
 ) -> tuple[int, tuple[float, ...]]:  # nanoseconds; open, high, low, close, volume
     """One candle as plain numbers. Raises `StreamError`."""
     date, *cells = _split_candle(candle)
-    row = [_to_number(cell) for cell in cells]
-    numbers = tuple(number for number in row if number is not None)
-    if len(row) != len(VALUE_COLUMNS) or len(numbers) != len(row):
-        expected = "expected open, high, low, close and volume as numbers"
-        raise StreamError(f"{expected}, got {shorten_repr(cells)}: convert text to numbers first")
-    return parse_time(date), numbers
+    if len(cells) != len(VALUE_COLUMNS):
+        raise _no_candle(candle)
+    numbers = []
+    for name, cell in zip(VALUE_COLUMNS, cells, strict=True):
+        number = _to_number(cell)
+        if number is None:
+            raise StreamError(f"expected {name} as a number, got {_describe_cell(cell)}: pass numbers of type int or float")
+        numbers.append(number)
+    return parse_time(date), tuple(numbers)
 
 
 def _split_candle(candle: Any) -> list[Any]:
     """The cells of a candle, the date first."""
     try:
         cells = [candle[name] for name in COLUMNS] if _has_names(candle) else list(candle)
-    except (KeyError, IndexError, TypeError, ValueError) as error:  # from the object that was passed
+    except Exception as error:  # raised by the object of the caller
         raise _no_candle(candle) from error
     if not cells:
         raise _no_candle(candle)
@@ -114,7 +150,7 @@ def _split_candle(candle: Any) -> list[Any]:
 
 def _no_candle(candle: Any) -> StreamError:
     expected = "expected a candle as [ms, open, high, low, close, volume] or with these names and date"
-    return StreamError(f"{expected}, got {shorten_repr(candle)}")
+    return StreamError(f"{expected}, got {_shorten(candle)}")
 
 
 def _has_names(candles: Any) -> bool:
@@ -151,7 +187,8 @@ def require_closed(
 ) -> None:
     """Raise `StreamError` for a candle that is still open at `moment`."""
     if time + step > parse_time(moment):
-        raise StreamError(f"the candle of {format_time(time)} is not closed yet, at {moment}: {advice}")
+        found = f"it closes at {format_time(time + step)}, and the clock of this machine says {moment}"
+        raise StreamError(f"the candle of {format_time(time)} is not closed yet: {found}: {advice}")
 
 # %% ../../nbs/data/06_candle_input.ipynb #55e2d4ec
 def parse_candles(
@@ -159,15 +196,12 @@ def parse_candles(
 ) -> tuple[np.ndarray, np.ndarray]:  # (rows,) int64 nanoseconds; (rows, 5) float64: open, high, low, close, volume
     """Candles as two arrays. Raises `StreamError` for missing columns, for text, and for invalid dates."""
     columns = _split_columns(candles)
-    arrays = {name: _to_array(columns[name], candles) for name in VALUE_COLUMNS}
-    wrong = [f"{name} ({array.dtype})" for name, array in arrays.items() if array.dtype.kind not in "iuf"]
-    if wrong:
-        raise StreamError(f"expected numbers, got others in {', '.join(wrong)}: convert them first")
+    arrays = {name: _convert_column(name, columns[name], candles) for name in VALUE_COLUMNS}
     times = _parse_dates(columns["date"], candles)
-    shapes = {"date": times.shape} | {name: array.shape for name, array in arrays.items()}
-    if times.ndim != 1 or len(set(shapes.values())) > 1:
-        found = ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
-        raise StreamError(f"expected candles with columns of one length, got {found}: give one value for each row")
+    shapes = [array.shape for array in (times, *arrays.values())]
+    if times.ndim != 1 or len(set(shapes)) > 1:
+        expected = f"expected a date for each row of values, got the shapes {', '.join(map(str, shapes))}"
+        raise StreamError(f"{expected} for {', '.join(COLUMNS)}: give columns of one length")
     values = np.stack([array.astype(np.float64, copy=False) for array in arrays.values()], axis=1)
     if "filled" in list(getattr(candles, "columns", ())):
         is_original = np.not_equal(np.asarray(candles["filled"]), True)
@@ -175,34 +209,82 @@ def parse_candles(
     return times, values
 
 
+def _convert_column(name: str, column: Any, candles: Any) -> np.ndarray:
+    """A column of numbers as an array. Raises `StreamError` naming the first cell that is no number."""
+    if str(getattr(column, "dtype", "")) == "category":
+        raise StreamError(f"expected {name} as numbers, got categories: convert the column with astype(float)")
+    _require_unmasked(name, column)
+    if isinstance(column, (list, tuple)):
+        _require_numbers(name, column)
+    array = _to_array(column, candles)
+    if array.dtype.kind == "O":
+        _require_numbers(name, array.ravel().tolist())
+    if array.dtype.kind not in "iuf":
+        raise StreamError(f"expected {name} as numbers, got {array.dtype}: convert the column first")
+    return array
+
+
+def _require_unmasked(name: str, column: Any) -> None:
+    """Raise `StreamError` for a masked array with a masked cell: NumPy would give the value below the mask."""
+    if isinstance(column, np.ma.MaskedArray) and np.ma.getmaskarray(column).any():
+        row = int(np.argmax(np.ma.getmaskarray(column)))
+        raise StreamError(f"expected {name} as numbers, got a masked value in row {row}: fix or drop this row")
+
+
+def _require_numbers(name: str, cells: Sequence[Any]) -> None:
+    """Raise `StreamError` for the first cell that is no number. It checks the types first, which is quick."""
+    if {type(cell) for cell in cells} <= {int, float}:
+        return
+    for row, cell in enumerate(cells):
+        if _to_number(cell) is None:
+            advice = "pass numbers of type int or float"
+            raise StreamError(f"expected {name} as a number in each row, got {_describe_cell(cell)} in row {row}: {advice}")
+
+
 def _split_columns(candles: Any) -> dict[str, Any]:
     """The six columns by name."""
     if not _has_names(candles):
-        table = _to_array(candles, candles)
+        if isinstance(candles, (list, tuple)):
+            return _split_rows(candles)
+        table = candles if isinstance(candles, np.ma.MaskedArray) else _to_array(candles, candles)
         if table.ndim != 2 or table.shape[1] != len(COLUMNS) or not len(table):
             expected = "expected rows of [ms, open, high, low, close, volume], at least one"
             raise StreamError(f"{expected}, got an array of the shape {table.shape}")
         return dict(zip(COLUMNS, table.T, strict=True))
     try:
         return {name: candles[name] for name in COLUMNS}
-    except (KeyError, IndexError, TypeError, ValueError) as error:  # from the object that was passed
+    except Exception as error:  # raised by the object of the caller
         raise _no_candles(candles, error) from error
+
+
+def _split_rows(rows: Sequence[Any]) -> dict[str, Any]:
+    """The six columns of rows as ccxt returns them, as lists: an array would turn a bool or a text into a number."""
+    for number, row in enumerate(rows):
+        if not isinstance(row, (list, tuple, np.ndarray)) or len(row) != len(COLUMNS):
+            expected = "expected rows of [ms, open, high, low, close, volume]"
+            raise StreamError(f"{expected}, got {_shorten(row)} in row {number}: fix or drop this row")
+    if not rows:
+        raise StreamError("expected rows of [ms, open, high, low, close, volume], at least one, got none")
+    return dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
 
 
 def _to_array(values: Any, candles: Any) -> np.ndarray:
     try:
         return np.asarray(values)
-    except (TypeError, ValueError) as error:  # rows of different lengths
+    except Exception as error:  # rows of different lengths, or an error of the object of the caller
         raise _no_candles(candles, error) from error
 
 
 def _no_candles(candles: Any, error: Exception) -> StreamError:
     expected = "expected candles with date, open, high, low, close, volume, or rows of these six"
-    return StreamError(f"{expected}, got {shorten_repr(candles)} ({error!r})")
+    return StreamError(f"{expected}, got {_shorten(candles)} ({_shorten(error)})")
 
 
 def _parse_dates(dates: Any, candles: Any) -> np.ndarray:
     """(rows,) int64 nanoseconds."""
+    _require_unmasked("date", dates)
+    if isinstance(dates, (list, tuple)) and not {type(date) for date in dates} <= {int, float}:
+        return np.array([_parse_date_of_row(row, date) for row, date in enumerate(dates)], dtype=np.int64)
     kind = getattr(dates, "dtype", None)
     has_zone = getattr(kind, "tz", None) is not None  # a column of pandas
     plain = np.asarray(dates, dtype=f"datetime64[{kind.unit}]") if has_zone and kind else _to_array(dates, candles)
@@ -217,7 +299,14 @@ def _parse_dates(dates: Any, candles: Any) -> np.ndarray:
         return _convert_datetimes(plain)
     if plain.dtype.kind in "iuf" and is_milliseconds(plain).all():
         return milliseconds_to_ns(plain.astype(np.int64))
-    return np.array([parse_time(date) for date in plain.ravel().tolist()], dtype=np.int64)
+    return np.array([_parse_date_of_row(row, date) for row, date in enumerate(plain.ravel().tolist())], dtype=np.int64)
+
+
+def _parse_date_of_row(row: int, date: Any) -> int:
+    try:
+        return parse_time(date)
+    except StreamError as error:
+        raise StreamError(f"row {row}: {error}") from error
 
 # %% ../../nbs/data/06_candle_input.ipynb #4745c0a6
 def require_sound_candles(

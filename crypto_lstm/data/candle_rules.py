@@ -17,9 +17,10 @@ from ..config import TIMEFRAME_MINUTES
 
 # %% auto #0
 __all__ = ['COLUMNS', 'PRICES', 'VALUE_COLUMNS', 'MAX_VALUE', 'MINUTE_NS', 'DATE_RANGE', 'CANDLE_RULES', 'is_in_date_range',
-           'datetime_to_ns', 'datetimes_to_ns', 'is_milliseconds', 'milliseconds_to_ns', 'epochs_to_ns', 'format_time',
-           'format_step', 'CandleRule', 'find_broken_rule', 'Violation', 'find_violations', 'is_off_grid',
-           'find_unordered_rows', 'find_usual_step', 'find_other_step', 'count_last_steps', 'describe_spacing_doubt']
+           'read_utc_offset', 'datetime_to_ns', 'datetimes_to_ns', 'is_milliseconds', 'milliseconds_to_ns',
+           'epochs_to_ns', 'format_time', 'format_step', 'CandleRule', 'find_broken_rule', 'Violation',
+           'find_violations', 'is_off_grid', 'find_unordered_rows', 'find_usual_step', 'find_other_step',
+           'count_last_steps', 'describe_spacing_doubt']
 
 # %% ../../nbs/data/01_candle_rules.ipynb #3f21fea3
 COLUMNS: tuple[str, ...] = ("date", "open", "high", "low", "close", "volume")
@@ -45,11 +46,24 @@ def is_in_date_range(
     return (times >= _FIRST_NS) & (times < _END_NS)
 
 
+def read_utc_offset(
+    date: datetime,
+) -> timedelta | None:
+    """The offset of its time zone; None if it has no time zone, or one that gives no offset or fails."""
+    try:
+        return date.utcoffset()
+    except Exception:  # the time zone is an object of the caller
+        return None
+
+
 def datetime_to_ns(
     date: datetime,  # with a time zone; a `pandas.Timestamp` is one, too
 ) -> int:  # nanoseconds since 1970 in UTC; check it with `is_in_date_range`
     """Convert one date exactly. The result is a Python int, so it can't overflow."""
-    since = date - _EPOCH
+    offset = read_utc_offset(date)
+    if offset is None:
+        raise ValueError(f"expected a date with a time zone, got {date!r}")
+    since = date.replace(tzinfo=None) - _EPOCH.replace(tzinfo=None) - offset
     seconds = since.days * 86_400 + since.seconds
     return seconds * 10**9 + since.microseconds * 1000 + getattr(date, "nanosecond", 0)
 

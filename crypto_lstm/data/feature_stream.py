@@ -5,11 +5,12 @@
 # %% ../../nbs/data/07_feature_stream.ipynb #35f7943f
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -75,8 +76,18 @@ class RollingMean:
     def _advance(self, rows: int) -> None:
         self.count += rows
         if self.count % self.span == 0:
-            self._suffix[:-1] = np.cumsum(self._block[::-1])[::-1]
+            self._suffix = np.append(np.cumsum(self._block[::-1])[::-1], 0.0)  # a new array: a fork may share the old one
             self._left = 0.0
+
+    def fork(
+        self,
+        rows: int,  # values that the copy will take at most
+    ) -> Self:
+        """A copy that takes its next `rows` values without changing this mean. It copies no array if it need not."""
+        other = copy.copy(self)
+        if self.count % self.span + rows > self.span:  # else it writes only places of the block that this mean has not reached
+            other._block = self._block.copy()
+        return other
 
     def state(self) -> np.ndarray:  # (3 + span + span + 1,) float64
         """The whole state, for `restore`."""
@@ -118,6 +129,12 @@ class _FeatureComputer:
             (feature.column, feature.span): RollingMean(feature.span) for feature in self.plan if feature.span
         }
         self.has_changes = any(not feature.span for feature in self.plan)
+
+    def fork(self, rows: int) -> Self:
+        """A copy that takes its next `rows` candles without changing this one."""
+        other = copy.copy(self)
+        other.means = {key: mean.fork(rows) for key, mean in self.means.items()}
+        return other
 
     def compute_one(
         self,
@@ -236,6 +253,12 @@ class _WindowRing:
         self.at = 0  # the row that is written next
         self.rows = np.zeros((2 * length, features), dtype=np.float32)
 
+    def fork(self) -> Self:
+        """An independent copy."""
+        other = copy.copy(self)
+        other.rows = self.rows.copy()
+        return other
+
     def append(self, matrix: np.ndarray) -> None:
         """Write the rows of a matrix; only the last ones are kept."""
         for row in matrix[-self.length :]:
@@ -290,6 +313,14 @@ class _StreamState:
         self.time: int | None = None  # nanoseconds of the last candle
         self.row: tuple[float, ...] = ()  # its values
         self.run = 0  # candles in a row with all features
+        self.filled = np.zeros(config.sequence_length, dtype=bool)  # which of the last candles were filled, the newest last
+
+    def fork(self, rows: int) -> Self:
+        """A copy that takes its next `rows` candles without changing this state."""
+        other = copy.copy(self)
+        other.features, other.ring = self.features.fork(rows), self.ring.fork()
+        other.spacing = copy.copy(self.spacing)
+        return other
 
     def last_candle(self) -> dict[str, float]:
         """The values of the last candle by name; empty where there was none."""
@@ -305,6 +336,7 @@ class _StreamState:
             matrix = self.transform(np.array([features], dtype=np.float32))
         self.ring.append(matrix)
         self.time, self.row = time, row
+        self.filled = np.append(self.filled[1:], False)
         self.spacing.note_next()
 
     def take(self, times: np.ndarray, rows: np.ndarray) -> FeatureRows:
@@ -324,6 +356,7 @@ class _StreamState:
         self.ring.append(scaled)
         self.spacing.note(times, self.time, self.step)
         self.time, self.row, self.run = int(times[-1]), tuple(rows[-1].tolist()), int(run[-1])
+        self.filled = np.concatenate([self.filled, grid.filled])[-len(self.filled) :]
         return FeatureRows(grid.times, scaled, run, grid.filled)
 
     def _drop_known(self, times: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -353,7 +386,7 @@ def _export_state(state: _StreamState) -> dict[str, np.ndarray]:
     header += [state.spacing.candles, state.spacing.times]
     means = {f"{column}_{span}": mean.state() for (column, span), mean in state.features.means.items()}
     arrays = {"header": np.array(header, dtype=np.int64), "row": np.array(state.row, dtype=np.float64)}
-    return {**arrays, "ring": state.ring.rows.copy(), **means}
+    return {**arrays, "ring": state.ring.rows.copy(), "filled": state.filled.copy(), **means}
 
 
 def _require_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
@@ -374,7 +407,8 @@ def _restore_state(state: _StreamState, arrays: Mapping[str, np.ndarray]) -> Non
     means = {f"{column}_{span}": mean for (column, span), mean in state.features.means.items()}
     counts = [int(arrays[name][1]) for name in means]
     spans_fit = all(arrays[name][0] == mean.span for name, mean in means.items())
-    if not 0 <= at < state.ring.length or min(run, candles, times, *counts) < 0 or not spans_fit:
+    newest_is_filled = bool(arrays["filled"][-1])  # a gap ends with a candle that was passed
+    if not 0 <= at < state.ring.length or min(run, candles, times, *counts) < 0 or not spans_fit or newest_is_filled:
         found = f"got the numbers {arrays['header'].tolist()} and {counts}"
         raise StreamError(f"expected the state of a stream, {found}: feed the history anew")
     state.time = None if time < 0 else time
@@ -382,12 +416,20 @@ def _restore_state(state: _StreamState, arrays: Mapping[str, np.ndarray]) -> Non
     state.run, state.ring.at = run, at
     state.spacing.candles, state.spacing.times = candles, times
     state.ring.rows = arrays["ring"].copy()
+    state.filled = arrays["filled"].copy()
     for name, mean in means.items():
         mean.restore(arrays[name])
 
 # %% ../../nbs/data/07_feature_stream.ipynb #dce1b1d4
+_ANY_NUMBER = 1 << 60  # of candles: a fork that takes so many copies every array
+
+
 class FeatureStream:
-    """Features of candles, one or many at a time, equal to those of `make_features`. Not thread-safe."""
+    """Features of candles, one or many at a time, equal to those of `make_features`. Not thread-safe.
+
+    A step is taken whole or not at all: it is computed on a copy of the state, which one assignment puts in place. So an
+    exception from outside, such as KeyboardInterrupt in the middle of `push`, leaves the state before or after the step.
+    """
 
     def __init__(
         self,
@@ -401,6 +443,21 @@ class FeatureStream:
     def time(self) -> int | None:
         """Nanoseconds of the newest candle; None where there was none."""
         return self._state.time
+
+    @property
+    def row(self) -> tuple[float, ...]:
+        """Open, high, low, close and volume of the newest candle; empty where there was none."""
+        return self._state.row
+
+    def fork(self) -> Self:
+        """An independent stream that has taken the same candles."""
+        other = copy.copy(self)
+        other._state = self._state.fork(_ANY_NUMBER)
+        return other
+
+    def filled_in_window(self) -> int:
+        """How many of the last `sequence_length` candles were added to fill a gap."""
+        return int(np.count_nonzero(self._state.filled))
 
     def missing(self) -> int:
         """Candles that must still come, without a long gap, until the window is full."""
@@ -420,9 +477,15 @@ class FeatureStream:
         """(features,) float32 of the newest candle, a view; None if the candle lacks a feature."""
         return self._state.ring.window()[-1] if self._state.run else None
 
-    def suspicion(self) -> str | None:
+    def suspicion(
+        self,
+        later: Sequence[int] = (),  # times of candles after the newest one that the stream has not taken, nanoseconds
+    ) -> str | None:
         """A sentence if the last candles look like those of another timeframe, else None."""
         spacing = self._state.spacing
+        if later:
+            spacing = copy.copy(spacing)
+            spacing.note(np.array(later, dtype=np.int64), self.time, self._state.step)
         return describe_spacing_doubt(spacing.candles, spacing.times, self.config.timeframe_minutes)
 
     def push(
@@ -431,15 +494,36 @@ class FeatureStream:
         closed_by: datetime | None = None,  # refuse a candle that closes later
     ) -> bool:  # whether it was new; False for the newest one again
         """Take the next candle. Raises `StreamError`, and has then changed nothing."""
-        state = self._state
+        step = self._state.step
         time, row = parse_candle(candle)
-        require_sound_candle(time, row, state.step)
+        require_sound_candle(time, row, step)
         if closed_by is not None:
-            require_closed(time, state.step, closed_by, "pass it after it closes")
-        if state.time is None or time - state.time != state.step:
-            return bool(len(state.take(np.array([time]), np.array([row])).times))
-        state.take_next(time, row)
+            require_closed(time, step, closed_by, "pass it after it closes")
+        if self.time is None or time - self.time != step:
+            return bool(len(self.take(np.array([time]), np.array([row])).times))
+        self.take_next(time, row)
         return True
+
+    def take_next(
+        self,
+        time: int,  # nanoseconds: one step after the newest candle
+        row: tuple[float, ...],  # open, high, low, close, volume
+    ) -> None:
+        """Take one sound candle."""
+        state = self._state.fork(1)
+        state.take_next(time, row)
+        self._state = state
+
+    def take(
+        self,
+        times: np.ndarray,  # (rows,) int64 nanoseconds, rising
+        rows: np.ndarray,  # (rows, 5): open, high, low, close, volume
+    ) -> FeatureRows:
+        """Take sound candles; the first may be the newest one again. Raises `StreamError` for older or changed ones."""
+        state = self._state.fork(_ANY_NUMBER)
+        fed = state.take(times, rows)
+        self._state = state
+        return fed
 
     def feed(
         self,
@@ -456,7 +540,7 @@ class FeatureStream:
         require_sound_candles(times, rows, self._state.step)
         if closed_by is not None:
             require_closed(int(times[-1]), self._state.step, closed_by, "leave it out")
-        return self._state.take(times, rows)
+        return self.take(times, rows)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The whole state as arrays, for `load_state_dict`."""
@@ -467,4 +551,6 @@ class FeatureStream:
 
         Raises `StreamError`, and has then changed nothing.
         """
-        _restore_state(self._state, state)
+        restored = self._state.fork(_ANY_NUMBER)
+        _restore_state(restored, state)
+        self._state = restored
