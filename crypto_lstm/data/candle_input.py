@@ -57,13 +57,19 @@ def parse_time(
     return milliseconds_to_ns(int(number))
 
 
+_EPOCH_UNITS = {  # factor that makes milliseconds -> remedy
+    10**3: "these are seconds, multiply seconds by 1000",
+    10**-3: "these are microseconds, divide them by 1000",
+    10**-6: "these are nanoseconds, divide them by 1,000,000",
+}
+
+
 def _advise_on_epoch(number: float | None) -> str:
     """How to make milliseconds of a number of another unit."""
-    remedies = {10**3: "these are seconds, multiply them by 1000", 10**-3: "these are microseconds, divide them by 1000"}
-    remedies[10**-6] = "these are nanoseconds, divide them by 1,000,000"
-    for factor, remedy in remedies.items():
-        if number is not None and is_milliseconds(math.floor(number * factor) if math.isfinite(number) else 0):
-            return remedy
+    if number is not None and math.isfinite(number):
+        for factor, remedy in _EPOCH_UNITS.items():
+            if is_milliseconds(math.floor(number * factor)):
+                return remedy
     return "ccxt gives milliseconds"
 
 
@@ -121,6 +127,9 @@ def _to_number(value: Any) -> float | None:
         return math.inf
 
 # %% ../../nbs/data/06_candle_input.ipynb #7ea5bae8
+_NUMBERS_ONLY = "pass numbers of type int or float"
+
+
 def parse_candle(
     candle: Any,  # [ms, open, high, low, close, volume], or a mapping with date, open, high, low, close, volume
 ) -> tuple[int, tuple[float, ...]]:  # nanoseconds; open, high, low, close, volume
@@ -132,7 +141,7 @@ def parse_candle(
     for name, cell in zip(VALUE_COLUMNS, cells, strict=True):
         number = _to_number(cell)
         if number is None:
-            raise StreamError(f"expected {name} as a number, got {_describe_cell(cell)}: pass numbers of type int or float")
+            raise StreamError(f"expected {name} as a number, got {_describe_cell(cell)}: {_NUMBERS_ONLY}")
         numbers.append(number)
     return parse_time(date), tuple(numbers)
 
@@ -198,10 +207,10 @@ def parse_candles(
     columns = _split_columns(candles)
     arrays = {name: _convert_column(name, columns[name], candles) for name in VALUE_COLUMNS}
     times = _parse_dates(columns["date"], candles)
-    shapes = [array.shape for array in (times, *arrays.values())]
-    if times.ndim != 1 or len(set(shapes)) > 1:
-        expected = f"expected a date for each row of values, got the shapes {', '.join(map(str, shapes))}"
-        raise StreamError(f"{expected} for {', '.join(COLUMNS)}: give columns of one length")
+    shapes = {"date": times.shape} | {name: array.shape for name, array in arrays.items()}
+    if times.ndim != 1 or len(set(shapes.values())) > 1:
+        found = ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
+        raise StreamError(f"expected candles with columns of one length, got {found}: give one value for each row")
     values = np.stack([array.astype(np.float64, copy=False) for array in arrays.values()], axis=1)
     if "filled" in list(getattr(candles, "columns", ())):
         is_original = np.not_equal(np.asarray(candles["filled"]), True)
@@ -237,8 +246,8 @@ def _require_numbers(name: str, cells: Sequence[Any]) -> None:
         return
     for row, cell in enumerate(cells):
         if _to_number(cell) is None:
-            advice = "pass numbers of type int or float"
-            raise StreamError(f"expected {name} as a number in each row, got {_describe_cell(cell)} in row {row}: {advice}")
+            found = f"got {_describe_cell(cell)} in row {row}"
+            raise StreamError(f"expected {name} as a number in each row, {found}: {_NUMBERS_ONLY}")
 
 
 def _split_columns(candles: Any) -> dict[str, Any]:

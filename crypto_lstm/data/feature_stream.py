@@ -5,12 +5,11 @@
 # %% ../../nbs/data/07_feature_stream.ipynb #35f7943f
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -35,6 +34,16 @@ from crypto_lstm.data.candle_rules import (
 __all__ = ['RollingMean', 'FeatureRows', 'FeatureStream']
 
 # %% ../../nbs/data/07_feature_stream.ipynb #7fe51504
+_Object = TypeVar("_Object")
+
+
+def _copy_shallow(value: _Object) -> _Object:
+    """Like `copy.copy`, in a tenth of its time: a bot copies a state with each candle."""
+    other = object.__new__(type(value))
+    other.__dict__.update(value.__dict__)
+    return other
+
+
 class RollingMean:
     """Mean of the last `span` values, in constant time per value.
 
@@ -84,7 +93,7 @@ class RollingMean:
         rows: int,  # values that the copy will take at most
     ) -> Self:
         """A copy that takes its next `rows` values without changing this mean. It copies no array if it need not."""
-        other = copy.copy(self)
+        other = _copy_shallow(self)
         if self.count % self.span + rows > self.span:  # else it writes only places of the block that this mean has not reached
             other._block = self._block.copy()
         return other
@@ -132,7 +141,7 @@ class _FeatureComputer:
 
     def fork(self, rows: int) -> Self:
         """A copy that takes its next `rows` candles without changing this one."""
-        other = copy.copy(self)
+        other = _copy_shallow(self)
         other.means = {key: mean.fork(rows) for key, mean in self.means.items()}
         return other
 
@@ -255,7 +264,7 @@ class _WindowRing:
 
     def fork(self) -> Self:
         """An independent copy."""
-        other = copy.copy(self)
+        other = _copy_shallow(self)
         other.rows = self.rows.copy()
         return other
 
@@ -313,14 +322,17 @@ class _StreamState:
         self.time: int | None = None  # nanoseconds of the last candle
         self.row: tuple[float, ...] = ()  # its values
         self.run = 0  # candles in a row with all features
-        self.filled = np.zeros(config.sequence_length, dtype=bool)  # which of the last candles were filled, the newest last
+        self.filled = 0  # one bit for each candle of the window, set if the candle was filled; the newest is the lowest
 
     def fork(self, rows: int) -> Self:
         """A copy that takes its next `rows` candles without changing this state."""
-        other = copy.copy(self)
+        other = _copy_shallow(self)
         other.features, other.ring = self.features.fork(rows), self.ring.fork()
-        other.spacing = copy.copy(self.spacing)
+        other.spacing = _copy_shallow(self.spacing)
         return other
+
+    def _window_bits(self) -> int:
+        return (1 << self.ring.length) - 1
 
     def last_candle(self) -> dict[str, float]:
         """The values of the last candle by name; empty where there was none."""
@@ -336,7 +348,7 @@ class _StreamState:
             matrix = self.transform(np.array([features], dtype=np.float32))
         self.ring.append(matrix)
         self.time, self.row = time, row
-        self.filled = np.append(self.filled[1:], False)
+        self.filled = self.filled << 1 & self._window_bits()
         self.spacing.note_next()
 
     def take(self, times: np.ndarray, rows: np.ndarray) -> FeatureRows:
@@ -356,7 +368,8 @@ class _StreamState:
         self.ring.append(scaled)
         self.spacing.note(times, self.time, self.step)
         self.time, self.row, self.run = int(times[-1]), tuple(rows[-1].tolist()), int(run[-1])
-        self.filled = np.concatenate([self.filled, grid.filled])[-len(self.filled) :]
+        for is_filled in grid.filled[-self.ring.length :].tolist():
+            self.filled = (self.filled << 1 | is_filled) & self._window_bits()
         return FeatureRows(grid.times, scaled, run, grid.filled)
 
     def _drop_known(self, times: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -386,7 +399,12 @@ def _export_state(state: _StreamState) -> dict[str, np.ndarray]:
     header += [state.spacing.candles, state.spacing.times]
     means = {f"{column}_{span}": mean.state() for (column, span), mean in state.features.means.items()}
     arrays = {"header": np.array(header, dtype=np.int64), "row": np.array(state.row, dtype=np.float64)}
-    return {**arrays, "ring": state.ring.rows.copy(), "filled": state.filled.copy(), **means}
+    return {**arrays, "ring": state.ring.rows.copy(), "filled": _to_bits(state.filled, state.ring.length), **means}
+
+
+def _to_bits(number: int, length: int) -> np.ndarray:
+    """(length,) bool, the highest bit first."""
+    return np.array([bit == "1" for bit in f"{number:0{length}b}"])
 
 
 def _require_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
@@ -416,7 +434,7 @@ def _restore_state(state: _StreamState, arrays: Mapping[str, np.ndarray]) -> Non
     state.run, state.ring.at = run, at
     state.spacing.candles, state.spacing.times = candles, times
     state.ring.rows = arrays["ring"].copy()
-    state.filled = arrays["filled"].copy()
+    state.filled = int("".join("1" if bit else "0" for bit in arrays["filled"]), 2)
     for name, mean in means.items():
         mean.restore(arrays[name])
 
@@ -451,13 +469,13 @@ class FeatureStream:
 
     def fork(self) -> Self:
         """An independent stream that has taken the same candles."""
-        other = copy.copy(self)
+        other = _copy_shallow(self)
         other._state = self._state.fork(_ANY_NUMBER)
         return other
 
     def filled_in_window(self) -> int:
         """How many of the last `sequence_length` candles were added to fill a gap."""
-        return int(np.count_nonzero(self._state.filled))
+        return self._state.filled.bit_count()
 
     def missing(self) -> int:
         """Candles that must still come, without a long gap, until the window is full."""
@@ -484,7 +502,7 @@ class FeatureStream:
         """A sentence if the last candles look like those of another timeframe, else None."""
         spacing = self._state.spacing
         if later:
-            spacing = copy.copy(spacing)
+            spacing = _copy_shallow(spacing)
             spacing.note(np.array(later, dtype=np.int64), self.time, self._state.step)
         return describe_spacing_doubt(spacing.candles, spacing.times, self.config.timeframe_minutes)
 

@@ -5,7 +5,7 @@
 # %% ../../nbs/data/11_live_stream.ipynb #c7d6b632
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from ..config import Config
 from .candle_input import StreamError, parse_candle, parse_candles
 from .candle_input import require_closed, require_sound_candle, require_sound_candles
-from .candle_rules import MINUTE_NS, count_last_steps, describe_spacing_doubt, format_time
+from .candle_rules import MINUTE_NS, format_time
 from .feature_stream import FeatureStream
 
 # %% auto #0
@@ -32,7 +32,8 @@ class _Live(NamedTuple):
     """All that a live stream knows. It is replaced as a whole, in one assignment."""
 
     stream: FeatureStream  # every candle up to the first hole in the window
-    waiting: tuple[tuple[int, tuple[float, ...]], ...]  # (time, values) of the candles after it, in order
+    times: np.ndarray  # (waiting,) int64 nanoseconds, rising: the candles after it
+    rows: np.ndarray  # (waiting, 5): their open, high, low, close and volume
 
 
 def _count_ready(
@@ -41,7 +42,7 @@ def _count_ready(
     step: int,  # nanoseconds of one candle
     window: int,  # candles in a window
 ) -> int:
-    """How many of the candles the stream can take: those behind a hole that has left the window, and all that follow without a hole."""
+    """How many of the candles the stream can take: those behind a hole that has left the window, and their successors."""
     left_window = int(np.searchsorted(times, times[-1] - window * step, side="right"))
     previous = times[left_window - 1] if left_window else times[0] - step if last is None else last
     follows = np.diff(times[left_window:], prepend=previous) == step
@@ -69,7 +70,7 @@ def _is_known(
 class LiveStream:
     """Candles as a bot receives them, and the window of features for the newest one. Not thread-safe.
 
-    Every method takes a step whole or not at all, also if an exception from outside, such as KeyboardInterrupt, ends it.
+    Every method takes a step whole or not at all, also if an exception from outside ends it, such as KeyboardInterrupt.
     """
 
     def __init__(
@@ -81,19 +82,19 @@ class LiveStream:
         self.config = config
         self.fill_gaps = fill_gaps
         self._step = config.timeframe_minutes * MINUTE_NS
-        self._live = _Live(FeatureStream(config, transform), ())
+        self._live = _Live(FeatureStream(config, transform), np.empty(0, dtype=np.int64), np.empty((0, 5)))
 
     @property
     def time(self) -> int | None:
         """Nanoseconds of the newest candle, waiting or not; None before the first."""
-        stream, waiting = self._live
-        return waiting[-1][0] if waiting else stream.time
+        live = self._live
+        return int(live.times[-1]) if len(live.times) else live.stream.time
 
     def find_holes(self) -> list[Hole]:
         """The holes in the current window, oldest first."""
-        stream, waiting = self._live
-        holes, before = [], stream.time
-        for time, _ in waiting:
+        live = self._live
+        holes, before = [], live.stream.time
+        for time in live.times.tolist():
             if before is not None and time - before > self._step:
                 holes.append(Hole(before + self._step, (time - before) // self._step - 1))
             before = time
@@ -116,8 +117,8 @@ class LiveStream:
 
     def window(self) -> np.ndarray | None:
         """(sequence_length, features) float32 up to the newest candle; None if it is not full or has a hole."""
-        stream, waiting = self._live
-        return None if waiting else stream.window()
+        live = self._live
+        return None if len(live.times) else live.stream.window()
 
     def filled_in_window(self) -> int:
         """Candles of the window that were filled because the exchange published none."""
@@ -129,8 +130,8 @@ class LiveStream:
 
     def suspicion(self) -> str | None:
         """A sentence if the last candles look like those of another timeframe, else None."""
-        stream, waiting = self._live
-        return stream.suspicion([time for time, _ in waiting])
+        live = self._live
+        return live.stream.suspicion(live.times.tolist())
 
     def push(
         self,
@@ -142,11 +143,11 @@ class LiveStream:
         require_sound_candle(time, row, self._step)
         if closed_by is not None:
             require_closed(time, self._step, closed_by, "pass it after it closes")
-        stream, waiting = self._live
-        if not waiting and stream.time is not None and time == stream.time + self._step:
-            stream.take_next(time, row)
+        live = self._live
+        if not len(live.times) and live.stream.time is not None and time == live.stream.time + self._step:
+            live.stream.take_next(time, row)
             return True
-        return bool(self._insert([(time, row)]))
+        return bool(self._insert(np.array([time]), np.array([row])))
 
     def feed(
         self,
@@ -160,14 +161,12 @@ class LiveStream:
         require_sound_candles(times, rows, self._step)
         if closed_by is not None:
             require_closed(int(times[-1]), self._step, closed_by, "leave it out")
-        return self._insert(list(zip(times.tolist(), map(tuple, rows.tolist()), strict=True)))
+        return self._insert(times, rows)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The whole state as arrays, for `load_state_dict`."""
-        stream, waiting = self._live
-        times = np.array([time for time, _ in waiting], dtype=np.int64)
-        rows = np.array([row for _, row in waiting], dtype=np.float64).reshape(len(waiting), 5)
-        return {**stream.state_dict(), "waiting_times": times, "waiting_rows": rows}
+        live = self._live
+        return {**live.stream.state_dict(), "waiting_times": live.times.copy(), "waiting_rows": live.rows.copy()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from the `state_dict` of a stream of the same configuration.
@@ -178,37 +177,55 @@ class LiveStream:
         times, rows = arrays.pop("waiting_times", None), arrays.pop("waiting_rows", None)
         stream = self._live.stream.fork()
         stream.load_state_dict(arrays)
-        self._live = _Live(stream, self._parse_waiting(stream, times, rows))
+        self._require_waiting(stream, times, rows)
+        self._live = _Live(stream, times.copy(), rows.copy())
 
-    def _parse_waiting(self, stream: FeatureStream, times: Any, rows: Any) -> tuple[tuple[int, tuple[float, ...]], ...]:
-        """The waiting candles of a saved state. Raises `StreamError` for any that could not wait there."""
+    def _require_waiting(self, stream: FeatureStream, times: Any, rows: Any) -> None:
+        """Raise `StreamError` unless these arrays are candles that wait for missing ones."""
         has_types = getattr(times, "dtype", None) == np.int64 and getattr(rows, "dtype", None) == np.float64
         if not has_types or times.ndim != 1 or rows.shape != (len(times), 5):
             raise StreamError("expected the waiting candles of a stream, got other arrays: feed the history anew")
         if not len(times):
-            return ()
+            return
         require_sound_candles(times, rows, self._step)
-        ready = _count_ready(times, stream.time, self._step, self.config.sequence_length)
-        if stream.time is None or times[0] <= stream.time or ready:
+        is_later = stream.time is not None and times[0] > stream.time
+        if not is_later or _count_ready(times, stream.time, self._step, self.config.sequence_length):
             raise StreamError("expected candles that wait for missing ones, got others: feed the history anew")
-        return tuple(zip(times.tolist(), map(tuple, rows.tolist()), strict=True))
 
-    def _insert(self, candles: Sequence[tuple[int, tuple[float, ...]]]) -> int:
-        """Add candles that rise in time, and let the stream take what it can; how many were new."""
-        stream, waiting = self._live
-        known = dict(waiting)
-        if stream.time is not None:
-            known[stream.time] = stream.row
-        new = [(time, row) for time, row in candles if not _is_known(time, row, known, stream.time)]
-        if not new:
+    def _insert(
+        self,
+        times: np.ndarray,  # (rows,) int64 nanoseconds, rising
+        rows: np.ndarray,  # (rows, 5)
+    ) -> int:  # candles that were new
+        """Add sound candles, and let the stream take those that it can."""
+        live = self._live
+        is_new = self._find_new(times, rows)
+        times, rows = times[is_new], rows[is_new]
+        if not len(times):
             return 0
-        merged = sorted((*waiting, *new))
-        times = np.array([time for time, _ in merged], dtype=np.int64)
-        ready = len(merged)
+        waiting = np.concatenate([live.times, times])
+        order = np.argsort(waiting, kind="stable")
+        waiting, waiting_rows = waiting[order], np.concatenate([live.rows, rows])[order]
+        ready = len(waiting)
         if not self.fill_gaps:
-            ready = _count_ready(times, stream.time, self._step, self.config.sequence_length)
+            ready = _count_ready(waiting, live.stream.time, self._step, self.config.sequence_length)
+        stream = live.stream
         if ready:
             stream = stream.fork()
-            stream.take(times[:ready], np.array([row for _, row in merged[:ready]]))
-        self._live = _Live(stream, tuple(merged[ready:]))
-        return len(new)
+            stream.take(waiting[:ready], waiting_rows[:ready])
+        self._live = _Live(stream, waiting[ready:], waiting_rows[ready:])
+        return len(times)
+
+    def _find_new(self, times: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(rows,) bool: the candle was not passed before. Raises `StreamError` for late and for changed candles."""
+        live, newest = self._live, self.time
+        is_new = np.ones(len(times), dtype=bool)
+        if newest is None:
+            return is_new
+        known = dict(zip(live.times.tolist(), map(tuple, live.rows.tolist()), strict=True))
+        if live.stream.time is not None:
+            known[live.stream.time] = live.stream.row
+        for number in range(int(np.searchsorted(times, newest, side="right"))):
+            is_new[number] = not _is_known(int(times[number]), tuple(rows[number].tolist()), known, live.stream.time)
+        return is_new
+
