@@ -1323,7 +1323,7 @@ refused(
     ResumeMismatchError,
     "config.seed is 42 there and 7 here",
     "the folder '.*run' holds another run",
-    "give the same again, or choose another folder",
+    "use the settings, candles and versions of that run",
     lambda ground: partial(train, HOURLY, CONFIG.replace(seed=7), ground.unfinished(), **QUIET),
 )
 refused(
@@ -1347,7 +1347,7 @@ refused(
     ResumeMismatchError,
     "data.candles is 3000 there and 2999 here",
     "the folder '.*run' holds another run",
-    "give the same again",
+    "use the settings, candles and versions of that run",
     lambda ground: partial(train, HOURLY[:-1], CONFIG, ground.unfinished(), **QUIET),
 )
 
@@ -1517,7 +1517,7 @@ refused(
     ModelFileError,
     "no finished run, no such folder",
     "/nothing'",
-    "give the folder that crypto-lstm train wrote",
+    "use the folder that crypto-lstm train wrote",
     lambda ground: lambda: load_run(ground.place / "nothing"),
 )
 refused(
@@ -1526,7 +1526,7 @@ refused(
     ModelFileError,
     "no finished run, no such folder",
     "/nothing'",
-    "give the folder that crypto-lstm train wrote",
+    "use the folder that crypto-lstm train wrote",
     lambda ground: ["predict", "--model", str(ground.place / "nothing"), "--candles", "x.csv", "--json"],
 )
 
