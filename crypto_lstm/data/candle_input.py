@@ -260,6 +260,10 @@ def _split_columns(candles: Any) -> dict[str, Any]:
             expected = "expected rows of [ms, open, high, low, close, volume], at least one"
             raise StreamError(f"{expected}, got an array of the shape {table.shape}")
         return dict(zip(COLUMNS, table.T, strict=True))
+    names = getattr(candles, "columns", candles if isinstance(candles, Mapping) else COLUMNS)
+    missing = [name for name in COLUMNS if name not in list(names)]
+    if missing:
+        raise StreamError(f"no column {', '.join(missing)}: candles need {', '.join(COLUMNS)}")
     try:
         return {name: candles[name] for name in COLUMNS}
     except Exception as error:  # raised by the object of the caller

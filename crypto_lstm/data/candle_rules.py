@@ -16,10 +16,10 @@ import numpy as np
 from ..config import TIMEFRAME_MINUTES
 
 # %% auto #0
-__all__ = ['COLUMNS', 'PRICES', 'VALUE_COLUMNS', 'MAX_VALUE', 'MINUTE_NS', 'DATE_RANGE', 'CANDLE_RULES', 'is_in_date_range',
-           'read_utc_offset', 'datetime_to_ns', 'datetimes_to_ns', 'is_milliseconds', 'milliseconds_to_ns',
-           'epochs_to_ns', 'format_time', 'format_step', 'CandleRule', 'find_broken_rule', 'Violation',
-           'find_violations', 'is_off_grid', 'find_unordered_rows', 'find_usual_step', 'find_other_step',
+__all__ = ['COLUMNS', 'PRICES', 'VALUE_COLUMNS', 'MAX_VALUE', 'MINUTE_NS', 'DATE_RANGE', 'EPOCH', 'CANDLE_RULES',
+           'is_in_date_range', 'read_utc_offset', 'datetime_to_ns', 'datetimes_to_ns', 'is_milliseconds',
+           'milliseconds_to_ns', 'epochs_to_ns', 'format_time', 'format_step', 'CandleRule', 'find_broken_rule',
+           'Violation', 'find_violations', 'is_off_grid', 'find_unordered_rows', 'find_usual_step', 'find_other_step',
            'count_last_steps', 'describe_spacing_doubt']
 
 # %% ../../nbs/data/01_candle_rules.ipynb #3f21fea3
@@ -31,7 +31,7 @@ MAX_VALUE = 1e100  # of a price or a volume; sums of millions of such values sta
 MINUTE_NS = 60_000_000_000  # nanoseconds
 DATE_RANGE = "from 1678 to 2261"  # for messages
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_DAY = np.datetime64("1678-01-01", "D")
 _LAST_DAY = np.datetime64("2261-12-31", "D")
 _DAY_NS = 1440 * MINUTE_NS
@@ -63,7 +63,7 @@ def datetime_to_ns(
     offset = read_utc_offset(date)
     if offset is None:
         raise ValueError(f"expected a date with a time zone, got {date!r}")
-    since = date.replace(tzinfo=None) - _EPOCH.replace(tzinfo=None) - offset
+    since = date.replace(tzinfo=None) - EPOCH.replace(tzinfo=None) - offset
     seconds = since.days * 86_400 + since.seconds
     return seconds * 10**9 + since.microseconds * 1000 + getattr(date, "nanosecond", 0)
 
@@ -123,7 +123,7 @@ def format_time(
     """A time as `2024-03-07 10:00:00+00:00`; with 6 or 9 decimals where it is no whole second."""
     seconds, nanoseconds = divmod(time, 10**9)
     try:
-        date = (_EPOCH + timedelta(seconds=seconds)).isoformat(" ")
+        date = (EPOCH + timedelta(seconds=seconds)).isoformat(" ")
     except OverflowError:
         return f"{time} ns"
     if not nanoseconds:

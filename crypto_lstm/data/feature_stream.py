@@ -31,7 +31,7 @@ from crypto_lstm.data.candle_rules import (
 )
 
 # %% auto #0
-__all__ = ['RollingMean', 'FeatureRows', 'FeatureStream']
+__all__ = ['RollingMean', 'count_filled', 'FeatureRows', 'FeatureStream']
 
 # %% ../../nbs/data/07_feature_stream.ipynb #7fe51504
 _Object = TypeVar("_Object")
@@ -85,7 +85,7 @@ class RollingMean:
     def _advance(self, rows: int) -> None:
         self.count += rows
         if self.count % self.span == 0:
-            self._suffix = np.append(np.cumsum(self._block[::-1])[::-1], 0.0)  # a new array: a fork may share the old one
+            self._suffix = np.append(np.cumsum(self._block[::-1])[::-1], 0.0)  # a fork may share the old array
             self._left = 0.0
 
     def fork(
@@ -94,7 +94,7 @@ class RollingMean:
     ) -> Self:
         """A copy that takes its next `rows` values without changing this mean. It copies no array if it need not."""
         other = _copy_shallow(self)
-        if self.count % self.span + rows > self.span:  # else it writes only places of the block that this mean has not reached
+        if self.count % self.span + rows > self.span:  # else it writes only where this mean has not been yet
             other._block = self._block.copy()
         return other
 
@@ -218,6 +218,16 @@ def _require_all_narrow(name: str, times: np.ndarray, changes: np.ndarray) -> No
         _require_narrow(name, int(times[row]), float(changes[row]))
 
 # %% ../../nbs/data/07_feature_stream.ipynb #8e680da5
+def count_filled(
+    filled: np.ndarray,  # (rows,) bool: the candle was added to fill a gap
+    length: int,  # candles in a window
+) -> np.ndarray:  # (rows,) int64
+    """How many of the last `length` candles, the current one included, were filled."""
+    total = np.cumsum(filled)
+    total[length:] -= total[:-length].copy()
+    return total
+
+
 class _Grid(NamedTuple):
     """Candles with their gaps filled."""
 
@@ -445,8 +455,8 @@ _ANY_NUMBER = 1 << 60  # of candles: a fork that takes so many copies every arra
 class FeatureStream:
     """Features of candles, one or many at a time, equal to those of `make_features`. Not thread-safe.
 
-    A step is taken whole or not at all: it is computed on a copy of the state, which one assignment puts in place. So an
-    exception from outside, such as KeyboardInterrupt in the middle of `push`, leaves the state before or after the step.
+    A step is taken whole or not at all: it is computed on a copy of the state, which one assignment puts in place. So
+    an exception from outside, such as KeyboardInterrupt inside `push`, leaves the state before or after the step.
     """
 
     def __init__(

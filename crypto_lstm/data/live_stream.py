@@ -12,8 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..config import Config
-from .candle_input import StreamError, parse_candle, parse_candles
-from .candle_input import require_closed, require_sound_candle, require_sound_candles
+from crypto_lstm.data.candle_input import (
+    StreamError,
+    parse_candle,
+    parse_candles,
+    require_closed,
+    require_sound_candle,
+    require_sound_candles,
+)
 from .candle_rules import MINUTE_NS, format_time
 from .feature_stream import FeatureStream
 
@@ -25,7 +31,7 @@ class Hole(NamedTuple):
     """Missing candles in a row."""
 
     first: int  # opening time of the first missing candle, nanoseconds since 1970, UTC
-    count: int  # missing candles
+    candles: int  # how many
 
 
 class _Live(NamedTuple):
@@ -42,7 +48,7 @@ def _count_ready(
     step: int,  # nanoseconds of one candle
     window: int,  # candles in a window
 ) -> int:
-    """How many of the candles the stream can take: those behind a hole that has left the window, and their successors."""
+    """How many candles the stream can take: those behind a hole that has left the window, and their successors."""
     left_window = int(np.searchsorted(times, times[-1] - window * step, side="right"))
     previous = times[left_window - 1] if left_window else times[0] - step if last is None else last
     follows = np.diff(times[left_window:], prepend=previous) == step
@@ -105,8 +111,8 @@ class LiveStream:
         holes = self.find_holes()
         if not holes:
             return None
-        count = sum(hole.count for hole in holes)
-        last = holes[-1].first + (holes[-1].count - 1) * self._step
+        count = sum(hole.candles for hole in holes)
+        last = holes[-1].first + (holes[-1].candles - 1) * self._step
         missing = "1 candle is missing" if count == 1 else f"{count} candles are missing"
         span = format_time(holes[0].first) + (f" to {format_time(last)}" if count > 1 else "")
         until = format_time(last + (self.config.sequence_length + 2) * self._step)
@@ -174,15 +180,15 @@ class LiveStream:
         Raises `StreamError`, and has then changed nothing.
         """
         arrays = dict(state)
-        times, rows = arrays.pop("waiting_times", None), arrays.pop("waiting_rows", None)
+        times, rows = arrays.pop("waiting_times", np.empty(0)), arrays.pop("waiting_rows", np.empty(0))
         stream = self._live.stream.fork()
         stream.load_state_dict(arrays)
         self._require_waiting(stream, times, rows)
         self._live = _Live(stream, times.copy(), rows.copy())
 
-    def _require_waiting(self, stream: FeatureStream, times: Any, rows: Any) -> None:
+    def _require_waiting(self, stream: FeatureStream, times: np.ndarray, rows: np.ndarray) -> None:
         """Raise `StreamError` unless these arrays are candles that wait for missing ones."""
-        has_types = getattr(times, "dtype", None) == np.int64 and getattr(rows, "dtype", None) == np.float64
+        has_types = times.dtype == np.int64 and rows.dtype == np.float64
         if not has_types or times.ndim != 1 or rows.shape != (len(times), 5):
             raise StreamError("expected the waiting candles of a stream, got other arrays: feed the history anew")
         if not len(times):

@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..config import CLASSES, Config
 from .candles import ensure_filled
+from .feature_stream import count_filled
 from .features import make_feature_matrix
 from .labels import label_filled
 from .scaler import Scaler
@@ -426,8 +427,8 @@ def prediction_windows(
 ) -> tuple[WindowDataset, pd.DataFrame]:  # batches without labels; the last candle of each window (index: 0, 1, ...)
     """Every full window that ends with a candle of the input, scaled as in training.
 
-    Filled candles are part of windows and end none. Raises `DataError` without any window, and for a scaler of other
-    features.
+    Filled candles are part of windows and end none; the column `filled` counts them in each window. Raises `DataError`
+    without any window, and for a scaler of other features.
     """
     if scaler.features != config.features:
         found = f"the scaler is for the features {scaler.features}, the configuration has {config.features}"
@@ -441,4 +442,6 @@ def prediction_windows(
         raise DataError(f"{expected}: give more candles before the newest")
     _scale_in_place(scaler, matrix, has_features)
     dataset = WindowDataset(matrix, rows, sequence_length=config.sequence_length, batch_size=config.batch_windows)
-    return dataset, filled.iloc[rows].reset_index(drop=True)
+    ends = filled.iloc[rows].reset_index(drop=True)
+    ends["filled"] = count_filled(filled["filled"].to_numpy(), config.sequence_length)[rows]
+    return dataset, ends

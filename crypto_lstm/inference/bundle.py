@@ -26,17 +26,17 @@ import pandas as pd
 from .. import __version__
 from ..architecture import MAX_PARAMETERS, build_model, layer_plan, require_saveable_plan
 from ..config import CLASSES, Config, ConfigError
-from ..data.candle_rules import count_last_steps, describe_spacing_doubt
 from ..data.candles import require_candles
+from ..data.feature_stream import FeatureStream
 from ..data.scaler import Scaler, ScalerError
-from ..data.windows import WindowDataset, prediction_windows
+from ..data.windows import prediction_windows
 from crypto_lstm.inference.decision import (
+    CLOCK_SKEW_S,
     Decision,
     InvalidPredictionError,
-    choose_action,
     convert_windows,
+    decide_newest,
     is_expiry,
-    require_fresh,
     require_probabilities,
 )
 from ..saving.compatibility import validate_model
@@ -417,29 +417,29 @@ class Bundle:
         Raises `InvalidPredictionError` for invalid windows or answers, and `CandleError` or `DataError` for candles.
         """
         if isinstance(data, pd.DataFrame):
-            dataset, _ = self._make_dataset(data)
+            require_candles(data, self.config.timeframe)
+            dataset, _ = prediction_windows(data, self.config, self.scaler)
             blocks = [dataset.rows[start : start + _BLOCK] for start in range(0, len(dataset.rows), _BLOCK)]
             return np.concatenate([self._predict_windows(dataset.gather(block)) for block in blocks])
         return self._predict_windows(data)
 
     def decide(
         self,
-        candles: pd.DataFrame,  # date, open, high, low, close, volume; the last one closed
+        candles: Any,  # a history, as for `Predictor.decide`; the last candle is closed
         now: Any = None,  # a date with a time zone; None reads the clock
         max_age_candles: float = 1.0,  # largest accepted age of the last candle since its close, in candles
+        clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
     ) -> Decision:
         """The decision for the newest candle. Any fault of the data or the network gives NO_TRADE with a reason."""
         import tensorflow as tf
 
+        stream = FeatureStream(self.config, self.scaler.scale_rows)
         try:
-            dataset, dates = self._make_dataset(candles)
-            time = candles["date"].iloc[-1].as_unit("ns").value
-            require_fresh(time, self.config, now, max_age_candles, self.metadata.get("expires"))
-            _require_complete_window(candles, dates, self.config)
-            probabilities = self._predict_windows(dataset.gather(dataset.rows[-1:]))
+            stream.feed(candles)
+            expires = self.metadata.get("expires")
+            return decide_newest(stream, self._predict_windows, now, max_age_candles, expires, clock_skew_s)
         except (CryptoLSTMError, tf.errors.OpError, MemoryError, ArithmeticError) as error:
             return Decision.from_error(error)
-        return choose_action(probabilities[0])
 
     def _predict_windows(self, windows: np.ndarray) -> np.ndarray:
         converted = convert_windows(windows, self.config)
@@ -449,24 +449,7 @@ class Bundle:
         require_probabilities(answers)
         return answers
 
-    def _make_dataset(self, candles: pd.DataFrame) -> tuple[WindowDataset, pd.Series]:
-        """All full windows of checked candles, and the date of the last candle of each (ns)."""
-        require_candles(candles, self.config.timeframe)
-        dataset, ends = prediction_windows(candles, self.config, self.scaler)
-        return dataset, ends["date"].dt.as_unit("ns")
 
-
-def _require_complete_window(candles: pd.DataFrame, dates: pd.Series, config: Config) -> None:
-    """Raise `InvalidPredictionError` unless the newest candle completes a window of the right timeframe."""
-    newest, last = candles["date"].iloc[-1], dates.iloc[-1]
-    if last != newest:
-        fault = f"the newest candle ({newest}) does not complete a window, the last one that does is of {last}"
-        raise InvalidPredictionError(f"{fault}: fetch the candles that are missing before it")
-    minutes = config.timeframe_minutes
-    times = dates[-64:].astype("int64").to_numpy()
-    doubt = describe_spacing_doubt(*count_last_steps(times, minutes * 60 * 10**9), minutes)
-    if doubt:
-        raise InvalidPredictionError(doubt)
 
 # %% ../../nbs/inference/04_bundle.ipynb #7fee022c
 @dataclass(frozen=True)

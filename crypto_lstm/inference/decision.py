@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
@@ -14,14 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import CLASSES, Config
-from ..data.candle_rules import format_time
+from crypto_lstm.data.candle_rules import (
+    datetime_to_ns,
+    format_time,
+    is_in_date_range,
+    read_utc_offset,
+)
+from ..data.feature_stream import FeatureStream
+from ..data.live_stream import LiveStream
 from ..utils.checks import is_finite_number, shorten_repr
 from ..utils.display import html_table
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
-__all__ = ['NO_TRADE', 'InvalidPredictionError', 'Decision', 'choose_action', 'choose_actions', 'convert_windows',
-           'require_probabilities', 'resolve_now', 'require_max_age', 'is_expiry', 'require_fresh']
+__all__ = ['NO_TRADE', 'CLOCK_SKEW_S', 'InvalidPredictionError', 'Decision', 'choose_action', 'choose_actions', 'convert_windows',
+           'require_probabilities', 'resolve_now', 'require_clock_skew', 'add_clock_skew', 'require_max_age',
+           'is_expiry', 'require_fresh', 'decide_newest', 'describe_missing']
 
 # %% ../../nbs/inference/01_decision.ipynb #8f9ef70e
 NO_TRADE = "NO_TRADE"
@@ -96,6 +105,9 @@ def convert_windows(
     Raises `InvalidPredictionError` for another shape, for values that are not floats, and for values that are not
     finite in float32.
     """
+    if isinstance(windows, np.ma.MaskedArray) and np.ma.getmaskarray(windows).any():
+        count = int(np.count_nonzero(np.ma.getmaskarray(windows)))
+        raise InvalidPredictionError(f"expected finite windows, got {count} masked values: fix or drop these windows")
     given = np.asarray(windows)
     length, features = config.sequence_length, len(config.features)
     if given.dtype.kind != "f" or given.shape[1:] != (length, features):
@@ -141,9 +153,46 @@ def resolve_now(
             moment = datetime.fromisoformat(now)
         except ValueError as error:
             raise InvalidPredictionError(f"expected a date for now, got {now!r}: {remedy}") from error
-    if not isinstance(moment, datetime) or moment.tzinfo is None:
-        raise InvalidPredictionError(f"expected a date with a time zone for now, got {now!r}: {remedy}")
-    return moment
+    if not isinstance(moment, datetime) or read_utc_offset(moment) is None:
+        raise InvalidPredictionError(f"expected a date with a time zone for now, got {shorten_repr(now)}: {remedy}")
+    return _to_utc(moment)
+
+
+CLOCK_SKEW_S = 2.0  # seconds that a clock may be slow: an exchange closes a candle by its own clock
+
+
+def require_clock_skew(
+    clock_skew_s: Any,
+) -> None:
+    """Raise `InvalidPredictionError` unless this is a number of seconds, zero or more."""
+    if not is_finite_number(clock_skew_s, minimum=0):
+        raise InvalidPredictionError(
+            f"expected clock_skew_s as a number of seconds, zero or more, got {shorten_repr(clock_skew_s)}: "
+            f"{CLOCK_SKEW_S:g} is the default"
+        )
+
+
+def _to_utc(
+    moment: datetime,  # with an offset
+) -> datetime:
+    """The same moment in UTC; at the ends of the calendar, which an offset would leave, the first or last moment."""
+    offset = read_utc_offset(moment) or timedelta()
+    naive = datetime(*moment.timetuple()[:6], moment.microsecond)
+    try:
+        return (naive - offset).replace(tzinfo=UTC)
+    except OverflowError:
+        return (datetime.min if offset > timedelta() else datetime.max).replace(tzinfo=UTC)
+
+
+def add_clock_skew(
+    now: Any,  # a date with a time zone; None reads the clock
+    clock_skew_s: float,  # seconds that this machine's clock may be slow
+) -> datetime:
+    """The latest moment that it may be now, in UTC. Raises `InvalidPredictionError`."""
+    require_clock_skew(clock_skew_s)
+    moment = resolve_now(now)
+    left = datetime.max.replace(tzinfo=UTC) - moment
+    return moment + min(timedelta(seconds=clock_skew_s), left)
 
 
 def require_max_age(
@@ -167,9 +216,10 @@ def is_expiry(
     if not isinstance(value, str):
         return False
     try:
-        return datetime.fromisoformat(value).tzinfo is not None
+        moment = datetime.fromisoformat(value)
     except ValueError:
         return False
+    return read_utc_offset(moment) is not None and is_in_date_range(datetime_to_ns(moment))
 
 
 def require_fresh(
@@ -178,6 +228,7 @@ def require_fresh(
     now: Any = None,  # a date with a time zone; None reads the clock
     max_age_candles: float = 1.0,  # largest accepted age of the candle since its close, in candles
     expires: str | None = None,  # expiry of the model, an ISO date with a time zone
+    clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
 ) -> None:
     """Raise `InvalidPredictionError` if the newest candle is still open or too old, or if the model has expired."""
     moment = resolve_now(now)
@@ -188,8 +239,47 @@ def require_fresh(
     opened = datetime.fromtimestamp(time / 1e9, UTC)
     age = (moment - opened - duration) / duration  # in candles, since its close
     candle = f"the newest candle ({format_time(time)})"
-    if age < 0:
-        raise InvalidPredictionError(f"{candle} is not closed yet, at {moment}: leave it out")
+    if age * duration < -timedelta(seconds=clock_skew_s):
+        found = f"it closes at {opened + duration}, and the clock of this machine says {moment}"
+        raise InvalidPredictionError(f"{candle} is not closed yet: {found}: leave it out, or correct the clock")
     if age > max_age_candles:
         allowed = f"{age:.1f} candles since its close and {max_age_candles:g} are allowed"
         raise InvalidPredictionError(f"{candle} is too old, {allowed}, at {moment}: fetch newer candles")
+
+# %% ../../nbs/inference/01_decision.ipynb #d3c1de01
+def decide_newest(
+    stream: FeatureStream | LiveStream,  # the candles so far
+    predict: Callable[[np.ndarray], np.ndarray],  # windows (windows, sequence_length, features) -> probabilities
+    now: Any = None,  # a date with a time zone; None reads the clock
+    max_age_candles: float = 1.0,  # largest accepted age of the newest candle since its close, in candles
+    expires: str | None = None,  # expiry of the model
+    clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
+) -> Decision:
+    """The decision for the newest candle, shared by `Bundle` and `Predictor`.
+
+    Raises `InvalidPredictionError` if the candle is open, too old or of another timeframe, if the window is not full or
+    has a hole, and if the model has expired.
+    """
+    time = stream.time or 0
+    require_fresh(time, stream.config, now, max_age_candles, expires, clock_skew_s)
+    fault = stream.suspicion() or (stream.describe_holes() if isinstance(stream, LiveStream) else None)
+    if fault is not None:
+        raise InvalidPredictionError(fault)
+    window = stream.window()
+    if window is None:
+        missing = describe_missing(stream)
+        raise InvalidPredictionError(f"the newest candle ({format_time(time)}) does not complete a window, {missing}")
+    decision = choose_action(predict(window[None])[0])
+    filled = stream.filled_in_window()
+    if not filled:
+        return decision
+    share = f"{filled} of the {stream.config.sequence_length} candles of the window were missing and are filled"
+    return replace(decision, reason=f"{decision.reason}; {share}")
+
+
+def describe_missing(
+    stream: FeatureStream | LiveStream,
+) -> str:
+    """How many candles the window lacks, and what to do."""
+    gap = f"without a gap of more than {stream.config.max_gap_minutes} minutes"
+    return f"{stream.missing():,} more candles are needed {gap}: give a longer history, or the missing candles"

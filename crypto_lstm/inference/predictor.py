@@ -13,27 +13,30 @@ import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from ..config import CLASSES, Config
-from ..data.candle_rules import format_time
-from ..data.feature_stream import FeatureStream
+from ..data.candle_input import StreamError
+from ..data.feature_stream import FeatureStream, count_filled
+from ..data.live_stream import LiveStream
 from ..data.scaler import Scaler, ScalerError
 from crypto_lstm.inference.decision import (
+    CLOCK_SKEW_S,
     NO_TRADE,
     Decision,
     InvalidPredictionError,
-    choose_action,
+    add_clock_skew,
     choose_actions,
     convert_windows,
+    decide_newest,
+    describe_missing,
     is_expiry,
-    require_fresh,
     require_max_age,
     require_probabilities,
-    resolve_now,
 )
 from .onnx_file import INPUT, OnnxFileError, decode_onnx_file, open_session
 from crypto_lstm.storage.manifest import (
@@ -204,7 +207,7 @@ class StateMismatchError(PinMismatchError):
         SavedFileError.__init__(self, path, fault, "load it with that model, or start again with warm_up")
 
 
-def _save_state(stream: FeatureStream, model_sha256: str, path: FilePath) -> Path:
+def _save_state(stream: LiveStream, model_sha256: str, path: FilePath) -> Path:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, model=np.array(model_sha256), **stream.state_dict())
     with atomic_file(path, needs_bytes=buffer.tell()) as file:
@@ -247,6 +250,7 @@ class _VerifiedNetwork:
     golden_deviation: float  # from Keras' answers, on this machine
     _network: _Network
     _scaler: Scaler | None
+    fill_gaps: bool = False  # `update` treats missing candles as minutes without a trade
 
     @classmethod
     def load(
@@ -254,6 +258,7 @@ class _VerifiedNetwork:
         path: FilePath,  # a file that `export_onnx` wrote
         expected_sha256: str | None = None,  # of the file: any other file is refused
         threads: int = 1,  # that share the work on one window
+        fill_gaps: bool = False,  # `update` treats missing candles as minutes without a trade; False waits for them
     ) -> Self:
         """Read, verify and test a network.
 
@@ -269,7 +274,7 @@ class _VerifiedNetwork:
         network = _Network(open_session(data, threads))
         deviation = _measure_deviation(network, windows, answers, path)
         metadata = {name: value for name, value in facts.items() if name != "golden"}
-        return cls(Path(path), config, metadata, sha256, verified, deviation, network, scaler)
+        return cls(Path(path), config, metadata, sha256, verified, deviation, network, scaler, fill_gaps)
 
     def probabilities(
         self,
@@ -282,10 +287,13 @@ class _VerifiedNetwork:
 
     def _make_stream(self) -> FeatureStream:
         """An empty stream of candles, scaled as in training."""
+        return FeatureStream(self.config, self._require_scaler().scale_rows)
+
+    def _require_scaler(self) -> Scaler:
         if self._scaler is None:
             fault = "has no scaler, because it was exported without one"
             raise InvalidPredictionError(f"{self.path.name} {fault}: use probabilities with scaled windows")
-        return FeatureStream(self.config, self._scaler.scale_rows)
+        return self._scaler
 
     def __repr__(self) -> str:
         market = f"{self.config.pair} {self.config.timeframe}"
@@ -321,13 +329,14 @@ def _predict_candles(network: _VerifiedNetwork, stream: FeatureStream, candles: 
     fed = stream.feed(candles)
     rows = np.flatnonzero((fed.run >= network.config.sequence_length) & ~fed.filled)
     if len(rows) == 0:
-        raise InvalidPredictionError(f"no candle completes a window, {_describe_missing(stream, network.config)}")
+        raise InvalidPredictionError(f"no candle completes a window, {describe_missing(stream)}")
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
     answers = [network.probabilities(_gather_windows(fed.matrix, block, network.config)) for block in blocks]
     probabilities = np.concatenate(answers)
     columns = {name.lower(): probabilities[:, number] for number, name in enumerate(CLASSES)}
     dates = fed.times[rows].view("datetime64[ns]")
-    return {"date": dates, **columns, "decision": choose_actions(probabilities)}
+    filled = count_filled(fed.filled, network.config.sequence_length)[rows]
+    return {"date": dates, **columns, "decision": choose_actions(probabilities), "filled": filled}
 
 
 def _gather_windows(matrix: np.ndarray, rows: np.ndarray, config: Config) -> np.ndarray:
@@ -336,27 +345,15 @@ def _gather_windows(matrix: np.ndarray, rows: np.ndarray, config: Config) -> np.
     windows = np.lib.stride_tricks.sliding_window_view(matrix, length, axis=0)  # (candles, features, length)
     return windows[rows - length + 1].transpose(0, 2, 1)
 
-
-def _decide_newest(network: _VerifiedNetwork, stream: FeatureStream, now: Any, max_age_candles: float) -> Decision:
-    """The decision for the newest candle of a stream. Raises `InvalidPredictionError`."""
-    time = stream.time or 0
-    require_fresh(time, network.config, now, max_age_candles, network.metadata["expires"])
-    doubt = stream.suspicion()
-    if doubt is not None:
-        raise InvalidPredictionError(doubt)
-    window = stream.window()
-    if window is None:
-        missing = _describe_missing(stream, network.config)
-        raise InvalidPredictionError(f"the newest candle ({format_time(time)}) does not complete a window, {missing}")
-    return choose_action(network.probabilities(window[None])[0])
-
-
-def _describe_missing(stream: FeatureStream, config: Config) -> str:
-    gap = f"without a gap of more than {config.max_gap_minutes} minutes"
-    return f"{stream.missing():,} more candles are needed {gap}: give a longer history, or the missing candles"
-
 # %% ../../nbs/inference/03_predictor.ipynb #83e63005
 _FAULTS = (CryptoLSTMError, MemoryError, ArithmeticError)  # of data and network: the decision is then NO_TRADE
+
+
+def _push(stream: LiveStream, candle: Any, closed_by: datetime) -> bool:
+    try:
+        return stream.push(candle, closed_by=closed_by)
+    except MemoryError as error:
+        raise StreamError("memory ran out, and the candle was not taken: free memory, and pass it again") from error
 
 
 @dataclass(repr=False, eq=False)
@@ -376,15 +373,17 @@ class Predictor(_VerifiedNetwork):
         'NO_TRADE'
     """
 
-    stream: FeatureStream | None = None  # the candles that `warm_up` and `update` received
+    stream: LiveStream | None = None  # the candles that `warm_up` and `update` received
 
     def predict(
         self,
         candles: Any,  # a DataFrame, names to columns, a structured array, or rows as ccxt returns them
-    ) -> dict[str, np.ndarray]:  # date (datetime64[ns], UTC), short, hold, long, decision: one for each full window
+    ) -> dict[str, np.ndarray]:  # date (datetime64[ns], UTC), short, hold, long, decision, filled: one per full window
         """Probabilities and the most likely class for every candle that completes a window.
 
-        Equal to `crypto_lstm.training.saved_run.predict_candles`. Raises `StreamError` and `InvalidPredictionError`.
+        `filled` counts the candles of the window that were missing in a short gap and are filled, as in training. The
+        values equal those of `crypto_lstm.training.saved_run.predict_candles`. Raises `StreamError` and
+        `InvalidPredictionError`.
         """
         return _predict_candles(self, self._make_stream(), candles)
 
@@ -393,22 +392,28 @@ class Predictor(_VerifiedNetwork):
         candles: Any,  # a history, as for `predict`; the last candle is closed
         now: Any = None,  # a date with a time zone; None reads the clock
         max_age_candles: float = 1.0,  # largest accepted age of the last candle since its close, in candles
+        clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
     ) -> Decision:
         """The decision for the newest candle. Any fault of the data or the network gives NO_TRADE with a reason."""
         try:
             stream = self._make_stream()
             stream.feed(candles)
-            return _decide_newest(self, stream, now, max_age_candles)
+            return self._decide(stream, now, max_age_candles, clock_skew_s)
         except _FAULTS as error:
             return Decision.from_error(error)
 
+    def _decide(self, stream: Any, now: Any, max_age_candles: float, clock_skew_s: float) -> Decision:
+        expires = self.metadata["expires"]
+        return decide_newest(stream, self.probabilities, now, max_age_candles, expires, clock_skew_s)
+
     def warm_up(
         self,
-        candles: Any,  # a history, as for `predict`, all closed, and newer than the candles of the stream
+        candles: Any,  # a history, as for `predict`, all closed; missing candles may be among them
         now: Any = None,  # a date with a time zone; None reads the clock
+        clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
     ) -> Self:
         """Add many candles. Raises `StreamError` for invalid or open ones; the stream is then unchanged."""
-        self._get_stream().feed(candles, closed_by=resolve_now(now))
+        self._get_stream().feed(candles, closed_by=add_clock_skew(now, clock_skew_s))
         return self
 
     def update(
@@ -416,20 +421,23 @@ class Predictor(_VerifiedNetwork):
         candle: Any,  # closed: [ms, open, high, low, close, volume], or a mapping with date, open, high ... volume
         now: Any = None,  # a date with a time zone; None reads the clock
         max_age_candles: float = 1.0,  # largest accepted age of the candle since its close, in candles
+        clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
     ) -> Decision:
         """Add the next candle to the stream and decide.
 
-        Returns NO_TRADE with a reason if the candle gives no valid prediction, or if it was added before. Raises
-        `StreamError` for a candle that cannot be the next one (late, changed, off the timeframe, open, NaN); the stream
-        is then unchanged.
+        While candles are missing the answer is NO_TRADE, with their number and dates, until they are passed (late
+        candles are accepted) or have left the window; with `fill_gaps` they are filled, and the reason counts them. The
+        answer is NO_TRADE, too, if the candle gives no valid prediction, or if it was added before. Raises
+        `StreamError` for a candle that cannot be taken (too late, changed, off the timeframe, open, NaN); the stream is
+        then unchanged.
         """
         stream = self._get_stream()
         require_max_age(max_age_candles)
-        if not stream.push(candle, closed_by=resolve_now(now)):
-            reason = f"the candle of {format_time(stream.time or 0)} came before: each candle is answered once"
+        if not _push(stream, candle, add_clock_skew(now, clock_skew_s)):
+            reason = "the candle came before: each candle is answered once"
             return Decision(NO_TRADE, None, reason)
         try:
-            return _decide_newest(self, stream, now, max_age_candles)
+            return self._decide(stream, now, max_age_candles, clock_skew_s)
         except _FAULTS as error:
             return Decision.from_error(error)
 
@@ -446,9 +454,9 @@ class Predictor(_VerifiedNetwork):
         self._get_stream().load_state_dict(_read_state(path, self.sha256))
         return self
 
-    def _get_stream(self) -> FeatureStream:
+    def _get_stream(self) -> LiveStream:
         if self.stream is None:
-            self.stream = self._make_stream()
+            self.stream = LiveStream(self.config, self._require_scaler().scale_rows, self.fill_gaps)
         return self.stream
 
 # %% ../../nbs/inference/03_predictor.ipynb #b670e3f2

@@ -59,7 +59,7 @@ def predict_candles(
     scaler: Scaler,  # fitted on the training rows
     config: Config,  # of the training
     candles: pd.DataFrame,  # date, open, high, low, close, volume
-) -> pd.DataFrame:  # date, short, hold, long, decision: one row for each candle with a full window
+) -> pd.DataFrame:  # date, short, hold, long, decision, filled: one row for each candle with a full window
     """Probabilities and the most likely class for every candle that has a full window, the newest included.
 
     The decision is NO_TRADE if two classes are equally likely. The probabilities are not calibrated: training balances
@@ -73,12 +73,13 @@ def predict_candles(
     >>> candles = cl.synthetic_candles(800, seed=2, timeframe="1h")
     >>> answers = cl.predict_candles(run.model, run.scaler, run.config, candles)
     >>> list(answers)
-    ['date', 'short', 'hold', 'long', 'decision']
+    ['date', 'short', 'hold', 'long', 'decision', 'filled']
     """
     windows, ends = prediction_windows(candles, config, scaler)
     answers = predict_probabilities(model, windows)
     columns = {name.lower(): answers[:, number] for number, name in enumerate(CLASSES)}
-    return pd.DataFrame({"date": ends["date"], **columns, "decision": choose_actions(answers)})
+    columns |= {"decision": choose_actions(answers), "filled": ends["filled"].to_numpy()}
+    return pd.DataFrame({"date": ends["date"], **columns})
 
 # %% ../../nbs/training/03_saved_run.ipynb #09c45adc
 @dataclass(frozen=True)

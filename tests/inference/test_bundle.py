@@ -375,7 +375,7 @@ FILLED = fill_gaps(CANDLES, 60, "1h")
 APART = CANDLES[(CANDLES.index < 1560) | (CANDLES.index % 2 == 1)].reset_index(drop=True)
 FAR = pd.Timestamp("2500-01-01", tz="UTC").as_unit("s")
 INPUTS = {
-    "not closed": (CANDLES, CLOSE - pd.Timedelta("1s"), "is not closed yet"),
+    "not closed": (CANDLES, CLOSE - pd.Timedelta("3s"), "is not closed yet"),
     "stale": (CANDLES, CLOSE + pd.Timedelta("61min"), "is too old, 1.0 candles since its close"),
     "years later": (CANDLES, EXPIRES - pd.Timedelta(days=1), "is too old"),
     "expired": (CANDLES, EXPIRES + pd.Timedelta("1s"), "expired at 2030-01-01"),
@@ -383,13 +383,13 @@ INPUTS = {
     "no date": (CANDLES, "soon", "expected a date for now"),
     "NaT": (CANDLES, pd.NaT, "time zone"),
     "the end of time": (CANDLES, datetime.max.replace(tzinfo=UTC), "expired at 2030-01-01"),
-    "the beginning of time": (CANDLES, datetime.min.replace(tzinfo=UTC), "is not closed yet, at 0001-01-01"),
-    "a frame of lists": ([[1, 2]], CLOSE, "must be a DataFrame"),
-    "None": (None, CLOSE, "must be a DataFrame"),
-    "empty": (CANDLES[:0], CLOSE, "no candles"),
+    "the beginning of time": (CANDLES, datetime.min.replace(tzinfo=UTC), "says 0001-01-01"),
+    "a frame of lists": ([[1, 2]], CLOSE, "expected rows of [ms, open, high, low, close, volume], got [1, 2] in row 0"),
+    "None": (None, CLOSE, "expected rows of"),
+    "empty": (CANDLES[:0], CLOSE, "expected at least one candle"),
     "short": (CANDLES[-100:].reset_index(drop=True), CLOSE, ""),
     "no volume": (CANDLES.drop(columns="volume"), CLOSE, "no column volume"),
-    "text": (frame(close="1,234.5"), CLOSE, "must be float64"),
+    "text": (frame(close="1,234.5"), CLOSE, "expected close as a number in each row, got the text"),
     "reversed": (CANDLES[::-1].reset_index(drop=True), CLOSE, ""),
     "naive dates": (frame(date=CANDLES["date"].dt.tz_localize(None)), CLOSE, "UTC"),
     "zero price": (frame(close=CANDLES["close"].where(CANDLES.index != 1599, 0.0)), CLOSE, ""),
@@ -406,9 +406,8 @@ INPUTS = {
     "filled, and a gap since": (
         FILLED.drop(index=range(1585, 1596)).reset_index(drop=True),
         CLOSE,
-        "has been cut since",
+        "does not complete a window",
     ),
-    "filled in part": (pd.concat([FILLED[:1590], CANDLES[1590:]], ignore_index=True), CLOSE, "as fill_gaps makes them"),
     "an age that is none": (CANDLES, CLOSE, "expected max_age_candles", "1"),
     "a gap": (CANDLES.drop(index=range(1580, 1590)).reset_index(drop=True), CLOSE, "does not complete a window"),
 }
@@ -421,6 +420,11 @@ def test_invalid_candles_give_no_trade(name, bundle):
     assert (
         decision.action == NO_TRADE and reason in decision.reason and decision.reason and decision.probabilities is None
     ), str(decision)
+
+
+def test_a_frame_that_was_filled_in_part_is_filled_anew(bundle):
+    mixed = pd.concat([FILLED[:1590], CANDLES[1590:]], ignore_index=True)
+    assert bundle.decide(mixed, CLOSE) == bundle.decide(CANDLES, CLOSE)
 
 
 def test_a_candle_that_is_not_finite_gives_no_trade(bundle):
