@@ -23,11 +23,13 @@ from crypto_lstm.data.candle_input import (
     require_sound_candles,
 )
 from crypto_lstm.data.candle_rules import (
+    MAX_VALUE,
     MINUTE_NS,
     VALUE_COLUMNS,
     count_last_steps,
     describe_spacing_doubt,
     format_time,
+    is_in_date_range,
 )
 
 # %% auto #0
@@ -98,15 +100,22 @@ class RollingMean:
             other._block = self._block.copy()
         return other
 
-    def state(self) -> np.ndarray:  # (3 + span + span + 1,) float64
-        """The whole state, for `restore`."""
-        return np.concatenate([[self.span, self.count, self._left], self._block, self._suffix])
+    def block(self) -> np.ndarray:  # (span,) float64
+        """The values that the sums follow from, for `restore`: those of this block, then those of the block before."""
+        return self._block.copy()
 
-    def restore(self, state: np.ndarray) -> None:
-        """Continue from the `state` of a mean with the same span."""
-        self.count, self._left = int(state[1]), float(state[2])
-        self._block = state[3 : 3 + self.span].copy()
-        self._suffix = state[3 + self.span :].copy()
+    def restore(
+        self,
+        count: int,  # values so far
+        block: np.ndarray,  # (span,) float64, from `block` of a mean with the same span
+    ) -> None:
+        """Continue from the values of another mean. The sums are computed anew, with the same bits."""
+        place = count % self.span
+        self.count = count
+        self._block = block.copy()
+        self._suffix = np.append(np.cumsum(block[::-1])[::-1], 0.0)
+        self._left = float(np.cumsum(np.append(0.0, block[:place]))[-1])
+
 
 # %% ../../nbs/data/07_feature_stream.ipynb #67a015d2
 class _Feature(NamedTuple):
@@ -405,11 +414,12 @@ def _count_runs(usable: np.ndarray, starts: np.ndarray, run: int) -> np.ndarray:
 
 # %% ../../nbs/data/07_feature_stream.ipynb #72f4624f
 def _export_state(state: _StreamState) -> dict[str, np.ndarray]:
+    counts = [mean.count for mean in state.features.means.values()]
     header = [-1 if state.time is None else state.time, state.run, state.ring.at]
-    header += [state.spacing.candles, state.spacing.times]
-    means = {f"{column}_{span}": mean.state() for (column, span), mean in state.features.means.items()}
+    header += [state.spacing.candles, state.spacing.times, counts[0] if counts else 0]
+    blocks = {f"{column}_{span}": mean.block() for (column, span), mean in state.features.means.items()}
     arrays = {"header": np.array(header, dtype=np.int64), "row": np.array(state.row, dtype=np.float64)}
-    return {**arrays, "ring": state.ring.rows.copy(), "filled": _to_bits(state.filled, state.ring.length), **means}
+    return {**arrays, "ring": state.ring.rows.copy(), "filled": _to_bits(state.filled, state.ring.length), **blocks}
 
 
 def _to_bits(number: int, length: int) -> np.ndarray:
@@ -425,28 +435,60 @@ def _require_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, np.
     wanted["row"] = (np.dtype(np.float64), (len(VALUE_COLUMNS) if has_candle else 0,))
     if found != wanted or not all(np.isfinite(array).all() for array in arrays.values()):
         expectation = f"expected the state of a stream of this configuration, finite arrays {sorted(wanted)}"
-        raise StreamError(f"{expectation}, got {sorted(found)}, or of other shapes: feed the history anew")
+        raise StreamError(f"{expectation}, got {sorted(found)}, or of other shapes: {_FEED_ANEW}")
+
+
+_FEED_ANEW = "feed the history anew"
+
+
+def _require_possible(fault: str, is_possible: bool) -> None:
+    if not is_possible:
+        raise StreamError(f"expected the state of a stream, got {fault}: {_FEED_ANEW}")
+
+
+def _require_possible_state(state: _StreamState, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise `StreamError` for values that no stream of this configuration can have written."""
+    time, run, at, candles, times, count = arrays["header"].tolist()
+    length, ring = state.ring.length, arrays["ring"]
+    _require_possible("an impossible place in the window", 0 <= at < length)
+    _require_possible("impossible counts", run >= 0 and (run <= count or not state.features.means))
+    _require_possible("impossible distances of candles", candles >= 1 and times >= 0 and count >= 0)
+    _require_possible("a window whose two copies differ", np.array_equal(ring[:length], ring[length:]))
+    _require_possible("features of a candle that has none", run > 0 or not ring[at - 1].any())
+    _require_possible("a newest candle that was filled", not arrays["filled"][-1])
+    if time < 0:
+        _require_possible("counts without a candle", run == 0 and count == 0 and not ring.any())
+        return
+    _require_possible("a time out of range", bool(is_in_date_range(time)))
+    require_sound_candle(time, arrays["row"].tolist(), state.step)
+    newest = dict(zip(VALUE_COLUMNS, arrays["row"].tolist(), strict=True))
+    for (column, span), _ in state.features.means.items():
+        _require_possible_block(column, count, arrays[f"{column}_{span}"], newest[column])
+
+
+def _require_possible_block(column: str, count: int, block: np.ndarray, newest: float) -> None:
+    known = block[:count]  # of a block that is not full the rest was never written
+    is_allowed = (known >= 0) if column == "volume" else (known > 0)
+    _require_possible(f"values of {column} that no candle has", bool((is_allowed & (known <= MAX_VALUE)).all()))
+    _require_possible(f"values of {column} before the first candle", not block[count:].any())
+    is_newest = count > 0 and block[(count - 1) % len(block)] == newest
+    _require_possible(f"values of {column} that do not end with the newest candle", is_newest)
 
 
 def _restore_state(state: _StreamState, arrays: Mapping[str, np.ndarray]) -> None:
-    """Set the state to exported arrays. Raises `StreamError` before anything changes."""
+    """Set the state to exported arrays. Raises `StreamError` for values that it cannot have written."""
     _require_arrays(arrays, _export_state(state))
-    time, run, at, candles, times = arrays["header"].tolist()
-    means = {f"{column}_{span}": mean for (column, span), mean in state.features.means.items()}
-    counts = [int(arrays[name][1]) for name in means]
-    spans_fit = all(arrays[name][0] == mean.span for name, mean in means.items())
-    newest_is_filled = bool(arrays["filled"][-1])  # a gap ends with a candle that was passed
-    if not 0 <= at < state.ring.length or min(run, candles, times, *counts) < 0 or not spans_fit or newest_is_filled:
-        found = f"got the numbers {arrays['header'].tolist()} and {counts}"
-        raise StreamError(f"expected the state of a stream, {found}: feed the history anew")
+    _require_possible_state(state, arrays)
+    time, run, at, candles, times, count = arrays["header"].tolist()
     state.time = None if time < 0 else time
     state.row = tuple(arrays["row"].tolist())
     state.run, state.ring.at = run, at
     state.spacing.candles, state.spacing.times = candles, times
     state.ring.rows = arrays["ring"].copy()
     state.filled = int("".join("1" if bit else "0" for bit in arrays["filled"]), 2)
-    for name, mean in means.items():
-        mean.restore(arrays[name])
+    for (column, span), mean in state.features.means.items():
+        mean.restore(count, arrays[f"{column}_{span}"])
+
 
 # %% ../../nbs/data/07_feature_stream.ipynb #dce1b1d4
 _ANY_NUMBER = 1 << 60  # of candles: a fork that takes so many copies every array

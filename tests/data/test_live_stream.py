@@ -94,6 +94,39 @@ def test_the_state_holds_the_waiting_candles():
             other.load_state_dict(state | {name: wrong})
 
 
+def tamper(name: str, array: np.ndarray, chance: random.Random) -> np.ndarray:
+    """The array with one value changed."""
+    changed = array.copy()
+    place = chance.randrange(max(array.size, 1))
+    if array.dtype == bool:
+        changed.flat[place] = not changed.flat[place]
+    elif array.size:
+        changed.flat[place] = chance.choice([-1, 0, 7, 10**15, -(2**62)])
+    return changed
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_state_that_no_stream_can_have_written_is_refused(seed):
+    chance = random.Random(seed)
+    stream = push_all(LiveStream(CONFIG), [*ROWS[:100], *ROWS[103:105]])
+    state, refused = stream.state_dict(), 0
+    plausible = {"filled", "ring"}  # a plausible value of a feature, or of a mark, can't be told from the right one
+    for _ in range(60):
+        name = chance.choice(sorted(state))
+        changed = tamper(name, state[name], chance)
+        if np.array_equal(changed, state[name]):
+            continue
+        other = LiveStream(CONFIG)
+        try:
+            other.load_state_dict(state | {name: changed})
+        except StreamError:
+            refused += 1
+            assert other.time is None
+        else:
+            assert name in plausible or np.min(changed) >= 0, name
+    assert refused > 15
+
+
 # ---------------------------------------------------------------- an exception in the middle of a step
 
 

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -850,6 +851,39 @@ print(sorted(heavy & set(sys.modules)), loaded)
 """
     done = subprocess.run([sys.executable, "-c", code, trained.path], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] set()"
+
+
+def test_a_state_whose_header_promises_too_much_is_refused_before_it_is_allocated(predictor, tmp_path):
+    from crypto_lstm.storage.verified import atomic_file
+
+    header = io.BytesIO()
+    facts = {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+    np.lib.format.write_array_header_1_0(header, facts)
+    with atomic_file(tmp_path / "state.npz") as path, zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ring.npy", header.getvalue())
+    with pytest.raises(IntegrityError, match="its header promises"):
+        predictor.load_state(tmp_path / "state.npz")
+
+
+def test_update_waits_for_missing_candles_and_says_which(predictor):
+    predictor.warm_up(CANDLES[:1590])
+    for row in range(1595, 1600):
+        decision = predictor.update(CANDLES.iloc[row], now=CANDLES["date"][row] + HOUR)
+        assert decision.action == NO_TRADE
+        assert "5 candles are missing before the newest one" in decision.reason
+    for row in (1593, 1590, 1594, 1591):
+        assert "missing" in predictor.update(CANDLES.iloc[row], now=CLOSE).reason
+    assert predictor.update(CANDLES.iloc[1592], now=CLOSE) == predictor.decide(CANDLES, now=CLOSE)
+
+
+def test_a_decision_on_filled_candles_counts_them(predictor):
+    gappy = CANDLES.drop(index=1595).reset_index(drop=True)
+    decision = predictor.decide(gappy, now=CLOSE)
+    assert decision.reason.endswith("1 of the 12 candles of the window were missing and are filled")
+    assert predictor.predict(gappy)["filled"][-1] == 1
+    predictor.fill_gaps = True
+    predictor.warm_up(gappy[:-1])
+    assert predictor.update(gappy.iloc[-1], now=CLOSE) == decision
 
 
 def test_bundle_and_predictor_share_the_rules_of_a_decision():
