@@ -47,7 +47,9 @@ BENCHMARKS = {
     "reliability": Benchmark(
         "reliability.suite", "kills, disk errors, changed bytes, attacks and NaN, beside plain Keras", "an hour"
     ),
-    "live": Benchmark("reliability.live", "a bot's stream with lost and late candles against a plain oracle", "5 minutes"),
+    "live": Benchmark(
+        "reliability.live", "a bot's stream with lost and late candles against a plain oracle", "5 minutes"
+    ),
 }
 
 

@@ -22,8 +22,9 @@ def main(words: list[str]) -> int:
     start = time.monotonic()
     tally = live_oracle.fuzz(options.calls, options.seed, check_every=50)
     print(
-        f"{tally.calls:,} calls in {time.monotonic() - start:.0f} s: {tally.new:,} candles taken, {tally.refused:,} refused, "
-        f"{tally.with_hole:,} with candles missing, {tally.windows:,} windows compared; {len(tally.faults)} differences"
+        f"{tally.calls:,} calls in {time.monotonic() - start:.0f} s: {tally.new:,} candles taken, "
+        f"{tally.refused:,} refused, {tally.with_hole:,} with candles missing, {tally.windows:,} windows compared; "
+        f"{len(tally.faults)} differences"
     )
     print("\n".join(tally.faults[:20]))
     return 1 if tally.faults else 0
