@@ -29,7 +29,7 @@ __all__ = ['MAX_OBJECTS', 'MAX_DEPTH', 'CHILD_TIMEOUT_S', 'Hdf5Error', 'read_arr
 
 # %% ../../nbs/saving/01_hdf5.ipynb #eca5e4ac
 class Hdf5Error(CryptoLSTMError, ValueError):
-    """The bytes are not HDF5, or the HDF5 file holds more than plain numeric arrays. The message does not name the file."""
+    """The bytes are not HDF5, or they hold more than plain numeric arrays. The message does not name the file."""
 
 
 MAX_OBJECTS = 5_000  # groups and arrays in one file

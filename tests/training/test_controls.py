@@ -12,7 +12,7 @@ from crypto_lstm.training.trainer import train
 
 def run(edge: float, folder) -> object:
     candles = synthetic_candles(DEMO_CANDLES, seed=DEMO_SEED, edge=edge)
-    config = DEMO_CONFIG.replace(epochs=3, sequence_length=30, lstm_units=(16, 8))  # half the time of the demo's network
+    config = DEMO_CONFIG.replace(epochs=3, sequence_length=30, lstm_units=(16, 8))
     return train(candles, config, folder, tensorboard=False)
 
 
