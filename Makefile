@@ -7,7 +7,7 @@
 # Measurements, each of which writes to benchmarks/results (`python -m benchmarks` lists more):
 # make bench               speed and memory beside Keras, PyTorch and NumPy: about 15 minutes
 # make bench-growth        growth with windows, batch, timesteps and candles: half an hour
-# make bench-gpu           stock Keras against ours on a GPU; without one it prints that
+# make bench-gpu           Keras against ours on a GPU; without one it prints that
 # make bench-reliability   kills, disk errors, changed bytes, attacks, NaN, beside plain Keras: about an hour
 # make bench-memory        forecasts of memory against 40 measured trainings: more than an hour
 PYTHON ?= python3

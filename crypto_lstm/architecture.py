@@ -266,7 +266,7 @@ def _build_layer(layer: LayerSpec, position: int, config: Config) -> keras.layer
 def cudnn_loss(
     config: Config,  # its recurrent dropout
 ) -> str | None:  # one line with the reason and the setting that avoids it; None: cuDNN can be used
-    """Why a GPU would run the LSTM layers without its fast cuDNN kernel."""
+    """The reason why a GPU would run the LSTM layers without the cuDNN kernel; None if it can use the kernel."""
     if config.recurrent_rate == 0 or config.recurrent_dropout == "per_batch":
         return None
     reason = f"recurrent dropout of {config.recurrent_rate:g} per sample loses the cuDNN kernel"

@@ -32,7 +32,7 @@ def gate_weights(
     recurrent_kernel: Any,  # (units, 4 units)
     bias: Any,  # (4 units,)
 ) -> Any:  # (4, inputs + 1 + units, units): input, forget, output, and the doubled weights of the cell's gate
-    """The weights of each gate for rows `[x, 1, h]`. A tensor; gradients flow through it to the three arguments."""
+    """Join the weights of each gate in one tensor, for rows `[x, 1, h]`. Gradients flow to all three arguments."""
     import tensorflow as tf
 
     stacked = tf.concat([kernel, bias[None], recurrent_kernel], 0)
@@ -162,7 +162,7 @@ def lstm_sequence(
     c: Any,  # (batch, units): initial cell
     return_sequences: bool,  # outputs of all timesteps, or the last one
 ) -> tuple[Any, Any, Any]:  # outputs (batch, timesteps, units) or (batch, units), last state, last cell
-    """Run an LSTM over a sequence, with a gradient of its own; the masks get none. All tensors are TensorFlow's.
+    """Run an LSTM over a sequence, with a custom gradient; the masks get none. All tensors are TensorFlow tensors.
 
     Source: Hochreiter & Schmidhuber (1997) with the forget gate of Gers et al. (2000), as in Keras' `LSTMCell`.
     """

@@ -451,9 +451,9 @@ def _read_sidecar(source: Path) -> dict[str, Any] | None:
     try:
         facts = parse_json(read_bytes(file, 4 << 20), file)
     except SavedFileError as error:
-        raise ModelIntegrityError(file, f"is no readable JSON: {error.fault}", remedy) from error
+        raise ModelIntegrityError(file, f"is not valid JSON: {error.fault}", remedy) from error
     if not isinstance(facts, dict):
-        fault = f"is no readable JSON: expected an object, got a {type(facts).__name__}"
+        fault = f"is not valid JSON: expected an object, got a {type(facts).__name__}"
         raise ModelIntegrityError(file, fault, remedy)
     return facts
 

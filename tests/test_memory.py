@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import statistics
@@ -11,12 +12,18 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from support.traced_graph import trace_loops, trace_memory
+from support.traced_graph import LoopTrace, trace_loops, trace_memory
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.config import Config
 from crypto_lstm.layers import to_keras_model
-from crypto_lstm.memory import Variant, estimate_memory, keras_activation_bytes, low_memory_activation_bytes
+from crypto_lstm.memory import (
+    MemoryEstimate,
+    Variant,
+    estimate_memory,
+    keras_activation_bytes,
+    low_memory_activation_bytes,
+)
 
 
 def read_benchmark(name: str) -> Any:
@@ -47,14 +54,24 @@ def make_config(kind: str, rates: tuple[float, float], **settings: Any) -> Confi
     )
 
 
+@functools.cache
+def trace_small_network(
+    kind: str, rates: tuple[float, float], units: tuple[int, ...], timesteps: int, batch: int
+) -> tuple[Config, tuple[LoopTrace, ...], MemoryEstimate]:
+    """A configuration, and the loops and the memory of its network, from one trace of a step."""
+    sizes = {"sequence_length": timesteps, "lstm_units": units, "batch_size": batch}
+    config = make_config(kind, rates, dense_units=(4,), **sizes)
+    model, _ = build_network(kind, config)
+    loops = trace_loops(model, batch)
+    return config, loops, trace_memory(model, batch, loops=loops)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rates", RATES)
 @pytest.mark.parametrize(("units", "timesteps", "batch"), SHAPES)
 def test_the_formula_equals_the_kept_bytes_of_the_traced_loops(rates, units, timesteps, batch, kind):
-    sizes = {"sequence_length": timesteps, "lstm_units": units, "batch_size": batch}
-    config = make_config(kind, rates, dense_units=(4,), **sizes)
+    config, loops, _ = trace_small_network(kind, rates, units, timesteps, batch)
     inputs = (len(config.features), *units[:-1])
-    loops = trace_loops(build_network(kind, config)[0], batch)
     assert [loop.low_memory for loop in loops] == [kind != "keras"] * len(units)
     has_dropout, has_recurrent_dropout = (rate > 0 for rate in rates)
     for number, (loop, read, width) in enumerate(zip(loops, inputs, units, strict=True)):
@@ -101,10 +118,9 @@ def test_layer_by_layer_the_trace_of_keras_loops_equals_the_closed_form(rates):
 @pytest.mark.parametrize("kind", ["per_sample", "per_batch"])
 @pytest.mark.parametrize(("units", "timesteps", "batch"), SHAPES)
 def test_layer_by_layer_the_trace_of_low_memory_loops_equals_the_closed_form(units, timesteps, batch, kind):
-    sizes = {"sequence_length": timesteps, "lstm_units": units, "batch_size": batch}
     for rates in RATES:
-        config = make_config(kind, rates, dense_units=(4,), **sizes)
-        traced, formula = trace_memory(build_model(config), batch), estimate_memory(config)
+        config, _, traced = trace_small_network(kind, rates, units, timesteps, batch)
+        formula = estimate_memory(config)
         assert traced.tensor_peak_mb == pytest.approx(formula.tensor_peak_mb, rel=1e-9)
         for read, known in zip(traced.activations, formula.activations, strict=False):
             assert read[1:] == pytest.approx(known[1:], rel=1e-9)

@@ -289,7 +289,7 @@ def test_folders_without_a_model_of_this_package_are_refused(model, tmp_path):
 def test_metadata_that_is_not_json_is_refused(model, tmp_path):
     files = save_model(model, tmp_path / "model")
     files.metadata.write_text("{", encoding="utf-8")
-    with pytest.raises(ModelFileError, match="is no readable JSON"):
+    with pytest.raises(ModelFileError, match="is not valid JSON"):
         load_model(files)
     files.metadata.unlink()
     assert load_model(files).count_params() == model.count_params()

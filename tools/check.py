@@ -4,7 +4,8 @@
 
 Tests and notebooks need TensorFlow, whose import takes 5 seconds. This process imports it once, does not use it, and
 forks a process for each file of tests and each notebook: each starts from the same fresh state. Other checks are
-commands.
+commands. So are the tests in `FORKING`: they fork thousands of times, and a fork of a process that has imported
+TensorFlow takes several times as long.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ LONGEST = (  # these start first, so that both cores end together
     "tests/inference/test_predictor.py",
     "tests/commands/test_main.py",
 )
+FORKING = ("tests/storage/test_verified.py",)  # need no TensorFlow; each runs in a process of its own
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,17 @@ def command(name: str, *words: str) -> Check:
 def test_check(path: Path) -> Check:
     """A check that runs a file of tests."""
     name = str(path.relative_to(ROOT))
+    words = ["-q", "-rs", name]
 
     def run() -> int:
         import pytest
 
-        return int(pytest.main(["-q", "-rs", name]))
+        return int(pytest.main(words))
 
-    return Check(name, run, is_pytest=True)
+    def run_apart() -> int:
+        return subprocess.run([sys.executable, "-m", "pytest", *words]).returncode
+
+    return Check(name, run_apart if name in FORKING else run, is_pytest=True)
 
 
 def notebook_check(path: Path) -> Check:

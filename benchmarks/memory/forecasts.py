@@ -34,7 +34,7 @@ from crypto_lstm.memory import MemoryEstimate, Variant, estimate_memory
 from crypto_lstm.profiling.measure import extrapolate_memory, probe_sizes
 from crypto_lstm.utils.system import MB
 
-STOCK = "stock/"
+KERAS_LAYERS = "stock/"
 FLOAT = 4  # bytes of a float32
 MEMORY_RESULTS = RESULTS / "memory.json"
 ENTRIES = {entry["name"]: entry for entry in (*GRID["fit"], *GRID["grid"])}
@@ -94,7 +94,7 @@ PEERS: dict[str, Callable[[Config, Variant], float]] = {
 def get_case(name: str, prefix: str) -> tuple[Config, Variant]:
     """Configuration and variant; with the prefix `stock/` in Keras' own layers."""
     config, variant = parse_entry(ENTRIES[name])
-    return config, replace(variant, keras_layers=prefix == STOCK)
+    return config, replace(variant, keras_layers=prefix == KERAS_LAYERS)
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     known = json.loads(MEMORY_RESULTS.read_text(encoding="utf-8")) if MEMORY_RESULTS.exists() else {}
     if not (arguments.report or arguments.resume or arguments.fit):
-        known = {key: reading for key, reading in known.items() if key.startswith(STOCK)}
+        known = {key: reading for key, reading in known.items() if key.startswith(KERAS_LAYERS)}
     if arguments.quick:
         measure(["quick"], known, None, arguments.workers, arguments.quick)
         report(GRID["quick"][: arguments.quick], known)
@@ -313,5 +313,5 @@ def report_all(known: dict[str, Any]) -> None:
     if all(f"{name}/repeat/{REPEATS - 1}" in known for name in GRID["noise"]):
         report_noise(known)
     print("\nthe same in Keras' own layers, measured when build_model used those:")
-    report(grid, known, STOCK)
-    report_noise(known, STOCK)
+    report(grid, known, KERAS_LAYERS)
+    report_noise(known, KERAS_LAYERS)

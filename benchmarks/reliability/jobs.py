@@ -31,12 +31,12 @@ FULL = {
     "rounds": 15,
 }
 QUICK = {
-    "kills": 20,
-    "kills, saved_model": 10,  # a save takes 20 times as long as the others
+    "kills": 12,
+    "kills, saved_model": 6,  # a save takes 20 times as long as the others
     "kills, Keras": 0,
-    "share": 0.03,
-    "limits": 3,
-    "mutations": 250,
+    "share": 0.02,
+    "limits": 2,
+    "mutations": 150,
     "mutations, no manifest": 0,
     "mutations, Keras": 0,
     "resume": (1, 2),

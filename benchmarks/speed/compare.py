@@ -145,10 +145,10 @@ def training(bench: Bench) -> dict[str, Any]:
     """Windows a second of training steps; raises where the losses of the kinds differ with all dropout off."""
     batch, steps = 256, 6
     with ExitStack() as stack:
-        ours, stock, limit = (stack.enter_context(bench.worker(kind)) for kind in ("ours", "training", "keras"))
+        ours, theirs, limit = (stack.enter_context(bench.worker(kind)) for kind in ("ours", "training", "keras"))
         single = stack.enter_context(bench.worker("training", TF_NUM_INTRAOP_THREADS="1"))
         torch = stack.enter_context(bench.worker("torch"))
-        worst = check_losses(ours, stock, torch)
+        worst = check_losses(ours, theirs, torch)
 
         def windows_a_second(worker: Worker, **kind: str) -> float:
             return batch * steps / worker.ask("train", batch=batch, steps=steps, **kind)
@@ -156,9 +156,9 @@ def training(bench: Bench) -> dict[str, Any]:
         works = {
             SAMPLE: lambda: windows_a_second(ours, kind=OURS[SAMPLE]),
             BATCH: lambda: windows_a_second(ours, kind=OURS[BATCH]),
-            KERAS: lambda: windows_a_second(stock, kind="stock"),
-            PLAIN: lambda: windows_a_second(stock, kind="plain"),
-            SINGLE: lambda: windows_a_second(single, kind="stock"),
+            KERAS: lambda: windows_a_second(theirs, kind="keras"),
+            PLAIN: lambda: windows_a_second(theirs, kind="plain"),
+            SINGLE: lambda: windows_a_second(single, kind="keras"),
             TORCH: lambda: windows_a_second(torch),
             **matrix_limits(limit, 3 * count_operations()),
         }
@@ -168,21 +168,21 @@ def training(bench: Bench) -> dict[str, Any]:
 LOSS_STEPS = 4
 
 
-def check_losses(ours: Worker, stock: Worker, torch: Worker) -> float:
-    """The largest relative difference to stock Keras over some steps. Raises `SystemExit` if the losses differ."""
+def check_losses(ours: Worker, theirs: Worker, torch: Worker) -> float:
+    """The largest relative difference to Keras over some steps. Raises `SystemExit` if the losses differ."""
     settings = {"batch": 256, "steps": LOSS_STEPS}
-    truth = np.array(stock.ask("losses", kind="stock", **settings))
+    truth = np.array(theirs.ask("losses", kind="keras", **settings))
     found = {name: ours.ask("losses", kind=kind, **settings) for name, kind in OURS.items()}
     found[TORCH] = torch.ask("losses", **settings)
     worst = max(float(np.abs(np.array(losses) / truth - 1).max()) for losses in found.values())
     if not worst < 1e-3:
-        raise SystemExit(f"expected the losses of stock Keras, {truth.tolist()}, got {found}: not the same work")
+        raise SystemExit(f"expected the losses of Keras, {truth.tolist()}, got {found}: not the same work")
     return worst
 
 
 def step_memory(bench: Bench) -> dict[str, Series]:
     """Peaks of ten training steps of 256 windows, each reading in a process of its own."""
-    kinds = {**OURS, KERAS: "stock", PLAIN: "plain"}
+    kinds = {**OURS, KERAS: "keras", PLAIN: "plain"}
 
     def read(quantity: str, kind: str) -> float:
         allocator = {"TF_CPU_ALLOCATOR_USE_BFC": str(int(quantity == "tensors_mb"))}
@@ -273,13 +273,13 @@ def measure_step_growth(bench: Bench) -> dict[str, Any]:
     """Training over batch size and over timesteps."""
     batches, timesteps = bench.sizes(16, 64, 256, 1024), bench.sizes(30, 60, 120, 240)
     over_batch, over_timesteps = {}, {}
-    with bench.worker("ours") as ours, bench.worker("training") as stock:
+    with bench.worker("ours") as ours, bench.worker("training") as theirs:
         for size in batches:
             over_batch[str(size)] = measure_step(
-                bench, ours, stock, batch=size, timesteps=120, steps=max(2, 1024 // size)
+                bench, ours, theirs, batch=size, timesteps=120, steps=max(2, 1024 // size)
             )
         for size in timesteps:
-            over_timesteps[str(size)] = measure_step(bench, ours, stock, batch=256, timesteps=size, steps=3)
+            over_timesteps[str(size)] = measure_step(bench, ours, theirs, batch=256, timesteps=size, steps=3)
     text = "Milliseconds for each window of a training step, {}; medians."
     return {
         "Training over batch": {"x": "batch", "points": over_batch, "text": text.format("120 timesteps")},
@@ -288,7 +288,7 @@ def measure_step_growth(bench: Bench) -> dict[str, Any]:
 
 
 def measure_step(
-    bench: Bench, ours: Worker, stock: Worker, *, batch: int, timesteps: int, steps: int
+    bench: Bench, ours: Worker, theirs: Worker, *, batch: int, timesteps: int, steps: int
 ) -> dict[str, float]:
     """Milliseconds for each window, by kind; medians. The workers release their networks afterwards."""
 
@@ -299,10 +299,10 @@ def measure_step(
     works = {
         SAMPLE: lambda: window_ms(ours, "per_sample"),
         BATCH: lambda: window_ms(ours, "per_batch"),
-        KERAS: lambda: window_ms(stock, "stock"),
+        KERAS: lambda: window_ms(theirs, "keras"),
     }
     times = measure_in_turn(works, bench.rounds(3))
-    for worker in (ours, stock):
+    for worker in (ours, theirs):
         worker.ask("forget")
     return {name: float(np.median(values)) for name, values in times.items()}
 

@@ -44,13 +44,16 @@ class Setup:
     threads: tuple[int, int] | None = None  # intra-op, inter-op; 0: TensorFlow's choice; None: as `train` sets them
     steps: int = STEPS  # of a round
     data: str = "gathered"  # a key of `FEEDS`
-    stock: bool = False  # Keras' own layers
+    keras_layers: bool = False  # Keras' own layers
 
 
 VARIANTS: dict[str, tuple[str, Setup]] = {
     BASE: ("gathered by NumPy, one step a call, one thread an operation, no XLA, float32", Setup()),
-    "Keras' own layers": ("keras.layers.LSTM, one thread an operation", Setup(stock=True)),
-    "the same, all threads": ("keras.layers.LSTM, TensorFlow's choice of threads", Setup(stock=True, threads=(0, 0))),
+    "Keras' own layers": ("keras.layers.LSTM, one thread an operation", Setup(keras_layers=True)),
+    "the same, all threads": (
+        "keras.layers.LSTM, TensorFlow's choice of threads",
+        Setup(keras_layers=True, threads=(0, 0)),
+    ),
     "all threads": ("an operation is spread over all cores: TensorFlow's choice", Setup(threads=(0, 0))),
     "1 operation at a time": ("on all threads", Setup(threads=(0, 1))),
     "fed by Keras": ("the dataset itself given to fit: a pipeline that tunes itself", Setup(data="tuned")),
@@ -116,7 +119,7 @@ def build_network(setup: Setup, config: Any) -> Any:
     from crypto_lstm.layers import to_keras_model
 
     model, metrics = build_model(config), ["accuracy", "categorical_accuracy"]
-    if setup.stock:
+    if setup.keras_layers:
         model = to_keras_model(model)
         model.compile(keras.optimizers.Adam(config.learning_rate), loss=model.loss, metrics=metrics)
     if setup.compile:

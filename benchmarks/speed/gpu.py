@@ -1,4 +1,4 @@
-"""Stock Keras against ours on a GPU: windows a second with recurrent dropout, and whether cuDNN ran.
+"""Keras against ours on a GPU: windows a second with recurrent dropout, and whether cuDNN ran.
 
     python -m benchmarks gpu                   on the first of TensorFlow, JAX and PyTorch that sees a GPU
     python -m benchmarks gpu --backend jax     on this backend of Keras
@@ -28,7 +28,7 @@ from benchmarks.speed.workers import measure_in_turn, time_call
 from crypto_lstm.config import Config
 
 BACKENDS = ("tensorflow", "jax", "torch")
-STOCK, OURS = "Keras, recurrent dropout", "ours, per_batch"
+KERAS, OURS = "Keras, recurrent dropout", "ours, per_batch"
 
 
 def find_gpu_name(backend: str) -> str | None:
@@ -111,7 +111,7 @@ def build_networks(config: Config) -> dict[str, Any]:
     from crypto_lstm.architecture import build_model
 
     return {
-        STOCK: build_keras_network(config, config.recurrent_rate),
+        KERAS: build_keras_network(config, config.recurrent_rate),
         OURS: build_model(config.replace(recurrent_dropout="per_batch")),
         "ours, per_sample": build_model(config.replace(recurrent_dropout="per_sample")),
         "Keras, none": build_keras_network(config, 0.0),
@@ -119,15 +119,15 @@ def build_networks(config: Config) -> dict[str, Any]:
 
 
 def loss_difference(config: Config, x: np.ndarray, y: np.ndarray) -> float:
-    """Largest relative difference of losses to stock Keras, over three steps with all dropout off and equal weights."""
+    """Largest relative difference of losses to Keras, over three steps with all dropout off and equal weights."""
     kinds = build_networks(config.replace(dropout_rate=0.0))
-    weights = kinds[STOCK].get_weights()
+    weights = kinds[KERAS].get_weights()
     losses = {}
     for name, model in kinds.items():
         model.set_weights(weights)
         steps = [model.train_on_batch(x, y, return_dict=True) for _ in range(3)]
         losses[name] = np.array([float(step["loss"]) for step in steps])
-    return max(float(np.abs(values / losses[STOCK] - 1).max()) for values in losses.values())
+    return max(float(np.abs(values / losses[KERAS] - 1).max()) for values in losses.values())
 
 
 def measure(config: Config, backend: str, steps: int, rounds: int) -> dict[str, Any]:
@@ -149,17 +149,17 @@ def measure(config: Config, backend: str, steps: int, rounds: int) -> dict[str, 
 
 
 def print_results(results: dict[str, Any], backend: str, device: str) -> None:
-    """Print a table of the kinds and the ratio of ours to stock."""
+    """Print a table of the kinds and the ratio of ours to Keras."""
     kinds = results["kinds"]
-    stock = kinds[STOCK]["windows_s"]
+    theirs = kinds[KERAS]["windows_s"]
     rows = []
     for name, found in kinds.items():
         rate = found["windows_s"]
-        rows.append([name, format_number(rate), format_number(rate / stock), "yes" if found["cudnn"] else "no"])
+        rows.append([name, format_number(rate), format_number(rate / theirs), "yes" if found["cudnn"] else "no"])
     difference = f"losses without dropout differ by at most {results['loss_difference']:.1e}"
     print(f"{device}, Keras on {backend}; {difference}\n")
-    print(markdown_table(["kind", "windows a second", "of stock", "cuDNN ran"], rows))
-    print(f"\n{OURS} over {STOCK}: {format_number(kinds[OURS]['windows_s'] / stock)}")
+    print(markdown_table(["kind", "windows a second", "of Keras", "cuDNN ran"], rows))
+    print(f"\n{OURS} over {KERAS}: {format_number(kinds[OURS]['windows_s'] / theirs)}")
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -172,7 +172,7 @@ class Loop(Stored):
 class Training(Stored):
     """Training steps by `fit`.
 
-    `kind` is `per_sample` or `per_batch` (ours), `stock` (Keras with recurrent dropout) or `plain` (Keras without it).
+    `kind` is `per_sample` or `per_batch` (ours), `keras` (Keras with recurrent dropout) or `plain` (Keras without it).
     """
 
     def __init__(self, folder: str) -> None:
@@ -188,7 +188,7 @@ class Training(Stored):
             from crypto_lstm.architecture import build_model
 
             return build_model(config.replace(recurrent_dropout=kind))
-        return build_keras_network(config, config.recurrent_rate if kind == "stock" else 0.0)
+        return build_keras_network(config, config.recurrent_rate if kind == "keras" else 0.0)
 
     def losses(self, kind: str, batch: int, steps: int) -> list[float]:
         """Loss of each of the first training steps, without dropout: equal arithmetic gives equal numbers."""
@@ -292,7 +292,7 @@ def copy_windows(data: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Keras(Training):
-    """Decisions of stock Keras, and the limit of the machine: matrix products."""
+    """Decisions of Keras, and the limit of the machine: matrix products."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
@@ -358,9 +358,9 @@ class Data(Ours):
         table.to_feather(self.folder / "candles.feather")
         data, model = self.prepare_candles(table, config), build_model(config)
         export_onnx(model, self.folder / "model.onnx", config=config, scaler=data.scaler)
-        stock = build_keras_network(config, config.recurrent_rate)
-        stock.set_weights(model.get_weights())
-        stock.save(self.folder / "model.keras")
+        network = build_keras_network(config, config.recurrent_rate)
+        network.set_weights(model.get_weights())
+        network.save(self.folder / "model.keras")
         np.savez(self.folder / "weights.npz", *model.get_weights())
         train = data.train
         np.savez(self.folder / "train.npz", matrix=train.matrix, rows=train.rows, labels=train.labels)

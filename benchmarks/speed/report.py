@@ -137,7 +137,7 @@ GOALS = (
     Goal("many_limit", "the same, share of the matrix limit", ("many", "ours"), 70, True, ("many", LIMIT), 100, "%"),
     Goal(
         "training",
-        "training, windows a second, over stock Keras",
+        "training, windows a second, over Keras",
         ("training", SAMPLE),
         1.3,
         True,
@@ -166,12 +166,12 @@ GOALS = (
         unit="x",
     ),
     Goal(
-        "tensors", "tensor peak of that step, over stock", ("tensors", SAMPLE), 0.45, over=("tensors", KERAS), unit="x"
+        "tensors", "tensor peak of that step, over Keras", ("tensors", SAMPLE), 0.45, over=("tensors", KERAS), unit="x"
     ),
     Goal("tensors_batch", "the same with masks per batch", ("tensors", BATCH), 0.45, over=("tensors", KERAS), unit="x"),
     Goal(
         "growth",
-        "process growth of that step, over stock",
+        "process growth of that step, over Keras",
         ("growth_mb", SAMPLE),
         0.55,
         over=("growth_mb", KERAS),
@@ -291,7 +291,7 @@ EQUAL = """\
 The following is equal in all kinds: initial weights, windows, targets, batches, widths, dropout of a layer's inputs
 (one mask for all timesteps) and after dense layers, loss, Adam (step size, epsilon 1e-7), float32, all cores. This run
 checked it: the probabilities of the kinds differ by at most {probabilities}, and with all dropout off the losses of
-{steps} training steps agree with stock Keras to {losses} (relative).
+{steps} training steps agree with Keras to {losses} (relative).
 
 The following differs:
 - `nn.LSTM` of PyTorch has no recurrent dropout. It is measured without, and Keras is measured with and without.
@@ -308,7 +308,7 @@ The following differs:
 - onnxruntime, TensorFlow, NumPy and PyTorch add numbers in different orders."""
 
 NO_GPU = """\
-No figure on this page comes from a GPU: all were measured on a CPU. `python -m benchmarks gpu` compares stock Keras
+No figure on this page comes from a GPU: all were measured on a CPU. `python -m benchmarks gpu` compares Keras
 with ours on a GPU, needs no network, and checks that cuDNN ran. Only its self-check on a CPU (`--cpu`) has been run so
 far. That `per_batch` uses cuDNN, and its gain, is inferred from the source of Keras, not measured."""
 

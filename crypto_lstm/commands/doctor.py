@@ -51,7 +51,7 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether training can start: no check is a fault."""
+        """Whether training can start: no check found a fault."""
         return all(check.state != FAULT for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:

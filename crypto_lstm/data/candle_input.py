@@ -45,7 +45,7 @@ class StreamError(CryptoLSTMError, ValueError):
 def parse_time(
     date: Any,  # a datetime with a time zone, `numpy.datetime64` in UTC, or milliseconds since 1970
 ) -> int:  # nanoseconds since 1970, UTC
-    """Raises `StreamError` for a date without a zone or out of range, and for a number that is no milliseconds."""
+    """Convert a date to nanoseconds. Raises `StreamError` without a time zone, out of range, or not in milliseconds."""
     if isinstance(date, datetime):
         return _parse_datetime(date)
     if isinstance(date, np.datetime64) and not np.isnat(date):

@@ -205,7 +205,7 @@ class CandleReport:
         return not self.errors
 
     def raise_for_errors(self) -> None:
-        """Raise `CandleError` with all sentences, if there are any."""
+        """Raise `CandleError` with all of `errors`; do nothing if there are none."""
         if not self.errors:
             return
         suggestions = [finding.suggestion for finding in self.findings if finding.suggestion]

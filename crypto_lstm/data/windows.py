@@ -66,9 +66,9 @@ def split_rows(
     parts = {"train": len(train), "validation": len(validation), "test": len(test)}
     if not all(parts.values()):
         raise DataError(
-            f"{len(rows)} candles have a full window and a label, which leaves {parts} windows: each part needs some, "
-            f"and the purge gap between parts takes {purge_gap} candles. Give more candles, or lower sequence_length "
-            "or future_window"
+            f"{len(rows)} candles have a full window and a label, which leaves {parts} windows: "
+            f"each part needs at least one, and the purge gap between parts takes {purge_gap} candles. Give more candles, "
+            "or lower sequence_length or future_window"
         )
     return train, validation, test
 

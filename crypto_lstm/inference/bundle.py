@@ -104,7 +104,7 @@ def decode_weights(
     shapes: Shapes,  # the arrays that must be in it; no others may be
     path: FilePath,  # where the data comes from, for the message
 ) -> dict[str, np.ndarray]:  # float32, finite
-    """Read exactly these float32 arrays.
+    """Read the float32 arrays with the names and shapes in `shapes`, and no others.
 
     Raises `BundleError` for any other name, shape, type or storage, and for numbers that are not finite.
     """

@@ -30,8 +30,8 @@ def memory_budget_mb() -> float:  # MB of 2**20 bytes
     """Memory that this process may hold at its peak.
 
     It is the memory of the process, plus the available memory, less a reserve of 5 % of the limit (at least 100
-    MB). It is never more than the limit less the reserve, since a container may have charged pages of shared
-    libraries to another one.
+    MB). It never exceeds the limit less the reserve. The cap is needed because the pages of shared libraries may
+    be charged to another container, so that both terms together exceed the limit.
     """
     limit = memory_limit_mb()
     reserve = max(_RESERVE_MB, _RESERVE * limit)

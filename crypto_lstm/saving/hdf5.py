@@ -29,7 +29,7 @@ __all__ = ['MAX_OBJECTS', 'MAX_DEPTH', 'CHILD_TIMEOUT_S', 'Hdf5Error', 'read_arr
 
 # %% ../../nbs/saving/01_hdf5.ipynb #eca5e4ac
 class Hdf5Error(CryptoLSTMError, ValueError):
-    """The bytes are not HDF5, or HDF5 with more than plain numbers. The message does not name the file."""
+    """The bytes are not HDF5, or they hold more than plain numeric arrays. The message does not name the file."""
 
 
 MAX_OBJECTS = 5_000  # groups and arrays in one file
@@ -193,7 +193,7 @@ def read_arrays_in_sandbox(
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise Hdf5Error(f"it was not read within {timeout_s:g} s") from error
+            raise Hdf5Error(f"the file was not read within {timeout_s:g} s") from error
         except OSError as error:
             raise Hdf5Error(f"the child process that reads it could not be started ({error})") from error
         if done.returncode:

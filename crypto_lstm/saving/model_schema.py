@@ -268,7 +268,7 @@ class LayerDescription:
 
 @dataclass(frozen=True)
 class NetworkDescription:
-    """A chain of layers that passed the checks. Nothing of it is built."""
+    """A chain of layers that passed the checks. No layer has been built yet."""
 
     kind: str  # Functional or Sequential
     name: str
@@ -277,7 +277,7 @@ class NetworkDescription:
 
     @property
     def parameters(self) -> int:
-        """Weights of all layers."""
+        """Number of weights in all layers."""
         return sum(math.prod(shape) for layer in self.layers for shape in layer.shapes.values())
 
 
@@ -343,7 +343,7 @@ def _check_layers(layers: list[Any], path: FilePath) -> Iterator[LayerDescriptio
         name = settings["name"]
         where = f"layer {position} ({kind})"
         if name in names:
-            raise UnsafeModelError(path, f"{where}: the name {shorten_repr(name, 80)} comes twice", _REBUILD)
+            raise UnsafeModelError(path, f"{where}: the name {shorten_repr(name, 80)} occurs twice", _REBUILD)
         names.add(name)
         weights = _weight_shapes(kind, settings, shape, f"{where} {name}", path)
         shape = _output_shape(kind, settings, shape)

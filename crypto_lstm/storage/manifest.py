@@ -116,7 +116,7 @@ def _make_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
-            raise ValueError(f"the key {name[:80]!r} comes twice")
+            raise ValueError(f"the key {name[:80]!r} occurs twice")
         values[name] = value
     return values
 

@@ -29,7 +29,7 @@ def expect_whole_number(
     minimum: int = 1,
     maximum: int = 1_000_000_000,
 ) -> Check:
-    """A check for whole numbers of Python or NumPy from `minimum` to `maximum`; it returns an `int`."""
+    """Return a check for whole numbers (Python or NumPy) from `minimum` to `maximum`. The check returns an `int`."""
 
     def check(value: Any) -> int:
         if not is_whole_number(value, minimum):
@@ -44,7 +44,7 @@ def expect_whole_number(
 def expect_number_in(
     interval: str,  # as in mathematics: "[0, 1)" includes 0 and excludes 1
 ) -> Check:
-    """A check for finite numbers in the interval; it returns a `float`."""
+    """Return a check for finite numbers in the interval. The check returns a `float`."""
     low, high = (float(part) for part in interval[1:-1].split(","))
     includes_low = interval.startswith("[")
     includes_high = interval.endswith("]")
@@ -62,7 +62,7 @@ def expect_number_in(
 
 # %% ../../nbs/utils/06_fields.ipynb #1217f352
 def expect_one_of(options: Iterable[str]) -> Check:
-    """A check for one of the given words."""
+    """Return a check for one of the given words."""
     names = tuple(options)
 
     def check(value: Any) -> str:
@@ -77,7 +77,7 @@ def expect_match(
     pattern: str,  # a regular expression for the whole text
     description: str,  # completes "NAME must be ..."
 ) -> Check:
-    """A check for text of a given form."""
+    """Return a check for text of a given form."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or not re.fullmatch(pattern, value):
@@ -98,7 +98,7 @@ def expect_whole_numbers(
     min_length: int,  # of the list
     maximum: int,  # of each number; the smallest is 1
 ) -> Check:
-    """A check for a list of whole numbers; it returns a tuple."""
+    """Return a check for a list of whole numbers. The check returns a tuple."""
     description = f"a list of at least {min_length} whole numbers from 1 to {maximum}"
 
     def check(value: Any) -> tuple[int, ...]:
@@ -112,7 +112,7 @@ def expect_whole_numbers(
 
 
 def expect_distinct_names(options: Iterable[str]) -> Check:
-    """A check for a list, not empty, of different names out of `options`; it returns a tuple."""
+    """Return a check for a non-empty list of distinct names from `options`. The check returns a tuple."""
     names = tuple(options)
     description = "a list of different names out of " + ", ".join(names)
 
@@ -129,7 +129,7 @@ def expect_distinct_names(options: Iterable[str]) -> Check:
 
 # %% ../../nbs/utils/06_fields.ipynb #ff8548c4
 def allow_none(check: Check) -> Check:
-    """The check, with None accepted as well."""
+    """Return a check that accepts None and whatever `check` accepts."""
 
     def check_or_none(value: Any) -> Any:
         if value is None:
@@ -143,7 +143,7 @@ def allow_none(check: Check) -> Check:
 
 
 def allow_auto(check: Check) -> Check:
-    """The check, with the word `auto` accepted as well."""
+    """Return a check that accepts the word `auto` and whatever `check` accepts."""
 
     def check_or_auto(value: Any) -> Any:
         if isinstance(value, str) and value == "auto":

@@ -280,7 +280,7 @@ PARTS = {
     "config 1e9": ("config.json", config_with(lstm_units=[10**9]), "its settings are invalid"),
     "config unknown": ("config.json", config_with(hook="os.system"), "unknown setting"),
     "config a list": ("config.json", lambda b: b"[1]", "its settings are not names and values"),
-    "config twice": ("config.json", lambda b: b'{"seed": 1, "seed": 2}', "comes twice"),
+    "config twice": ("config.json", lambda b: b'{"seed": 1, "seed": 2}', "occurs twice"),
     "config deep": ("config.json", lambda b: b'{"a":' * 9999, "levels"),
     "golden NaN": (
         "golden.npz",

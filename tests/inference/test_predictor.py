@@ -127,16 +127,16 @@ def test_any_network_answers_as_keras_does(
 def test_layers_of_keras_itself_give_the_same_answers():
     """Layers that this package did not build: the order of gates, the biases and the last timestep are right."""
     rng = np.random.default_rng(1)
-    stock = keras.Sequential(
+    reference = keras.Sequential(
         [keras.Input((120, 8)), *(keras.layers.LSTM(units, return_sequences=units > 32) for units in (128, 64, 32))]
         + [keras.layers.Dense(32, "relu"), keras.layers.Dense(16, "relu"), keras.layers.Dense(3, "softmax")]
     )
-    for variable in stock.weights:
+    for variable in reference.weights:
         variable.assign(rng.normal(0, 0.15, variable.shape))
-    arrays = convert_keras_weights(Config(), [weight.numpy() for weight in stock.weights])
+    arrays = convert_keras_weights(Config(), [weight.numpy() for weight in reference.weights])
     windows = rng.standard_normal((40, 120, 8)).astype(np.float32)
     came = open_session(encode_onnx_file(Config(), arrays)).run(None, {"windows": windows})[0]
-    np.testing.assert_allclose(came, stock.predict(windows, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(came, reference.predict(windows, verbose=0), atol=1e-5)
 
 
 def test_the_configuration_is_inferred_from_a_keras_model(tmp_path):

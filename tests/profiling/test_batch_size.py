@@ -1,4 +1,4 @@
-"""A training that does not fit is refused before it starts, and the advice works, in a process limited to 2 GiB."""
+"""A training that does not fit is refused before it starts, and the advice works, in a process limited to 1.5 GiB."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from crypto_lstm.utils.errors import CryptoLSTMError
 from crypto_lstm.utils.system import process_memory_mb
 
 COMMAND = str(Path(sys.executable).with_name("crypto-lstm"))
-LIMIT_MB = 2048
+LIMIT_MB = 1536
 LARGE = [
     "timeframe=1h",
     "sequence_length=240",
@@ -54,7 +54,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def candles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("candles") / "candles.feather"
-    hourly = synthetic_candles(24_000, seed=3, edge=0.5)
+    hourly = synthetic_candles(13_000, seed=3, edge=0.5)
     first = hourly["date"].iloc[0]
     hourly["date"] = first + (hourly["date"] - first) * 60
     hourly.to_feather(path)
@@ -75,7 +75,7 @@ def run_train(candles: Path, output: Path, *words: str) -> tuple[subprocess.Comp
     return run_limited([*command, "--set", *LARGE, *words], LIMIT_MB, env=ENVIRONMENT)
 
 
-def test_auto_trains_to_the_end_within_2_gib_and_a_larger_batch_is_refused(candles, tmp_path):
+def test_auto_trains_to_the_end_within_the_limit_and_a_larger_batch_is_refused(candles, tmp_path):
     done, _, limited_by = run_train(candles, tmp_path / "auto", "batch_size=auto")
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout)
@@ -105,7 +105,7 @@ def test_a_refusal_writes_nothing_and_its_advice_trains_as_printed(candles, tmp_
     assert not (tmp_path / "refused").exists()
     advice = re.search(r"--set (batch_size=(\d+) gradient_accumulation_steps=(\d+)) ", message)
     assert advice and int(advice[2]) * int(advice[3]) == 1024
-    done, _, _ = run_train(candles, tmp_path / "advised", *advice[1].split(), "--last", "10000")
+    done, _, _ = run_train(candles, tmp_path / "advised", *advice[1].split(), "--last", "5000")
     assert done.returncode == 0, done.stderr[-2000:]
     memory = json.loads(done.stdout)["memory"]
     assert memory["measured_peak_mb"] < memory["estimate"]["upper_mb"] < LIMIT_MB

@@ -313,7 +313,7 @@ for value in (np.nan, np.inf, -np.inf):
         CandleError,
         f"finite number.*is {value}",
         "row 700, column close",
-        "mend|drop",
+        "fix|drop",
         trained(changed(700, close=value)),
     )
 refused(
@@ -322,7 +322,7 @@ refused(
     CandleError,
     "finite number.*nan",
     "candles.feather.*row 9, column volume",
-    "mend|drop",
+    "fix|drop",
     command(as_feather(changed(9, volume=np.nan))),
 )
 refused(
@@ -343,7 +343,7 @@ for value in (0.0, -1.0):
         CandleError,
         "low must be above zero",
         f"row 5, column low is {value:g}",
-        "mend|drop",
+        "fix|drop",
         trained(changed(5, **prices)),
     )
 
@@ -353,7 +353,7 @@ refused(
     CandleError,
     "high must be at least open, low and close",
     "row 7, column high is 0.001",
-    "mend|drop",
+    "fix|drop",
     trained(changed(7, high=1e-3)),
 )
 refused(
@@ -517,7 +517,7 @@ refused(
     CandleError,
     "is no epoch in s, ms, us or ns between 2000 and 2100",
     "candles.csv.*row 3 \\(line 5\\), column date",
-    "mend|drop",
+    "fix|drop",
     read(as_csv(HOURLY.assign(date=SECONDS.where(SECONDS.index != 3, 12345)))),
 )
 
@@ -566,7 +566,7 @@ refused(
     CandleError,
     "dates must be whole steps of 1h",
     "row 4, column date",
-    "mend|drop",
+    "fix|drop",
     trained(HOURLY.assign(date=HOURLY["date"] + pd.to_timedelta((HOURLY.index == 4) * 60, "s"))),
 )
 
@@ -654,7 +654,7 @@ refused(
     CandleError,
     "'1,234.5' is no number",
     "candles.csv.*row 0 \\(line 2\\), column close",
-    "mend|write",
+    "fix.*write",
     read(as_csv(HOURLY.assign(close="1,234.5"))),
 )
 refused(
@@ -703,7 +703,7 @@ refused(
     EvaluationError,
     "one row for each label",
     r"shape \(3, 3\).* got \(4, 3\)",
-    "give|judge",
+    "give both",
     lambda ground: evaluated(4),
 )
 
@@ -743,7 +743,7 @@ refused(
     EvaluationError,
     "one row for each label",
     r"got \(0, 3\)",
-    "give|judge",
+    "give both",
     lambda ground: evaluated(0, label=np.zeros(0, int), long_return=np.zeros(0), short_return=np.zeros(0)),
 )
 
@@ -930,7 +930,7 @@ refused(
     CandleError,
     "not valid JSON \\(cut short\\?\\)",
     "candles.json",
-    "fetch|mend",
+    "fetch it again",
     read(lambda path: path.write_text("[[1700000000, 1, 2, 1, 1, 5], [17"), "candles.json"),
 )
 refused(
@@ -1850,7 +1850,7 @@ refused(
 
 JSON = "duplicate JSON keys, deep nesting, huge integers"
 for name, cause in (
-    ("equal keys", "the key 'units' comes twice"),
+    ("equal keys", "the key 'units' occurs twice"),
     ("deep", "expected JSON of at most 32 levels, got more"),
     ("a number of a million digits", "needs more than 64 bits"),
 ):
@@ -1863,7 +1863,7 @@ for name, cause in (
 
     refused(JSON, f"{name}, in a model", ModelIntegrityError, cause, "foreign.keras'", AGAIN, loads(described))
 for name, text, cause in (
-    ("equal keys", '{"seed": 1, "seed": 2}', "the key 'seed' comes twice"),
+    ("equal keys", '{"seed": 1, "seed": 2}', "the key 'seed' occurs twice"),
     ("deep", '{"a":' * 9999, "at most 32 levels, got more"),
     ("a huge number", '{"seed": ' + "9" * 5000 + "}", "needs more than 64 bits"),
     ("NaN", '{"seed": NaN}', "expected finite numbers"),
@@ -2124,7 +2124,7 @@ for value in (np.nan, np.inf):
         Decision,
         f"finite number.*is {value}",
         "row 2999, column volume",
-        "mend|drop",
+        "fix|drop",
         decided(changed(2999, volume=value)),
     )
 refused(
@@ -2133,7 +2133,7 @@ refused(
     InvalidPredictionError,
     "expected finite windows",
     "got 1 values that are not",
-    "mend|drop|look",
+    "fix|drop|look",
     lambda ground: (
         lambda: ground.world.bundle.probabilities(np.where(np.arange(96).reshape(1, 12, 8) == 5, np.nan, 0.0))
     ),

@@ -318,7 +318,7 @@ NETWORKS = {
     "settings without units": (_without_units, "expected settings with name, units"),
     "one name twice": (
         _change(*LAYERS, 2, "config", "name", value="lstm_layer_1_8units"),
-        "the name 'lstm_layer_1_8units' comes twice",
+        "the name 'lstm_layer_1_8units' occurs twice",
     ),
     "an LSTM that reads no sequence": (
         _change(*LAYERS, 1, "config", "return_sequences", value=False),

@@ -640,7 +640,7 @@ def test_json_with_many_keys_is_read_in_one_pass():
     """A search of each key in the list of all keys would take hours."""
     many = ",".join(f'"{number:07d}":0' for number in range(300_000))
     assert len(parse_json(f"{{{many}}}".encode(), "x")) == 300_000
-    with pytest.raises(IntegrityError, match="the key '0299999' comes twice"):
+    with pytest.raises(IntegrityError, match="the key '0299999' occurs twice"):
         parse_json(f'{{{many},"0299999":0}}'.encode(), "x")
 
 

@@ -602,12 +602,14 @@ def trace_memory(
     model: keras.Model,  # built and compiled; it is not changed
     batch_size: int,  # windows in a step
     resident_mb: float | None = None,  # of the process with data loaded and model built; None: a process without data
+    loops: tuple[LoopTrace, ...] | None = None,  # of `trace_loops` for this model and batch size; None: traced here
 ) -> MemoryEstimate:  # all in MB of 2**20 bytes
     """Memory of a training step of any Keras model with recurrent loops, from its traced step; no step is run.
 
     Raises the `UnsupportedMemoryError` of `trace_loops`, and one for an optimizer whose slots are not known.
     """
-    loops = trace_loops(model, batch_size)
+    if loops is None:
+        loops = trace_loops(model, batch_size)
     held = [_loop_memory(loop, is_last=number == len(loops) - 1) for number, loop in enumerate(loops)]
     item = 4 if model.compute_dtype == "float32" else 2
     for layer in model._flatten_layers():

@@ -98,7 +98,7 @@ class CopyingBackup(TrainingBackup):
 def test_a_training_resumes_with_equal_bits_from_every_step_of_every_epoch(tmp_path):
     """All trainings share one network, so a resume must set everything: whatever it leaves comes from the last one."""
     make_deterministic(CONFIG.seed)
-    config = CONFIG.replace(epochs=2, batch_size=192)
+    config = CONFIG.replace(epochs=2, batch_size=320)
     data = prepare(HOURLY, config)
     model = build_model(config)
     steps = len(data.train)

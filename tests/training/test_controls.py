@@ -12,7 +12,8 @@ from crypto_lstm.training.trainer import train
 
 def run(edge: float, folder) -> object:
     candles = synthetic_candles(DEMO_CANDLES, seed=DEMO_SEED, edge=edge)
-    return train(candles, DEMO_CONFIG.replace(epochs=3), folder, tensorboard=False)
+    config = DEMO_CONFIG.replace(epochs=3, sequence_length=30, lstm_units=(16, 8))
+    return train(candles, config, folder, tensorboard=False)
 
 
 @pytest.fixture(scope="module")
