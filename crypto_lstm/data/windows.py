@@ -67,8 +67,8 @@ def split_rows(
     if not all(parts.values()):
         raise DataError(
             f"{len(rows)} candles have a full window and a label, which leaves {parts} windows: "
-            f"each part needs at least one, and the purge gap between parts takes {purge_gap} candles. Give more candles, "
-            "or lower sequence_length or future_window"
+            f"each part needs at least one, and the purge gap between parts takes {purge_gap} candles. "
+            "Give more candles, or lower sequence_length or future_window"
         )
     return train, validation, test
 
