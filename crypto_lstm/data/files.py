@@ -26,7 +26,7 @@ __all__ = ['MAX_BYTES', 'read_bytes', 'unpack', 'decode', 'find_files']
 MAX_BYTES = 4 * 2**30  # of a file, and of its unpacked content
 _CHUNK = 4 * 2**20
 _MAX_LINE = 2**20
-_MAX_RATIO, _RATIO_FROM = 200, 16 * 2**20
+_MAX_RATIO, _RATIO_FROM = 60, 16 * 2**20
 _MAX_JSON = 512 * 2**20  # json needs about ten times this memory
 _BINARY = (b"ARROW1", b"PAR1")
 
@@ -263,7 +263,7 @@ def find_files(
     text = os.fspath(path)
     place = repr(str(text))
     if isinstance(text, str) and re.search(r"[*?\[]", text) and not os.path.lexists(text):
-        found = [Path(name) for name in sorted(glob.iglob(text))]
+        found = [Path(name) for name in sorted(glob.glob(text))]  # noqa: PTH207
         kind = "no file matches this pattern"
     elif "\0" not in str(text) and Path(str(text)).is_dir():
         found = sorted(Path(str(text)).iterdir())

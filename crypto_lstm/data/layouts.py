@@ -132,14 +132,17 @@ def list_names(
     shown = ", ".join(repr(str(name)[:30])[1:-1] for name in names[:8]) or "none"
     return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown
 
-# %% ../../nbs/data/12_layouts.ipynb #abffc4d2
-_QUOTES = set(
-    "usd usdt usdc eur busd tusd fdusd gbp jpy krw try brl aud cad chf dai ust pax currency quote fiat quote_asset".split()
-)
-_BASES = set(
-    "btc xbt eth ltc xrp bch ada sol doge dot avax link bnb matic pol trx etc eos xmr xlm atom fil uni near apt arb op "
-    "algo vet icp aave ton shib pepe sui zec dash neo iota xtz base coin coins crypto asset base_asset contracts".split()
-)
+# %% ../../nbs/data/12_layouts.ipynb #9fa94ff0
+_QUOTES = {
+    "usd", "usdt", "usdc", "eur", "busd", "tusd", "fdusd", "gbp", "jpy", "krw", "try", "brl", "aud", "cad",
+    "chf", "dai", "ust", "pax", "currency", "quote", "fiat", "quote_asset",
+}  # fmt: skip
+_BASES = {
+    "btc", "xbt", "eth", "ltc", "xrp", "bch", "ada", "sol", "doge", "dot", "avax", "link", "bnb", "matic",
+    "pol", "trx", "etc", "eos", "xmr", "xlm", "atom", "fil", "uni", "near", "apt", "arb", "op", "algo", "vet",
+    "icp", "aave", "ton", "shib", "pepe", "sui", "zec", "dash", "neo", "iota", "xtz", "base", "coin", "coins",
+    "crypto", "asset", "base_asset", "contracts",
+}  # fmt: skip
 
 
 def find_volume(
@@ -256,7 +259,9 @@ def find_single_value(
     return found
 
 
-def _find_repeated_names(frame: pd.DataFrame, names: list[str], place: str, first_line: int | None) -> np.ndarray | None:
+def _find_repeated_names(
+    frame: pd.DataFrame, names: list[str], place: str, first_line: int | None
+) -> np.ndarray | None:
     """(rows,) bool: rows that repeat the names of columns, as in files put together; None where there are none."""
     opening = frame.iloc[:, names.index("open")]
     if pd.api.types.is_numeric_dtype(opening.dtype):

@@ -21,8 +21,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from .candle_rules import COLUMNS, PRICES
-from .cells import parse_dates, parse_numbers, to_utc_datetimes
+from .candle_rules import COLUMNS
+from .cells import parse_dates, parse_numbers
 from .files import MAX_BYTES, decode, find_files, read_bytes, unpack
 from crypto_lstm.data.layouts import (
     ORDERS,
@@ -40,11 +40,11 @@ from crypto_lstm.data.layouts import (
 )
 from ..utils.checks import shorten_repr
 
-_all_ = ["CandleError", "RawTable", "parse_dates", "parse_frame", "parse_numbers", "parse_rows", "to_utc_datetimes"]
+_all_ = ["CandleError", "RawTable", "parse_dates", "parse_frame", "parse_numbers", "parse_rows"]
 
 # %% auto #0
 __all__ = ['parse_csv', 'parse_json', 'parse_value', 'parse_arrow', 'read_tables', 'read_table', 'CandleError', 'RawTable',
-           'parse_dates', 'parse_frame', 'parse_numbers', 'parse_rows', 'to_utc_datetimes']
+           'parse_dates', 'parse_frame', 'parse_numbers', 'parse_rows']
 
 # %% ../../nbs/data/02_readers.ipynb #a7c8e749
 _MAX_COLUMNS = 1000
@@ -198,8 +198,10 @@ def _decode_values(text: str) -> Iterator[Any]:
 
 def _join_values(values: list[Any]) -> list[Any]:
     """One list of the values of all lines; lists of candles are put together."""
-    is_list_of_candles = all(isinstance(value, list) and value and isinstance(value[0], (list, dict)) for value in values)
-    return [row for value in values for row in value] if is_list_of_candles else values
+    for value in values:
+        if not (isinstance(value, list) and value and isinstance(value[0], (list, dict))):
+            return values
+    return [row for value in values for row in value]
 
 
 def parse_value(
@@ -219,7 +221,8 @@ def parse_value(
         raise CandleError(f"{place}: a list of candles is expected, the file holds {shown or shorten_repr(value)}")
     if len(found) > 1:
         names = ", ".join(shorten_repr(path) for path, _ in found[:3])
-        raise CandleError(f"{place}: {len(found)} lists of candles ({names}); candles are of one market: save one alone")
+        rule = "candles are of one market: save one alone"
+        raise CandleError(f"{place}: {len(found)} lists of candles ({names}); {rule}")
     path, table = found[0]
     name = f"{format} ({path})" if path else format
     if not isinstance(table, list):
@@ -262,22 +265,53 @@ def _frame_of_columns(value: dict[str, Any]) -> pd.DataFrame | None:
         if _has_prices(columns) and len({len(item) for item in columns.values()}) == 1:
             cells = {name: list(item.values()) if isinstance(item, dict) else item for name, item in columns.items()}
             return pd.DataFrame(cells)
-    names, rows = value.get("columns"), value.get("data")
-    if isinstance(names, list) and isinstance(rows, list) and rows and _has_prices(list(map(str, names))):
-        if all(isinstance(row, list) and len(row) == len(names) for row in rows):
-            frame = pd.DataFrame(rows, columns=names)
-            return frame if has_time_name(plain_names(names)) else frame.assign(date=value.get("index"))
-    quotes = value.get("indicators")
-    if isinstance(value.get("timestamp"), list) and isinstance(quotes, dict):  # Yahoo's chart
-        quote = quotes.get("quote")
-        if isinstance(quote, list) and quote and isinstance(quote[0], dict):
-            return _frame_of_columns({"timestamp": value["timestamp"], **quote[0]})
-    records = list(value.values())
-    if isinstance(records[0], dict) and len(records[0]) <= _MAX_COLUMNS and _has_prices(records[0]):
-        if all(isinstance(record, dict) for record in records):
-            frame = pd.DataFrame(records)
-            return frame if has_time_name(plain_names(frame.columns)) else frame.assign(date=list(value))
+    for read in (_frame_of_split, _frame_of_chart, _frame_of_index):
+        frame = read(value)
+        if frame is not None:
+            return frame
     return None
+
+
+def _frame_of_split(value: dict[str, Any]) -> pd.DataFrame | None:
+    """The table of `to_json(orient="split")`."""
+    names, rows, index = (value.get(name) for name in ("columns", "data", "index"))
+    if not isinstance(names, list) or not isinstance(rows, list) or not rows or not _has_prices(list(map(str, names))):
+        return None
+    if not all(isinstance(row, list) and len(row) == len(names) for row in rows):
+        return None
+    frame = pd.DataFrame(rows, columns=names)
+    return _add_dates(frame, index)
+
+
+def _frame_of_chart(value: dict[str, Any]) -> pd.DataFrame | None:
+    """The table of Yahoo's chart."""
+    quotes = value.get("indicators")
+    quote = quotes.get("quote") if isinstance(quotes, dict) else None
+    if not isinstance(quote, list) or not quote or not isinstance(quote[0], dict):
+        return None
+    times = value.get("timestamp")
+    lengths = {len(item) if isinstance(item, list) else -1 for item in (times, *quote[0].values())}
+    if len(lengths) != 1 or not _has_prices(quote[0]):
+        return None
+    return pd.DataFrame({"timestamp": times, **quote[0]})
+
+
+def _frame_of_index(value: dict[str, Any]) -> pd.DataFrame | None:
+    """The table of an object of records, as `to_json(orient="index")` writes it."""
+    records = list(value.values())
+    if not all(isinstance(record, dict) and len(record) <= _MAX_COLUMNS for record in records):
+        return None
+    if not _has_prices(records[0]):
+        return None
+    return _add_dates(pd.DataFrame(records), list(value))
+
+
+def _add_dates(frame: pd.DataFrame, dates: Any) -> pd.DataFrame:
+    """A table with the keys of its rows as dates, if it has no column of times."""
+    has_dates = has_time_name(plain_names(frame.columns))
+    if has_dates or not isinstance(dates, list) or len(dates) != len(frame):
+        return frame
+    return frame.assign(date=dates)
 
 
 def _frame_of_records(records: list[Any], place: str) -> pd.DataFrame:
@@ -287,11 +321,11 @@ def _frame_of_records(records: list[Any], place: str) -> pd.DataFrame:
             raise CandleError(f"{place}: row {number} is of type {type(record).__name__}, row 0 has names")
         known.update(record)
         if len(known) > _MAX_COLUMNS:
-            raise CandleError(f"{place}: more than {_MAX_COLUMNS:,} names; candles have at most {_MAX_COLUMNS:,} columns")
+            raise CandleError(f"{place}: more than {_MAX_COLUMNS:,} names: no candles have so many columns")
     return pd.DataFrame(records)
 
-# %% ../../nbs/data/02_readers.ipynb #e5ba2201
-_MAX_ROWS_PER_BYTE, _ROWS_FROM = 100, 10**6
+# %% ../../nbs/data/02_readers.ipynb #37a2578b
+_MAX_ROWS_PER_BYTE, _ROWS_FROM = 10, 10**6
 _ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, struct.error)
 
 
