@@ -160,7 +160,8 @@ def _parse_epochs(values: np.ndarray, table: RawTable) -> np.ndarray:
 
 # %% ../../nbs/data/13_cells.ipynb #c290f95e
 _REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"^(\d{4})[./](\d\d?)[./](\d\d?)(?=$|[T ])", r"\1-\2-\3"),
+    (r"^(\d{4})[./-](\d\d?)[./-](\d\d?)(?=$|[T ])", lambda found: _write_day(*found.groups())),
+    (r"^(\d{4}-\d\d-\d\d)[T ](\d:\d\d)", r"\1 0\2"),
     (r"^(\d\d)\.(\d\d)\.(\d{4})(?=$|[T ])", r"\3-\2-\1"),
     (r"^(\d{4})(\d\d)(\d\d)[T ](\d\d)(\d\d)(\d\d)(?=$|\D)", r"\1-\2-\3 \4:\5:\6"),
     (r"^(\d{4})(\d\d)(\d\d)[T ](?=\d\d:)", r"\1-\2-\3 "),
@@ -171,6 +172,20 @@ _REWRITES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r" ([+-]\d\d:?\d\d)$", r"\1"),
 )
 _ZONE = r"[T ]\d\d.*(?:Z|[+-]\d\d(?::?\d\d)?)$"
+
+
+_ISO = r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d(?::?\d\d)?)?)?"
+
+
+def _rewrite(texts: pd.Series) -> pd.Series:
+    """Dates of other forms as ISO 8601; a text of no known form stays as it is."""
+    for pattern, replacement in _REWRITES:
+        texts = texts.str.replace(pattern, replacement, regex=True)
+    return texts
+
+
+def _write_day(year: str, month: str, day: str) -> str:
+    return f"{year}-{month.zfill(2)}-{day.zfill(2)}"
 
 
 def _write_hour(day: str, hour: str, half: str) -> str:
@@ -186,9 +201,12 @@ def _parse_texts(texts: pd.Series, table: RawTable, zone: dt.tzinfo | None) -> n
         raise table.error(
             f"{table.describe_row(first)}, column date: {_quote(texts, first)} is no epoch number, as most rows have it"
         )
-    written = texts
-    for pattern, replacement in _REWRITES:
-        written = written.str.replace(pattern, replacement, regex=True)
+    written = texts.copy()
+    is_odd = ~texts.str.fullmatch(_ISO)
+    if is_odd.any():
+        if not _rewrite(texts[is_odd].iloc[:1]).str.fullmatch(_ISO).all():
+            raise _no_date(texts, is_odd.to_numpy(), table)
+        written[is_odd] = _rewrite(texts[is_odd])
     has_zone = written.str.contains(_ZONE)
     times = pd.to_datetime(written, format="ISO8601", errors="coerce", utc=bool(has_zone.any()))
     bad = (times.isna() | is_number).to_numpy()

@@ -70,7 +70,8 @@ def _name_text_kind(chunk: bytes) -> str:
         return "binary"
     if 0 < start.count(b"\0") < len(start):
         return "binary"
-    return "json" if start[:1] in (b"[", b"{") else "text"
+    is_json = re.match(rb"\{|\[\s*[\[{]|\[\s*$", start)  # a list of candles, not of numbers
+    return "json" if is_json else "text"
 
 
 def _exceeds(max_bytes: int) -> str:

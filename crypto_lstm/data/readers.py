@@ -324,8 +324,9 @@ def _frame_of_records(records: list[Any], place: str) -> pd.DataFrame:
             raise CandleError(f"{place}: more than {_MAX_COLUMNS:,} names: no candles have so many columns")
     return pd.DataFrame(records)
 
-# %% ../../nbs/data/02_readers.ipynb #37a2578b
+# %% ../../nbs/data/02_readers.ipynb #c0b1613b
 _MAX_ROWS_PER_BYTE, _ROWS_FROM = 10, 10**6
+_MAX_FOOTER = 4 * 2**20
 _ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, struct.error)
 
 
@@ -337,6 +338,10 @@ def parse_arrow(
     """Read a feather or parquet file. Raises `CandleError` for a file that is damaged, cut short or too large."""
     format = "parquet" if data.startswith(b"PAR1") else "feather"
     source = pa.BufferReader(data)
+    ending = 8 if format == "parquet" else 10  # the size of the footer, and the name of the format
+    footer = int.from_bytes(data[-ending : 4 - ending], "little")
+    if data.endswith((b"PAR1", b"ARROW1")) and _MAX_FOOTER < footer < len(data):
+        raise CandleError(f"{place}: a schema of {footer:,} bytes: candles have at most {_MAX_COLUMNS:,} columns")
     try:
         if format == "parquet":
             file = pa.parquet.ParquetFile(source)
