@@ -19,7 +19,7 @@ from ..utils.errors import CryptoLSTMError, Suggestion
 # %% auto #0
 __all__ = ['ORDERS', 'ORDER_OWNERS', 'CandleError', 'RawTable', 'plain_name', 'plain_names', 'is_price_name', 'list_names',
            'find_volume', 'find_time', 'join_date_and_time', 'find_single_value', 'parse_frame', 'require_one_market',
-           'missing_columns', 'has_time_name', 'name_cells', 'parse_rows', 'drop_rows_without_trade']
+           'missing_columns', 'is_trade', 'has_time_name', 'name_cells', 'parse_rows', 'drop_rows_without_trade']
 
 # %% ../../nbs/data/12_layouts.ipynb #bc1f2fb7
 class CandleError(CryptoLSTMError, ValueError):
@@ -382,9 +382,16 @@ def missing_columns(
     alike = [name for name in names if name.startswith("vol")] if "volume" in missing else []
     hint = f" ({', '.join(alike[:3])} is no volume of a candle)" if alike else ""
     needed = f"candles need {', '.join(COLUMNS)}, found {list_names(names)}"
-    if len(set(names) & _TRADE_NAMES) >= 2 and not set(names) & {"high", "low"}:
+    if is_trade(names):
         needed = f"these are trades, one in each row: aggregate them to candles first; {needed}"
     return CandleError(f"{place}: no column {', '.join(missing)}{hint}; {needed}")
+
+
+def is_trade(
+    names: Iterable[str],  # plain names
+) -> bool:
+    """Whether columns are those of single trades."""
+    return len(set(names) & _TRADE_NAMES) >= 2 and not set(names) & {"high", "low"}
 
 
 def has_time_name(

@@ -30,6 +30,7 @@ from crypto_lstm.data.layouts import (
     RawTable,
     has_time_name,
     is_price_name,
+    is_trade,
     list_names,
     missing_columns,
     name_cells,
@@ -76,8 +77,9 @@ def parse_csv(
     has_names = names is not None
     if names is None:
         _require_table(first_row, start[0], place)
-        kind, cells_names = name_cells(first_row, columns, place)
-        names = list(cells_names)
+        has_index = bool(head) and head[-1][0] == ""
+        kind, cell_names = name_cells(first_row[int(has_index) :], columns, place)
+        names = ["index", *cell_names] if has_index else list(cell_names)
     cells = _read_csv(text, sep, names, len(head), place).set_axis(names, axis=1)
     dates_are_utc = has_banner and "cryptodatadownload" in start[0].lower()
     if dates_are_utc:
@@ -99,10 +101,15 @@ def _split_head(lines: list[list[str]]) -> list[list[str]]:
     """The lines before the first line of data. A line of names with prices is none, whatever its other cells are."""
     for number, line in enumerate(lines):
         has_data = any(re.fullmatch(_DATA, cell) for cell in line)
-        is_index = [cell.strip() for cell in line if cell.strip()] == [str(place) for place in range(len(line))]
-        if has_data and len(line) >= 6 and not is_index and sum(map(is_price_name, line)) < 4:
+        if has_data and len(line) >= 6 and not _is_numbered(line) and sum(map(is_price_name, line)) < 4:
             return lines[:number]
     return [line for line in lines if len(line) > 1 or line == lines[0]][: max(1, _count_heads(lines))]
+
+
+def _is_numbered(line: list[str]) -> bool:
+    """Whether a line holds the names that pandas gives to columns without names: 0, 1, 2, ..."""
+    cells = [cell.strip() for cell in line if cell.strip()]
+    return len(cells) >= 6 and cells == [str(number) for number in range(len(cells))]
 
 
 def _count_heads(lines: list[list[str]]) -> int:
@@ -117,7 +124,7 @@ def _find_names(head: list[list[str]], lines: list[list[str]], place: str) -> li
         return None
     named = [line for line in head if sum(map(is_price_name, line)) >= 4]
     names = list(named[-1] if named else head[-1])
-    if not named and names and names[0] == "" and all(map(str.isdecimal, names[1:])):
+    if not named and _is_numbered(names):
         return None
     _require_table(names, ",".join(head[0]), place)
     for line in head:
@@ -133,7 +140,7 @@ def _require_table(head: list[str], first_line: str, place: str) -> None:
     """Raise `CandleError` if the line that should hold names or numbers has too few cells."""
     if len(head) >= 6:
         return
-    if not any(map(is_price_name, head)):
+    if not any(map(is_price_name, head)) and not is_trade(plain_names(head)):
         shown = f"the first line is {first_line[:60]!r}; at least 6 columns are expected"
         raise CandleError(f"{place}: no table of candles: {shown}")
     found = plain_names(head)
@@ -264,7 +271,9 @@ def _frame_of_columns(value: dict[str, Any]) -> pd.DataFrame | None:
         columns = {name: item for name, item in value.items() if isinstance(item, (list, dict))}
         if _has_prices(columns) and len({len(item) for item in columns.values()}) == 1:
             cells = {name: list(item.values()) if isinstance(item, dict) else item for name, item in columns.items()}
-            return pd.DataFrame(cells)
+            keys = [list(item) for item in columns.values() if isinstance(item, dict)]
+            is_numbered = not keys or keys[0] == [str(number) for number in range(len(keys[0]))]
+            return pd.DataFrame(cells) if is_numbered else _add_dates(pd.DataFrame(cells), keys[0])
     for read in (_frame_of_split, _frame_of_chart, _frame_of_index):
         frame = read(value)
         if frame is not None:

@@ -442,8 +442,9 @@ def test_a_rounding_is_no_disorder_and_a_difference_is(steps):
 
 
 def test_trades_are_no_candles(tmp_path):
-    path = write(tmp_path, "time,price,qty,side,id,maker\n1704153600000,3,4,buy,1,true\n")
-    assert "no table of candles" in message(path) or "these are trades" in message(path)
+    for more in ("", ",maker,id"):
+        path = write(tmp_path, f"time,price,qty,side{more}\n1704153600000,3,4,buy{more}\n")
+        assert "these are trades" in message(path)
     frame = pd.DataFrame([[1704153600000, 3, 4, "buy"]], columns=["time", "price", "qty", "side"])
     assert "these are trades" in message(frame)
 
@@ -483,6 +484,21 @@ def test_tables_of_arrow_and_levels_of_columns_are_read():
     arrow = frame.assign(date=expected_minutes()["date"]).convert_dtypes(dtype_backend="pyarrow")
     pd.testing.assert_frame_equal(read_candles(arrow), expected_minutes())
     pd.testing.assert_frame_equal(read_candles(frame.assign(date=frame["date"].astype("category"))), expected_minutes())
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_tables_that_pandas_saved_without_names_are_read(index, tmp_path):
+    path = write(tmp_path, pd.DataFrame(MINUTES).to_csv(index=index))
+    pd.testing.assert_frame_equal(read_candles(path), expected_minutes())
+
+
+@pytest.mark.parametrize("orient", ["records", "split", "index", "columns", "values", "table"])
+def test_every_orient_of_to_json_is_read(orient, tmp_path):
+    frame = pd.DataFrame(MINUTES, columns=NAMES)
+    pd.testing.assert_frame_equal(read_candles(write(tmp_path, frame.to_json(orient=orient))), expected_minutes())
+    if orient in ("split", "index", "columns"):
+        dated_rows = frame.set_index("date").to_json(orient=orient)
+        pd.testing.assert_frame_equal(read_candles(write(tmp_path, dated_rows)), expected_minutes())
 
 
 def test_other_tables_are_named():
