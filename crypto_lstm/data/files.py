@@ -91,11 +91,11 @@ def read_bytes(
                 raise CandleError(f"{place}: {size:,} bytes, {_exceeds(max_bytes)}")
             _require_written(handle, size, place)
             return b"".join(_read_chunks(handle, _Gauge(place, max_bytes)))
+    except CandleError:
+        raise
     except OSError as error:
         raise CandleError(f"can't read {place}: {error.strerror}; check the path") from error
     except ValueError as error:
-        if isinstance(error, CandleError):
-            raise
         raise CandleError(f"can't read {place}: {error}; check the path") from error  # a NUL character in the name
 
 

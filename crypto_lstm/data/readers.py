@@ -363,9 +363,9 @@ def parse_arrow(
             _require_size(rows, len(opened.schema), size, len(data), place, max_bytes)
             table = opened.read_all()
         frame = table.to_pandas(memory_pool=pa.system_memory_pool())  # this pool returns memory that is freed
+    except CandleError:
+        raise
     except _ARROW_ERRORS as error:
-        if isinstance(error, CandleError):
-            raise
         reason = str(error).strip().splitlines() or [type(error).__name__]
         sentence = f"the {format} file is damaged or cut short, fetch it again ({reason[0][:120]})"
         raise CandleError(f"{place}: {sentence}") from error
