@@ -61,9 +61,8 @@ def load_candles(
         timeframe=timeframe,
         timezone=arguments.timezone,
         on_conflict=arguments.on_conflict,
+        last=arguments.last,
     )
-    if arguments.last:
-        candles = candles.tail(arguments.last).reset_index(drop=True)
     report = check_candles(candles, timeframe)
     report.raise_for_errors()
     print_status(f"{report}\n")

@@ -30,11 +30,13 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def _add_candles(command: argparse.ArgumentParser) -> None:
-    sources = "freqtrade, Binance, Kraken, Bitfinex, ccxt, CSV, parquet or feather"
-    command.add_argument("--candles", metavar="FILE", required=True, help=sources)
     command.add_argument(
-        "--columns", choices=("ohlcv", "ochlv"), default="ohlcv",
-        help="order of the values in rows without column names; Bitfinex uses ochlv",
+        "--candles", metavar="FILE", nargs="+", action="extend", required=True,
+        help="CSV, JSON, parquet or feather; several files, a folder or '*.zip' are one history",
+    )  # fmt: skip
+    command.add_argument(
+        "--columns", choices=("ohlcv", "ochlv", "lhocv", "vchlo"), default="ohlcv",
+        help="order of the values in rows without column names: ochlv for Bitfinex, lhocv for Coinbase, vchlo for Gate",
     )  # fmt: skip
     command.add_argument("--timezone", metavar="NAME", help="time zone of dates that have none, such as UTC")
     command.add_argument(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import datetime as dt
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -31,7 +32,10 @@ from crypto_lstm.data.candle_rules import (
     format_time,
     is_off_grid,
 )
-from .readers import CandleError, RawTable, parse_dates, parse_numbers, read_table, to_utc_datetimes
+from .cells import parse_dates, parse_numbers, to_utc_datetimes
+from .files import MAX_BYTES
+from .layouts import ORDER_OWNERS, ORDERS, CandleError, RawTable, drop_rows_without_trade
+from .readers import read_tables
 from ..utils.checks import shorten_repr
 from ..utils.display import BLUE, GREY, RED, html_table, new_axes, text_table
 from ..utils.errors import Suggestion
@@ -39,9 +43,12 @@ from ..utils.errors import Suggestion
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_log = logging.getLogger(__name__)
+
 # %% auto #0
-__all__ = ['Finding', 'describe_bad_value', 'CandleReport', 'check_candles', 'require_candles', 'read_candles', 'is_filled',
-           'fill_gaps', 'ensure_filled', 'select_dates', 'plot_candles']
+__all__ = ['Finding', 'write_number', 'describe_bad_value', 'CandleReport', 'check_candles', 'require_candles', 'read_candles',
+           'round_prices', 'find_price_jumps', 'is_filled', 'fill_gaps', 'ensure_filled', 'select_dates',
+           'plot_candles']
 
 # %% ../../nbs/data/04_candles.ipynb #532eec7f
 @dataclass(frozen=True)
@@ -67,12 +74,25 @@ def _advise_fix(count: int) -> str:
     return f"{_count_rows(count)}: fix or drop {'it' if count == 1 else 'them'}"
 
 
+def write_number(value: float) -> str:
+    """A number with all its digits: `97210.41`, and `42026` for 42026.0."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def _list_others(values: Mapping[str, np.ndarray], column: str, row: int) -> str:
+    """The other prices of a row: `open 10, low 9, close 11`."""
+    names = [name for name in PRICES if name != column and name in values]
+    return ", ".join(f"{name} {write_number(values[name][row])}" for name in names)
+
+
 def _value_findings(values: Mapping[str, np.ndarray], name_row: _NameRow) -> Iterator[Finding]:
     """Findings about numbers. Columns may be missing."""
     for kind, count, row, column, requirement in find_violations(values):
         sentence = ""
         if count:
-            found = f"{name_row(row)}, column {column} is {values[column][row]:g}"
+            found = f"{name_row(row)}, column {column} is {write_number(values[column][row])}"
+            if kind == "OHLC order":
+                found = f"{found} ({_list_others(values, column, row)})"
             sentence = f"{column} must be {requirement}: {found}; {_advise_fix(count)}"
         yield Finding(kind, count, sentence)
 
@@ -113,16 +133,56 @@ def _grid_finding(
 ) -> Finding:
     kind = "off the timeframe"
     if other:
-        found = f"candles of {format_step(step)} are expected, most are {format_step(other)} apart"
-        suggestion = Suggestion({"timeframe": format_step(other)}, "to read them as they are")
-        return Finding(kind, len(times), found, suggestion)
+        return _other_step_finding(kind, times, step, other)
     off_grid = is_off_grid(times, step) if step else np.zeros(len(times), dtype=bool)
     count = int(np.count_nonzero(off_grid))
     if not count:
         return Finding(kind, 0, "")
+    if count == len(times) > 1 and len(np.unique(times % step)) == 1:
+        return Finding(kind, count, _describe_shift(times, step))
     row = int(off_grid.argmax())
     found = f"{name_row(row)}, column date is {format_time(int(times[row]))}"
     return Finding(kind, count, f"dates must be whole steps of {format_step(step)}: {found}; {_advise_fix(count)}")
+
+
+def _other_step_finding(kind: str, times: np.ndarray, step: int, other: int) -> Finding:
+    """The finding for candles of another timeframe, with the timeframe that reads them, if there is one."""
+    name = _name_span(other)
+    if other % MINUTE_NS == 0 and other // MINUTE_NS in TIMEFRAME_MINUTES.values():
+        found = f"candles of {format_step(step)} are expected, most are {name} apart"
+        return Finding(kind, len(times), found, Suggestion({"timeframe": name}, "to read them as they are"))
+    spans = {known: minutes * MINUTE_NS for known, minutes in TIMEFRAME_MINUTES.items()}
+    advice = f"the timeframes are {', '.join(spans)}; give candles of one of these"
+    wider = [known for known, span in spans.items() if span > other and span % other == 0]
+    if wider:
+        advice = f"{advice} ({name} candles can be resampled to {wider[0]})"
+    found = f"candles of {format_step(step)} are expected, these are candles of {name}"
+    return Finding(kind, len(times), f"{found}: {advice}")
+
+
+def _name_span(span: int) -> str:
+    """A span of nanoseconds in its largest unit: `8h`, `90m`, `59.999s`."""
+    for unit, size in (("d", 1440 * MINUTE_NS), ("h", 60 * MINUTE_NS), ("m", MINUTE_NS)):
+        if span % size == 0:
+            return f"{span // size}{unit}"
+    return f"{write_number(span / 10**9)}s"
+
+
+def _describe_shift(times: np.ndarray, step: int) -> str:
+    """A sentence about candles that are all off the grid by the same span: no single row is wrong."""
+    count, shift, name = len(times), int(times[0] % step), format_step(step)
+    missing = step - shift
+    if missing <= 10**9:
+        after = f"{_name_span(shift)} after a whole step of {name}"
+        opening = format_time(int(times.min()) // step * step)
+        return f"all {count} dates are closing times ({after}): give opening times; the candles begin {opening}"
+    if step == 1440 * MINUTE_NS:
+        before = f"{_name_span(missing)} before midnight UTC" if missing < shift else f"{_name_span(shift)} after it"
+        cause = "the day of an exchange or of a time zone"
+        advice = "fetch candles of UTC days (OKX: 1Dutc instead of 1D), or resample shorter candles"
+        return f"all {count} candles begin {before}: {cause}; {advice}"
+    advice = "check their time zone, or fetch candles that begin at whole steps in UTC"
+    return f"all {count} candles begin {_name_span(shift)} after a whole step of {name}: {advice}"
 
 
 def _future_finding(times: np.ndarray, now: Any, name_row: _NameRow) -> Finding:
@@ -365,18 +425,23 @@ def require_candles(
 
 # %% ../../nbs/data/04_candles.ipynb #05ca1516
 def read_candles(
-    source: str | os.PathLike[str] | Sequence[Any] | pd.DataFrame,  # a file, rows as from ccxt, or a frame
+    source: str | os.PathLike[str] | Sequence[Any] | pd.DataFrame,  # a file or several, rows as from ccxt, or a frame
     *,
-    columns: str = "ohlcv",  # order of rows without names; Bitfinex has "ochlv"
+    columns: str = "ohlcv",  # order of rows without names: Bitfinex has "ochlv", Coinbase "lhocv", Gate "vchlo"
     timeframe: str | None = None,  # span that the candles must have; None accepts any
     timezone: str | None = None,  # zone of dates that name none, such as "UTC"
     on_conflict: str = "error",  # same time, other values: "error", or keep the "first" or the "last" in the file
     now: Any = None,  # a date; later candles are refused; None takes the clock
+    last: int | None = None,  # keep only the newest candles, and check no others
+    max_bytes: int = MAX_BYTES,  # of all files together, unpacked
 ) -> pd.DataFrame:  # (rows, 6): date (ns, UTC), open, high, low, close, volume; sorted, unique
-    """Read candles from a file, from rows or from a frame.
+    """Read candles from a file, from several files, from rows or from a frame.
 
-    The content of a file shows its format: feather, parquet, JSON or CSV, also within gzip or zip.
-    `.attrs["cleaning"]` counts the corrections: format, rows_read, rows_moved, duplicates_dropped, conflicts_resolved.
+    The content of a file shows its format: feather, parquet, JSON or CSV, also within gzip or zip. A list of paths, a
+    folder, a pattern such as `"*.zip"` and a zip of months are one history: the files are joined by date.
+    `.attrs["cleaning"]` counts the corrections: format, rows_read, rows_moved, duplicates_dropped, conflicts_resolved;
+    where they occurred also files, rows_without_trade, repeated_headers, prices_rounded (a high or a low that rounding
+    has put beyond open or close) and price_jumps (the log names their dates: two markets may be glued together).
     Raises `CandleError` for candles that can't be read or break a rule, naming row and column. The shape of a row
     does not show the order of Bitfinex; if the values show it, the error suggests `columns`.
 
@@ -392,17 +457,67 @@ def read_candles(
     """
     if on_conflict not in ("error", "first", "last"):
         raise CandleError(f"on_conflict must be one of error, first, last, got {shorten_repr(on_conflict)}")
-    table = read_table(source, columns)
-    if columns != "ohlcv" and table.has_names:
-        raise table.error(f"columns={columns!r} is for rows without names; here they have names, leave it out")
-    times = parse_dates(table, timezone)
-    values = {name: parse_numbers(table, name) for name in VALUE_COLUMNS}
-    _require_sound(table, times, values, columns, now)
-    dates = pd.DatetimeIndex(times.view("datetime64[ns]"), tz="UTC")
-    candles = _clean(pd.DataFrame({"date": dates, **values}, copy=False), times, on_conflict, table)
+    tables = [drop_rows_without_trade(table) for table in read_tables(source, columns, max_bytes)]
+    _require_one_history(tables)
+    for table in tables:
+        if columns != "ohlcv" and table.has_names:
+            raise table.error(f"columns={columns!r} is for rows without names; here they have names, leave it out")
+    times = [parse_dates(table, timezone) for table in tables]
+    if last is not None:
+        tables, times = _keep_last(tables, times, last)
+    parts = [{name: parse_numbers(table, name) for name in VALUE_COLUMNS} for table in tables]
+    rounded = sum(round_prices(part) for part in parts)
+    for table, when, part in zip(tables, times, parts, strict=True):
+        _require_sound(table, when, part, columns, now)
+    values = {name: _concatenate([part.pop(name) for part in parts]) for name in VALUE_COLUMNS}
+    candles = _join(_concatenate(times), values, tables, rounded, on_conflict)
     if timeframe is not None:
         check_candles(candles, timeframe, now=pd.Timestamp.max).raise_for_errors()
     return candles
+
+
+def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _require_one_history(tables: Sequence[RawTable]) -> None:
+    """Raise `CandleError` if two files name two markets or two timeframes."""
+    for kind in ("market", "interval"):
+        named = [(getattr(table, kind), table.place) for table in tables if getattr(table, kind) is not None]
+        for value, place in named[1:]:
+            if value != named[0][0]:
+                held = f"{named[0][1]} holds {shorten_repr(named[0][0])} and {place} holds {shorten_repr(value)}"
+                word = "market" if kind == "market" else "timeframe"
+                raise CandleError(f"{held}; candles are of one {word}: keep one of them")
+
+
+def _keep_last(
+    tables: list[RawTable], times: list[np.ndarray], last: int
+) -> tuple[list[RawTable], list[np.ndarray]]:
+    """The rows of the newest times only; rows that share a time are kept together."""
+    if isinstance(last, bool) or not isinstance(last, int) or last < 1:
+        raise CandleError(f"last must be a whole number of at least 1, got {shorten_repr(last)}")
+    different = np.unique(np.concatenate(times))
+    earliest = different[-min(last, len(different))]
+    pairs = [(table.keep(when >= earliest), when[when >= earliest]) for table, when in zip(tables, times, strict=True)]
+    pairs = [(table, when) for table, when in pairs if len(when)]
+    return [table for table, _ in pairs], [when for _, when in pairs]
+
+
+def round_prices(
+    values: dict[str, np.ndarray],  # open, high, low, close; high and low are changed
+) -> int:  # how many rows were changed
+    """Set a high or a low that rounding has put beyond open or close to that price. Equal is within 4 epsilons."""
+    tolerance = 4 * np.finfo(np.float64).eps
+    with np.errstate(all="ignore"):
+        top, bottom = np.maximum(values["open"], values["close"]), np.minimum(values["open"], values["close"])
+        is_low = (values["high"] < top) & (values["high"] >= top * (1 - tolerance))
+        is_high = (values["low"] > bottom) & (values["low"] <= bottom * (1 + tolerance))
+    if is_low.any():
+        values["high"] = np.where(is_low, top, values["high"])
+    if is_high.any():
+        values["low"] = np.where(is_high, bottom, values["low"])
+    return int(np.count_nonzero(is_low | is_high))
 
 
 def _require_sound(table: RawTable, times: np.ndarray, values: dict[str, np.ndarray], columns: str, now: Any) -> None:
@@ -417,42 +532,99 @@ def _require_sound(table: RawTable, times: np.ndarray, values: dict[str, np.ndar
 
 
 def _suggest_order(values: Mapping[str, np.ndarray], columns: str) -> list[Suggestion]:
-    """The other order of columns, if every row is in order when it is read that way."""
-    if columns == "ohlcv":
-        order, names = "ochlv", ("open", "low", "close", "high")
-        owner = "open, close, high, low, as Bitfinex has it"
-    else:
-        order, names = "ohlcv", ("open", "close", "high", "low")
-        owner = "open, high, low, close"
-    reordered = {name: values[other] for name, other in zip(PRICES, names, strict=True)}
-    if any(violation.kind == "OHLC order" and violation.rows for violation in find_violations(reordered)):
-        return []
-    return [Suggestion({"columns": order}, f"if the order is {owner}: then every row is in order")]
+    """The other orders of columns by which every row is sound."""
+    cells = {other: values[name] for name, other in zip(ORDERS[columns][1:], VALUE_COLUMNS, strict=True)}
+    suggestions = []
+    for order, owner in ORDER_OWNERS.items():
+        reordered = {name: cells[place] for name, place in zip(ORDERS[order][1:], VALUE_COLUMNS, strict=True)}
+        if order == columns or any(violation.rows for violation in find_violations(reordered)):
+            continue
+        suggestions.append(Suggestion({"columns": order}, f"if the order is {owner}: then every row is in order"))
+    return suggestions
 
 # %% ../../nbs/data/04_candles.ipynb #95a27b48
-def _clean(candles: pd.DataFrame, times: np.ndarray, on_conflict: str, table: RawTable) -> pd.DataFrame:
+def _join(
+    times: np.ndarray,  # (rows,) of all tables, one after the other
+    values: dict[str, np.ndarray],
+    tables: Sequence[RawTable],
+    rounded: int,  # rows whose high or low was rounded
+    on_conflict: str,
+) -> pd.DataFrame:
+    """One frame of all tables, sorted, with the counts of what was corrected."""
+    dates = pd.DatetimeIndex(times.view("datetime64[ns]"), tz="UTC")
+    candles = pd.DataFrame({"date": dates, **values}, copy=False)
+    candles = _clean(candles, times, on_conflict, tables)
+    more: dict[str, int] = {}
+    for reason, count in [pair for table in tables for pair in table.left_out]:
+        more[reason] = more.get(reason, 0) + count
+    if rounded:
+        more["prices_rounded"] = rounded
+    if len(tables) > 1:
+        more["files"] = len(tables)
+    jumps = find_price_jumps(candles)
+    if len(jumps):
+        more["price_jumps"] = len(jumps)
+        _warn_of_jumps(candles, jumps, tables[0].place)
+    candles.attrs["cleaning"].update(more)
+    return candles
+
+
+def _clean(candles: pd.DataFrame, times: np.ndarray, on_conflict: str, tables: Sequence[RawTable]) -> pd.DataFrame:
     """Sort the rows, drop repeated rows, and keep one row of each conflict; the counts go to `.attrs["cleaning"]`."""
     counts = {"rows_read": len(times), "rows_moved": 0, "duplicates_dropped": 0, "conflicts_resolved": 0}
     if find_unordered_rows(times).any():
         exact, conflicting = _find_repeats(candles, times, "last" if on_conflict == "last" else "first")
         if on_conflict == "error" and conflicting.any():
-            raise _conflict_error(candles, times, conflicting, table)
+            raise _conflict_error(candles, times, conflicting, tables)
         counts["rows_moved"] = _count_moves(times)
         counts["duplicates_dropped"] = int(exact.sum())
         counts["conflicts_resolved"] = int(conflicting.sum())
         candles = candles[~(exact | conflicting)].sort_values("date", kind="stable", ignore_index=True)
-    candles.attrs["cleaning"] = {"format": table.format, **counts}
+    formats = list(dict.fromkeys(table.format for table in tables))
+    candles.attrs["cleaning"] = {"format": ", ".join(formats[:3]), **counts}
     return candles
 
 
-def _conflict_error(candles: pd.DataFrame, times: np.ndarray, conflicting: np.ndarray, table: RawTable) -> CandleError:
+_LARGEST_JUMP = 4.0  # of the price between neighbours
+
+
+def find_price_jumps(
+    candles: pd.DataFrame,  # sound candles, sorted
+) -> np.ndarray:  # (jumps,) rows that open at less than a quarter or at more than four times the close before
+    """Rows before which the price jumps as that of no market does within a candle."""
+    with np.errstate(all="ignore"):
+        ratio = candles["open"].to_numpy()[1:] / candles["close"].to_numpy()[:-1]
+    return np.flatnonzero((ratio > _LARGEST_JUMP) | (ratio < 1 / _LARGEST_JUMP)) + 1
+
+
+def _warn_of_jumps(candles: pd.DataFrame, jumps: np.ndarray, place: str) -> None:
+    row = int(jumps[0])
+    before, after = (write_number(candles[name][at]) for name, at in (("close", row - 1), ("open", row)))
+    _log.warning(
+        "%s: the price jumps from %s to %s at %s (%d such jumps): are these candles of one market?",
+        place, before, after, candles["date"][row], len(jumps),
+    )  # fmt: skip
+
+
+def _describe_row(row: int, tables: Sequence[RawTable]) -> str:
+    """A row of joined tables as messages name it, with its file where there are several."""
+    for table in tables:
+        if row < len(table.frame):
+            return table.describe_row(row) + (f" of {table.place}" if len(tables) > 1 else "")
+        row -= len(table.frame)
+    raise IndexError(row)
+
+
+def _conflict_error(
+    candles: pd.DataFrame, times: np.ndarray, conflicting: np.ndarray, tables: Sequence[RawTable]
+) -> CandleError:
     second = int(conflicting.argmax())
     first = int((times == times[second]).argmax())
     name = next(name for name in VALUE_COLUMNS if candles[name][first] != candles[name][second])
-    rows = f"{table.describe_row(first)} and {table.describe_row(second)}"
-    values = f"{candles[name][first]:g} and {candles[name][second]:g}"
+    rows = f"{_describe_row(first, tables)} and {_describe_row(second, tables)}"
+    values = f"{write_number(candles[name][first])} and {write_number(candles[name][second])}"
     count = _count_rows(int(conflicting.sum()))
-    return table.error(
+    return tables[0].error(
         f"two different candles of {format_time(int(times[second]))}: {rows}, column {name} is {values}; {count}",
         *(Suggestion({"on_conflict": keep}, f"to keep the {keep} of each") for keep in ("first", "last")),
     )

@@ -274,7 +274,7 @@ def test_a_bad_source_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"columns": "hlocv"}, "columns must be one of ohlcv, ochlv, got 'hlocv'"),
+        ({"columns": "hlocv"}, "columns must be one of ohlcv, ochlv, lhocv, vchlo, got 'hlocv'"),
         ({"on_conflict": "mean"}, "on_conflict must be one of error, first, last, got 'mean'"),
         ({"timeframe": "7m"}, "timeframe must be one of 1m"),
         ({"timeframe": "5m"}, "candles of 5m are expected, most are 1m apart"),
@@ -475,7 +475,7 @@ def test_fill_gaps_of_real_candles():
         (lambda c: c[::-1], "dates must rise: row 1"),
         (lambda c: pd.concat([c, c[-1:]]), "no candle may be there twice: row 30"),
         (lambda c: c.assign(date=c.date.dt.tz_localize(None)), "column date must be datetime64 in UTC"),
-        (lambda c: c.assign(date=c.date + pd.Timedelta("7s")), "dates must be whole steps of 1m: row 0"),
+        (lambda c: c.assign(date=c.date + pd.Timedelta("7s")), "all 30 candles begin 7s after a whole step of 1m"),
         (lambda c: c.iloc[::5], "no error"),
         (
             lambda c: c.assign(volume=np.nan),
