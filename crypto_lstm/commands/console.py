@@ -9,16 +9,15 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import keras
 
 # %% auto #0
-__all__ = ['print_status', 'print_result', 'capture_stderr', 'load_tensorflow', 'TrainingProgress', 'show_training_log']
+__all__ = ['print_status', 'print_result', 'TrainingProgress', 'show_training_log']
 
 # %% ../../nbs/commands/01_console.ipynb #00131b0e
 def print_status(
@@ -36,37 +35,6 @@ def print_result(
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-# %% ../../nbs/commands/01_console.ipynb #67f57c7d
-@contextlib.contextmanager
-def capture_stderr() -> Iterator[IO[bytes]]:
-    """Collect in a temporary file what this process writes to standard error, compiled code included."""
-    original = os.dup(2)
-    try:
-        with tempfile.TemporaryFile() as captured:
-            os.dup2(captured.fileno(), 2)
-            try:
-                yield captured
-            finally:
-                os.dup2(original, 2)
-    finally:
-        os.close(original)
-
-
-def load_tensorflow() -> None:
-    """Import TensorFlow without its greeting. If the import fails, its output is shown and the error is raised."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    output = b""
-    try:
-        with capture_stderr() as captured:
-            try:
-                import tensorflow  # noqa: F401
-            except ImportError:
-                captured.seek(0)
-                output = captured.read()
-                raise
-    finally:
-        os.write(2, output)
 
 # %% ../../nbs/commands/01_console.ipynb #9bbd57eb
 _METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")

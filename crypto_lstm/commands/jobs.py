@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import crypto_lstm
-from .console import TrainingProgress, load_tensorflow, print_status, show_training_log
+from .console import TrainingProgress, print_status, show_training_log
 from ..config import Config
 from ..utils.display import text_table
+from ..utils.environment import load_tensorflow
 from ..utils.errors import CryptoLSTMError
 
 if TYPE_CHECKING:
@@ -358,7 +359,7 @@ def run_doctor(arguments: argparse.Namespace) -> Result:
     """`crypto-lstm doctor`."""
     from crypto_lstm.commands.doctor import diagnose
 
-    with contextlib.suppress(ImportError):  # the diagnosis reports it
+    with contextlib.suppress(Exception):  # the diagnosis reports it
         load_tensorflow()
     diagnosis = diagnose(load_config(arguments))
     version = crypto_lstm.__version__

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import demo, jobs
-from .console import load_tensorflow, print_result, print_status
+from .console import print_result, print_status
 from .parser import make_parser, write_suggestion
+from ..utils.environment import load_tensorflow
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0

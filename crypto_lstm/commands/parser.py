@@ -152,6 +152,8 @@ def write_suggestion(
         return "pass candles of the timeframe that the model was trained on"
     if suggestion.arguments.get("resume"):
         return f"leave out --no-resume {suggestion.purpose}"
+    if suggestion.arguments.get("tensorboard") is False:
+        return f"add --no-tensorboard {suggestion.purpose}"
     return f"add {_write_options(suggestion.arguments)} {suggestion.purpose}"
 
 
