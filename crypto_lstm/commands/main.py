@@ -61,6 +61,7 @@ _JOBS = {
     "predict": jobs.run_predict,
     "export": jobs.run_export,
     "verify": jobs.run_verify,
+    "settings": jobs.run_settings,
     "doctor": jobs.run_doctor,
 }
 _LOAD_FIRST = ("demo", "train", "verify")  # other jobs load TensorFlow themselves, if they need it

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from shutil import get_terminal_size
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,8 @@ class TrainingRun:
 
     def __str__(self) -> str:
         validation = f"Validation, used to choose the epoch: {self.validation.verdict}."
-        return "\n\n".join([text_table(["run", ""], _report_rows(self)), fill(validation, 100), str(self.test)])
+        width = min(100, get_terminal_size((100, 24)).columns)
+        return "\n\n".join([text_table(["run", ""], _report_rows(self)), fill(validation, width), str(self.test)])
 
     def _repr_html_(self) -> str:
         caption = f"Training run, {self.config.pair} {self.config.timeframe}"
@@ -165,7 +167,7 @@ def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:
     return [
         ("epochs", epochs),
         ("memory peak", memory),
-        ("sha256 of the bundle", run.bundle_sha256),
+        ("bundle sha256", run.bundle_sha256),
         ("files", f"{len(run.paths)} in {run.output_dir.name}"),
     ]
 
