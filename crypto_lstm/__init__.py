@@ -40,11 +40,25 @@ _HOMES = {  # name -> module that defines it
 
 __all__ = ["__version__", *_HOMES]
 
+_KERAS_HOMES = (  # modules that load Keras or TensorFlow when they are imported or used
+    "architecture",
+    "builder",
+    "callbacks",
+    "data.windows",
+    "gpu",
+    "inference.bundle",
+    "persistence",
+    "training.saved_run",
+    "training.trainer",
+)
+
 
 def __getattr__(name: str) -> Any:
     """Import a name of the table from its module, and keep it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOMES[name] in _KERAS_HOMES:  # a bad keras.json is one sentence, and TensorFlow's notes are hidden
+        import_module(f"{__name__}.utils.environment").load_tensorflow()
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

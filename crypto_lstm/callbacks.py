@@ -6,6 +6,7 @@
 from __future__ import annotations  # noqa: F404
 
 import importlib.util
+import logging
 import math
 import os
 import tempfile
@@ -13,25 +14,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
+
+from .utils.environment import load_tensorflow
+
+load_tensorflow()  # before Keras is imported: a bad keras.json is one sentence, and TensorFlow's notes are hidden
+import keras
 
 from .config import Config
 from .layers import to_saveable_model
 from .memory import EmptyHistoryError
 from .profiling.memory_monitor import MemoryMonitorCallback
-from .storage.verified import atomic_file
+from .storage.manifest import SavedFileError
+from .storage.verified import atomic_file, read_file
+from .utils.checks import is_finite_number
 from .utils.display import BLUE, GREEN, GREY, ORANGE
-from .utils.errors import CryptoLSTMError
+from .utils.errors import CryptoLSTMError, Suggestion
 from .utils.keras_internals import is_improvement, should_save_model
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_log = logging.getLogger(__name__)
+
 # %% auto #0
 __all__ = ['CHECKPOINT_NAME', 'MonitorError', 'CarefulEarlyStopping', 'CarefulReduceLROnPlateau', 'BestCheckpoint',
            'save_checkpoint', 'NonFiniteError', 'StopOnNonFinite', 'OutputFolderError', 'MissingTensorBoardError',
-           'create_callbacks', 'plot_training_curves']
+           'require_tensorboard_name', 'create_callbacks', 'plot_training_curves']
 
 # %% ../nbs/03_callbacks.ipynb #369b73a2
 _HIGHER_IS_BETTER = ("accuracy", "auc", "precision", "recall", "f1", "mcc")
@@ -146,8 +155,9 @@ class CarefulReduceLROnPlateau(_CarefulMixin, keras.callbacks.ReduceLROnPlateau)
 class BestCheckpoint(_CarefulMixin, keras.callbacks.ModelCheckpoint):
     """The whole model of the best epoch in one `.keras` file, as Keras' ModelCheckpoint, but written atomically.
 
-    `best` is the best monitored value so far. Raises `MonitorError` if an epoch lacks the monitor, `SaveError` if the
-    file can't be written.
+    `best` is the best monitored value so far. A training that starts where a checkpoint lies reads its value from the
+    manifest, so that only a better epoch replaces the file. Raises `MonitorError` if an epoch lacks the monitor or if
+    the file was chosen by another monitor, `SaveError` if the file can't be written.
     """
 
     def __init__(
@@ -159,11 +169,28 @@ class BestCheckpoint(_CarefulMixin, keras.callbacks.ModelCheckpoint):
         mode = _infer_mode(monitor)
         super().__init__(str(filepath), monitor=monitor, mode=mode, save_best_only=True, verbose=verbose)
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Forget the best value of an earlier training when a new one starts."""
-        super().on_epoch_begin(epoch, logs)
-        if epoch == 0:
-            self.best = None
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Start with the value of the checkpoint in the file, unless a state was just loaded."""
+        if not self._has_loaded_state:
+            self.best = self._read_saved_value()
+        super().on_train_begin(logs)
+
+    def _read_saved_value(self) -> float | None:
+        """The monitored value of the checkpoint in the file; None if there is none that can be used."""
+        try:
+            facts = read_file(self.filepath).facts
+        except FileNotFoundError:
+            return None
+        except (OSError, SavedFileError) as error:
+            _log.warning("%s is no whole checkpoint, the first epoch replaces it: %s", self.filepath, error)
+            return None
+        value = facts.get(self.monitor, math.nan)
+        if not is_finite_number(value):
+            known = ", ".join(facts) or "nothing"
+            fault = f"expected a checkpoint with {self.monitor}, {self.filepath!r} has {known}"
+            raise MonitorError(f"{fault}: move the file away, or choose another folder")
+        _log.info("%s has %s %.4f: only a better epoch replaces it", self.filepath, self.monitor, value)
+        return float(value)
 
     def _save_model(self, epoch: int, batch: int | None, logs: dict[str, Any]) -> None:
         """Keras' hook to decide and save. Keras' own version overwrites the old file in place."""
@@ -294,12 +321,25 @@ def _make_writable_folder(folder: Path) -> Path:
     return folder
 
 
+def require_tensorboard_name(
+    folder: Path,  # of a run
+) -> None:
+    """Raise `OutputFolderError` if the path is no UTF-8: TensorBoard can't write there."""
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError as error:
+        fault = f"TensorBoard can't write to {str(folder)!r}: the path is not UTF-8; choose another folder"
+        suggestion = Suggestion({"tensorboard": False}, "to train without its logs")
+        raise OutputFolderError(fault, suggestions=[suggestion]) from error
+
+
 def _make_tensorboard(
     folder: Path, histogram_freq: int, profile_batch: int | tuple[int, int]
 ) -> keras.callbacks.Callback:
     if importlib.util.find_spec("tensorboard") is None:
         remedy = "pip install tensorboard, or create_callbacks(..., tensorboard=False)"
         raise MissingTensorBoardError(f"TensorBoard is not installed: {remedy}")
+    require_tensorboard_name(folder)
     return keras.callbacks.TensorBoard(
         log_dir=str(folder),
         histogram_freq=histogram_freq,

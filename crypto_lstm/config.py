@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from .storage.atomic import write_text
+from .utils.checks import shorten_repr
 from .utils.display import html_table, text_table
 from .utils.errors import CryptoLSTMError
 from crypto_lstm.utils.fields import (
     allow_auto,
     allow_none,
     check_fields,
+    describe_check,
     expect_distinct_names,
     expect_flag,
     expect_match,
@@ -32,8 +35,8 @@ from crypto_lstm.utils.fields import (
 )
 
 # %% auto #0
-__all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'RECURRENT_DROPOUT', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config',
-           'parse_settings']
+__all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'RecurrentDropout', 'RECURRENT_DROPOUT', 'Timeframe', 'Monitor', 'Tie',
+           'ScalerKind', 'Balance', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config', 'parse_settings']
 
 # %% ../nbs/00_config.ipynb #ba5153e1
 CLASSES = ("SHORT", "HOLD", "LONG")  # class numbers 0, 1, 2
@@ -48,7 +51,13 @@ FEATURES = (
     "volume_to_ma1440",
     "volume_to_ma43200",
 )
-RECURRENT_DROPOUT = ("per_sample", "per_batch")
+RecurrentDropout = Literal["per_sample", "per_batch"]
+RECURRENT_DROPOUT = get_args(RecurrentDropout)
+Timeframe = Literal["1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "12h", "1d"]
+Monitor = Literal["val_accuracy", "val_loss"]
+Tie = Literal["stop", "target"]
+ScalerKind = Literal["robust", "standard", "minmax", "none"]
+Balance = Literal["undersample", "class_weights", "none"]
 TIMEFRAME_MINUTES = {
     "1m": 1,
     "3m": 3,
@@ -97,9 +106,9 @@ _PERCENT = expect_number_in("(0, 100)")  # a price can't fall by more
 _UP_TO_1000_PERCENT = expect_number_in("(0, 1000]")
 _COUNT = expect_whole_number()
 _PAIR = expect_match(r"[A-Za-z0-9][A-Za-z0-9_./:-]{0,39}", "a name such as BTCUSDT or BTC/USDT:USDT")
-_SCALER = expect_one_of(["robust", "standard", "minmax", "none"])
+_SCALER = expect_one_of(get_args(ScalerKind))
 _CLIP = expect_number_in("(0, 1000000]")
-_BALANCE = expect_one_of(["undersample", "class_weights", "none"])
+_BALANCE = expect_one_of(get_args(Balance))
 _RATIO = expect_number_in("[1, 1000000]")
 _SEED = expect_whole_number(minimum=0, maximum=2**32 - 1)
 
@@ -109,13 +118,13 @@ class _Settings:
     """The fields of `Config`, each with its default, its check and a line of help."""
 
     pair: str = make_field("BTCUSDT", _PAIR, "the market; a name for reports and files")
-    timeframe: str = make_field("1m", expect_one_of(TIMEFRAME_MINUTES), "span of one candle")
+    timeframe: Timeframe = make_field("1m", expect_one_of(get_args(Timeframe)), "span of one candle")
     sequence_length: int = make_field(120, _COUNT, "candles in a window")
     features: tuple[str, ...] = make_field(FEATURES, expect_distinct_names(FEATURES), "inputs of the network, in order")
     lstm_units: tuple[int, ...] = make_field((128, 64, 32), _SOME_WIDTHS, "widths of the LSTM layers")
     dense_units: tuple[int, ...] = make_field((32, 16), _ANY_WIDTHS, "widths of the dense layers after them")
     dropout_rate: float = make_field(0.3, _RATE, "dropout of LSTM inputs and after each dense layer")
-    recurrent_dropout: str = make_field(
+    recurrent_dropout: RecurrentDropout = make_field(
         "per_batch", expect_one_of(RECURRENT_DROPOUT), "LSTM state: a mask per window, or rows of weights"
     )
     recurrent_dropout_rate: float | None = make_field(
@@ -132,8 +141,8 @@ class _Settings:
     )
     validation_split: float = make_field(0.2, _SHARE, "share of the windows for validation, before the test")
     test_split: float = make_field(0.1, _SHARE, "share of the windows for the test, the newest")
-    monitor: str = make_field(
-        "val_accuracy", expect_one_of(["val_accuracy", "val_loss"]), "metric for the best epoch and for early stopping"
+    monitor: Monitor = make_field(
+        "val_accuracy", expect_one_of(get_args(Monitor)), "metric for the best epoch and for early stopping"
     )
     early_stopping_patience: int = make_field(10, _COUNT, "epochs without a better monitor before training stops")
     reduce_lr_patience: int = make_field(5, _COUNT, "epochs without a better val_loss before the rate falls")
@@ -144,13 +153,13 @@ class _Settings:
     short_tp_pct: float = make_field(1.0, _PERCENT, "take-profit of a short, percent below the entry")
     short_sl_pct: float = make_field(0.5, _UP_TO_1000_PERCENT, "stop-loss of a short, percent above the entry")
     future_window: int = make_field(120, _COUNT, "candles after entry in which a barrier may be touched")
-    tie: str = make_field("stop", expect_one_of(["stop", "target"]), "outcome if one candle touches target and stop")
+    tie: Tie = make_field("stop", expect_one_of(get_args(Tie)), "outcome if one candle touches target and stop")
     max_gap_minutes: int = make_field(
         60, expect_whole_number(minimum=0), "longest gap to fill; a longer one starts a new segment"
     )
-    scaler: str = make_field("robust", _SCALER, "how features are scaled (fitted on training rows)")
+    scaler: ScalerKind = make_field("robust", _SCALER, "how features are scaled (fitted on training rows)")
     feature_clip: float = make_field(10.0, _CLIP, "scaled features are clipped to plus and minus this")
-    balance: str = make_field("undersample", _BALANCE, "how training balances the classes")
+    balance: Balance = make_field("undersample", _BALANCE, "how training balances the classes")
     balance_ratio: float = make_field(1.0, _RATIO, "undersample: largest class size over the smallest")
     fee_pct: float = make_field(0.1, expect_number_in("[0, 10]"), "fee of one side of a trade, percent of its value")
     seed: int = make_field(42, _SEED, "seed of all random numbers")
@@ -160,6 +169,28 @@ class _Settings:
         faults.update(_find_contradictions(self, faults))
         if faults:
             raise ConfigError(faults.values(), faults)
+
+
+def _refuse_wrong_names(init: Callable[..., None]) -> Callable[..., None]:
+    """`__init__` with one more duty: unknown names and values without a name are faults, beside those of the values."""
+
+    @functools.wraps(init)
+    def init_known(self: _Settings, *values: Any, **settings: Any) -> None:
+        known = {name: value for name, value in settings.items() if name in self.__dataclass_fields__}
+        faults = {name: _describe_unknown(name) for name in settings if name not in known}
+        if values:
+            faults[""] = f"settings are given by name, such as epochs=20; got {shorten_repr(values[0])} without a name"
+        try:
+            init(self, **known)
+        except ConfigError as error:
+            faults.update(zip(error.settings, error.faults, strict=True))
+        if faults:
+            raise ConfigError(faults.values(), faults)
+
+    return init_known
+
+
+_Settings.__init__ = _refuse_wrong_names(_Settings.__init__)  # type: ignore[method-assign]
 
 
 def _find_contradictions(config: _Settings, bad_settings: Iterable[str]) -> dict[str, str]:
@@ -251,6 +282,20 @@ class Config(_Settings):
         """
         return write_text(path, _format_settings(self.as_dict(), Path(path)))
 
+    @classmethod
+    def describe(cls) -> list[dict[str, Any]]:
+        """Name, default, allowed values and meaning of each setting, as plain values."""
+        default = cls()
+        return [
+            {
+                "setting": field.name,
+                "default": default.as_dict()[field.name],
+                "allowed": describe_check(field.metadata["check"]),
+                "meaning": field.metadata["help"],
+            }
+            for field in dataclasses.fields(cls)
+        ]
+
     def _rows(self, width: int | None = None) -> list[tuple[str, str, str]]:
         """Name, value and meaning of each setting; `width` limits the characters of a value."""
         rows = []
@@ -279,11 +324,9 @@ _ConfigT = TypeVar("_ConfigT", bound=Config)
 
 def _build_config(cls: type[_ConfigT], settings: Mapping[str, Any], faults: list[_Fault]) -> _ConfigT:
     """Make a configuration. Raises `ConfigError` with the given faults, those of the names and those of the values."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    known = {name: value for name, value in settings.items() if name in names}
-    all_faults = faults + [(str(name), _describe_unknown(name)) for name in settings if name not in names]
+    all_faults = list(faults)
     try:
-        config = cls(**known)
+        config = cls(**{str(name): value for name, value in settings.items()})
     except ConfigError as error:
         all_faults += zip(error.settings, error.faults, strict=True)
     _raise_faults(all_faults)
@@ -298,7 +341,7 @@ def _raise_faults(faults: list[_Fault]) -> None:
 
 def _describe_unknown(name: str) -> str:
     near = difflib.get_close_matches(str(name), [field.name for field in dataclasses.fields(Config)], n=1)
-    hint = f"did you mean {near[0]}?" if near else "print(Config()) shows all settings"
+    hint = f"did you mean {near[0]}?" if near else "print(Config()) or crypto-lstm settings shows all"
     return f"unknown setting {name!r}; {hint}"
 
 

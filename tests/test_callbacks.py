@@ -6,6 +6,7 @@ More tests of the monitor are in profiling/test_memory_monitor.py.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from crypto_lstm import callbacks, memory
 from crypto_lstm.architecture import build_model
 from crypto_lstm.config import Config, ConfigError
+from crypto_lstm.storage.verified import read_file
 from crypto_lstm.utils import system
 from crypto_lstm.utils.errors import CryptoLSTMError
 
@@ -235,6 +237,39 @@ def test_a_missing_tensorboard_is_found_before_the_fit(tmp_path, monkeypatch):
     with pytest.raises(callbacks.MissingTensorBoardError, match="pip install tensorboard"):
         callbacks.create_callbacks(SMALL, tmp_path)
     assert len(callbacks.create_callbacks(SMALL, tmp_path, tensorboard=False)) == 5
+
+
+@pytest.mark.parametrize(("monitor", "direction"), [("val_accuracy", -1), ("val_loss", 1)])
+def test_a_second_session_keeps_the_better_checkpoint(monitor, direction, windows, tmp_path):
+    """The second session starts from nothing but the folder; its value is worse, then better, than the saved one."""
+    path = tmp_path / "best_model_checkpoint.keras"
+    x, y = windows
+    for value, kept in [(0.5, 0.5), (0.5 + direction * 0.1, 0.5), (0.5 - direction * 0.1, 0.5 - direction * 0.1)]:
+        best = callbacks.BestCheckpoint(path, monitor=monitor)
+        before = path.read_bytes() if path.exists() else b""
+        best.set_model(quick_model())
+        best.on_train_begin()
+        best.on_epoch_begin(0)
+        best.on_epoch_end(0, {"loss": 1.0, monitor: value})
+        assert read_file(path).facts[monitor] == kept
+        assert (path.read_bytes() == before) == (value != kept)
+
+
+def test_a_checkpoint_of_another_monitor_is_not_replaced(tmp_path):
+    path = tmp_path / "best_model_checkpoint.keras"
+    callbacks.save_checkpoint(quick_model(), path, {"epoch": 1, "val_loss": 0.5})
+    before = path.read_bytes()
+    best = callbacks.BestCheckpoint(path, monitor="val_accuracy")
+    with pytest.raises(callbacks.MonitorError, match="expected a checkpoint with val_accuracy, .* has epoch, val_loss"):
+        best.on_train_begin()
+    assert path.read_bytes() == before
+
+
+def test_a_folder_that_is_no_utf8_is_refused_by_tensorboard_alone(tmp_path):
+    folder = tmp_path / os.fsdecode(b"run_\xe9")
+    with pytest.raises(callbacks.OutputFolderError, match="is not UTF-8"):
+        callbacks.create_callbacks(SMALL, folder)
+    assert len(callbacks.create_callbacks(SMALL, folder, tensorboard=False)) == 5
 
 
 # the memory monitor

@@ -16,9 +16,13 @@ from ..config import Config
 from ..utils.display import text_table
 
 # %% auto #0
-__all__ = ['DEMO_CANDLES', 'DEMO_SEED', 'DEMO_EDGE', 'DEMO_CONFIG', 'run_demo']
+__all__ = ['NEXT_COMMANDS', 'DEMO_CANDLES', 'DEMO_SEED', 'DEMO_EDGE', 'DEMO_CONFIG', 'run_demo']
 
 # %% ../../nbs/commands/05_demo.ipynb #acda5cf3
+NEXT_COMMANDS = (
+    "crypto-lstm settings",
+    "crypto-lstm train --candles FILE --output DIR",
+)
 DEMO_CANDLES = 100_000
 DEMO_SEED = 7
 DEMO_EDGE = 0.6  # see `synthetic_candles`
@@ -35,7 +39,6 @@ DEMO_CONFIG = Config(
 
 def run_demo(arguments: argparse.Namespace) -> Result:
     """`crypto-lstm demo`: train, evaluate, and decide about the newest candle."""
-    from crypto_lstm.data.candles import check_candles
     from crypto_lstm.data.synthetic import synthetic_candles
     from crypto_lstm.training.run_folder import check_output_folder
     from crypto_lstm.training.saved_run import load_run
@@ -44,12 +47,11 @@ def run_demo(arguments: argparse.Namespace) -> Result:
     arguments.output = str(output)  # the message after Ctrl-C names it
     print_status(f"making {DEMO_CANDLES:,} candles of a synthetic market with a planted edge ...")
     candles = synthetic_candles(DEMO_CANDLES, seed=DEMO_SEED, edge=DEMO_EDGE)
-    print_status(f"{check_candles(candles, DEMO_CONFIG.timeframe)}\n")
     run = train_with_progress(candles, DEMO_CONFIG, output, resume=False)
     print_status(f"{run.data}\n")
     needed = DEMO_CONFIG.month_candles + DEMO_CONFIG.sequence_length
     newest = load_run(output).predict(candles.tail(needed).reset_index(drop=True)).iloc[-1]
-    return _add_decision(report_run(run), newest)
+    return _add_decision(report_run(run, NEXT_COMMANDS), newest)
 
 
 def _add_decision(result: Result, newest: Any) -> Result:
@@ -61,7 +63,9 @@ def _add_decision(result: Result, newest: Any) -> Result:
         f"{newest['decision']} ({probabilities})"
     )
     values = {**result.values, "last": {**newest.to_dict(), "date": newest["date"].isoformat()}}
-    return Result(values, f"{result.text}\n\n{text_table(['file', 'content'], files)}\n\n{closing}")
+    report, _, ending = result.text.rpartition("\n\n")  # the text ends with the next commands, which stay at the end
+    parts = [report, text_table(["file", "content"], files), closing, ending]
+    return Result(values, "\n\n".join(parts))
 
 
 def _find_free_folder(name: str) -> str:

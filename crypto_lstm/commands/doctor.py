@@ -10,7 +10,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 
-from .console import capture_stderr
 from ..config import Config
 from ..utils.display import html_table, text_table
+from ..utils.environment import capture_stderr, find_environment_fault
 
 if TYPE_CHECKING:
     from crypto_lstm.gpu import GpuStatus
 
 # %% auto #0
 __all__ = ['OK', 'WARNING', 'FAULT', 'Check', 'Diagnosis', 'check_package', 'read_requirements', 'has_nvidia_driver',
-           'check_device', 'check_memory', 'diagnose']
+           'check_device', 'check_memory', 'diagnose', 'check_environment']
 
 # %% ../../nbs/commands/02_doctor.ipynb #90e3ff38
 OK, WARNING, FAULT = "ok", "warning", "fault"
@@ -93,10 +93,15 @@ def check_package(
     try:
         with capture_stderr():  # compiled modules print there what the error says as well
             importlib.import_module(_MODULES.get(wanted.name, wanted.name))
-    except (ImportError, OSError) as error:  # OSError: a shared library is missing
+    except Exception as error:  # an import runs foreign code, which may raise anything
         remedy = _pip_install(f'--force-reinstall "{requirement}"')
-        return Check(wanted.name, FAULT, f"{installed}, but it cannot be imported: {error}", remedy)
+        return Check(wanted.name, FAULT, f"{installed}, but it cannot be imported: {_describe(error)}", remedy)
     return Check(wanted.name, OK, installed)
+
+
+def _describe(error: Exception) -> str:
+    """The message of an error in one line; its class, if there is no message."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read_requirements() -> list[str]:
@@ -174,16 +179,51 @@ def diagnose(
 def _run_checks(config: Config) -> Iterator[Check]:
     yield _check_python()
     yield Check("system", OK, f"{platform.system()} {platform.machine()}")
-    packages = [check_package(requirement) for requirement in read_requirements()]
+    settings = _run_check("keras settings", check_environment)
+    yield settings
+    requirements = read_requirements()
+    if settings.state == FAULT:  # with such settings the imports fail, and their errors would name another cause
+        requirements = [needed for needed in requirements if Requirement(needed).name not in _NEED_KERAS]
+    packages = [check_package(requirement) for requirement in requirements]
     yield from packages
-    if any(check.state == FAULT for check in packages):
+    if settings.state == FAULT or any(check.state == FAULT for check in packages):
         return  # the checks of device and memory need these packages
+    yield _run_check("device", lambda: _check_this_device(config))
+    yield _run_check("memory", lambda: _check_this_memory(config))
+
+
+_NEED_KERAS = ("tensorflow", "keras", "tensorboard")
+
+
+def _run_check(name: str, check: Callable[[], Check]) -> Check:
+    """The result of a check. An error inside it is a fault, so that the other checks are still shown."""
+    try:
+        return check()
+    except Exception as error:
+        found = f"the check failed with {type(error).__name__}: {_describe(error)}"
+        return Check(name, FAULT, found, "fix the cause that the error names, and run crypto-lstm doctor again")
+
+
+def check_environment() -> Check:
+    """Whether the settings that Keras reads at its import allow a training."""
+    found = find_environment_fault()
+    if found is None:
+        return Check("keras settings", OK, "backend tensorflow, floatx float32")
+    fault, remedy = found
+    return Check("keras settings", FAULT, fault, remedy)
+
+
+def _check_this_device(config: Config) -> Check:
     from crypto_lstm.gpu import setup_gpu_memory
+
+    return check_device(setup_gpu_memory(), config, has_nvidia_driver())
+
+
+def _check_this_memory(config: Config) -> Check:
     from crypto_lstm.profiling.batch_size import memory_budget_mb
     from crypto_lstm.utils.system import memory_limit_mb
 
-    yield check_device(setup_gpu_memory(), config, has_nvidia_driver())
-    yield check_memory(config, memory_budget_mb(), memory_limit_mb())
+    return check_memory(config, memory_budget_mb(), memory_limit_mb())
 
 
 def _check_python() -> Check:

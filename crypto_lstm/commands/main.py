@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import demo, jobs
-from .console import load_tensorflow, print_result, print_status
+from .console import print_result, print_status
 from .parser import make_parser, write_suggestion
+from ..utils.environment import load_tensorflow
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
@@ -60,6 +61,7 @@ _JOBS = {
     "predict": jobs.run_predict,
     "export": jobs.run_export,
     "verify": jobs.run_verify,
+    "settings": jobs.run_settings,
     "doctor": jobs.run_doctor,
 }
 _LOAD_FIRST = ("demo", "train", "verify")  # other jobs load TensorFlow themselves, if they need it

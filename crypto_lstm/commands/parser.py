@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import difflib
+import sys
+from typing import Any, NoReturn
 
 import crypto_lstm
+from .console import print_result
+from ..config import Config
+from ..utils.display import text_table
 from ..utils.errors import Suggestion
 
 # %% auto #0
-__all__ = ['make_parser', 'write_suggestion']
+__all__ = ['tabulate_settings', 'make_parser', 'write_suggestion']
 
 # %% ../../nbs/commands/03_parser.ipynb #51b5ba17
 def _whole_number(text: str) -> int:
@@ -21,11 +26,32 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
+def tabulate_settings() -> str:
+    """All settings as a text table: name, default, allowed values, meaning."""
+    rows = []
+    for setting in Config.describe():
+        default = setting["default"]
+        text = ", ".join(map(str, default)) if isinstance(default, list) else str(default).lower()
+        text = default if isinstance(default, str) else text
+        rows.append((setting["setting"], text, setting["allowed"], setting["meaning"]))
+    return text_table(["setting", "default", "allowed", "meaning"], rows)
+
+
+class _SettingsAction(argparse.Action):
+    """Collect `KEY=VALUE` words of several `--set`; the word `help` lists the settings and exits."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if "help" in values:
+            print_result(tabulate_settings())
+            parser.exit(0)
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values])
+
+
 def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", metavar="FILE", help="settings as .toml or .json")
     command.add_argument(
-        "--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[],
-        help="settings that override the file, such as lstm_units=64,32",
+        "--set", metavar="KEY=VALUE", nargs="+", action=_SettingsAction, default=[],
+        help="settings that override the file, such as lstm_units=64,32; --set help lists them",
     )  # fmt: skip
 
 
@@ -116,6 +142,10 @@ def _add_demo(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", metavar="DIR", help=free)
 
 # %% ../../nbs/commands/03_parser.ipynb #8a517c24
+def _add_nothing(command: argparse.ArgumentParser) -> None:
+    """For a command without options of its own."""
+
+
 _COMMANDS = {
     "demo": ("train on a synthetic market with a planted edge, and show all results", _add_demo),
     "train": ("train on candles; write model, scaler, report and plots to a folder", _add_train),
@@ -123,13 +153,50 @@ _COMMANDS = {
     "predict": ("compute probabilities and a decision for every candle with a full window", _add_predict),
     "export": ("write the .onnx file of a run or a bundle, for decisions without TensorFlow", _add_export),
     "verify": ("check that a run folder, a bundle or a model is exactly what was saved", _add_verify),
+    "settings": ("list all settings with default, allowed values and meaning", _add_nothing),
     "doctor": ("check versions, device and memory, and name the fix of each fault", _add_settings),
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that knows the settings: `--epochs 2` is answered with `--set epochs=2`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error alone, not below the whole usage, and exit with 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n{self.prog} --help lists the options\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse an option that is a setting before argparse complains about others that are missing."""
+        words = sys.argv[1:] if args is None else list(args)
+        if "--json" in self._option_string_actions:  # a sub-command, which has options of its own
+            for word, following in zip(words, [*words, ""][1:], strict=True):
+                self._refuse_setting(word, following)
+        return super().parse_known_args(words, namespace)
+
+    def _refuse_setting(self, word: str, following: str) -> None:
+        option, equals, value = word.partition("=")
+        if not option.startswith("--") or option in self._option_string_actions:
+            return
+        name = _find_setting(option.removeprefix("--").replace("-", "_"))
+        if name is None or difflib.get_close_matches(option, self._option_string_actions, 1, 0.9):
+            return
+        if "--set" not in self._option_string_actions:
+            self.error(f"{option} is a setting of the training; this command takes no settings")
+        if not equals:
+            value = "VALUE" if following.startswith("-") or not following else following
+        self.error(f"{option} is a setting: write --set {name}={value}")
+
+
+def _find_setting(name: str) -> str | None:
+    """The setting that a person means by `name`; None if there is none that is alike."""
+    settings = [setting["setting"] for setting in Config.describe()]
+    near = difflib.get_close_matches(name, settings, n=1, cutoff=0.85)
+    return near[0] if near else None
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `crypto-lstm`, with one sub-command for each job."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="crypto-lstm", description="Size, train and use an LSTM that answers SHORT, HOLD or LONG."
     )
     parser.add_argument("--version", action="version", version=f"crypto-lstm {crypto_lstm.__version__}")
@@ -154,6 +221,8 @@ def write_suggestion(
         return "pass candles of the timeframe that the model was trained on"
     if suggestion.arguments.get("resume"):
         return f"leave out --no-resume {suggestion.purpose}"
+    if suggestion.arguments.get("tensorboard") is False:
+        return f"add --no-tensorboard {suggestion.purpose}"
     return f"add {_write_options(suggestion.arguments)} {suggestion.purpose}"
 
 

@@ -15,7 +15,8 @@ from .errors import CryptoLSTMError
 
 # %% auto #0
 __all__ = ['Check', 'FieldError', 'expect_whole_number', 'expect_number_in', 'expect_one_of', 'expect_match', 'expect_flag',
-           'expect_whole_numbers', 'expect_distinct_names', 'allow_none', 'allow_auto', 'make_field', 'check_fields']
+           'expect_whole_numbers', 'expect_distinct_names', 'allow_none', 'allow_auto', 'make_field', 'describe_check',
+           'check_fields']
 
 # %% ../../nbs/utils/06_fields.ipynb #e581fb7d
 Check = Callable[[Any], Any]  # returns the value in the type of the field, or raises `FieldError`
@@ -159,6 +160,15 @@ def allow_auto(check: Check) -> Check:
 def make_field(default: Any, check: Check, text: str) -> Any:
     """A dataclass field with a default, a check and one line of help (`field.metadata["help"]`)."""
     return dataclasses.field(default=default, metadata={"check": check, "help": text})
+
+
+def describe_check(check: Check) -> str:
+    """The values that a check allows, in words: "a whole number of at least 1"."""
+    try:
+        check(object())  # no check accepts it
+    except FieldError as error:
+        return str(error)
+    return "any value"
 
 
 def check_fields(instance: Any) -> dict[str, str]:
