@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
+from ..utils.errors import escape_control
+
 if TYPE_CHECKING:
     import keras
 
@@ -24,8 +26,9 @@ __all__ = ['print_status', 'print_result', 'capture_stderr', 'load_tensorflow', 
 def print_status(
     text: str,  # a line, or several
 ) -> None:
-    """Print to standard error at once."""
-    print(text, file=sys.stderr, flush=True)
+    """Print to standard error at once. Control characters are escaped, but for line breaks and a `\\r` at the start."""
+    start = "\r" if text.startswith("\r") else ""
+    print(start + escape_control(text.removeprefix("\r"), keep="\n"), file=sys.stderr, flush=True)
 
 
 def print_result(
@@ -33,7 +36,7 @@ def print_result(
 ) -> None:
     """Print to standard output; a reader that closes the pipe early, such as `head`, is not an error."""
     try:
-        print(text, flush=True)
+        print(escape_control(text, keep="\n"), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

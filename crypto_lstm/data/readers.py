@@ -25,7 +25,7 @@ import pyarrow.parquet
 
 from .candle_rules import COLUMNS, DATE_RANGE, PRICES, datetimes_to_ns, epochs_to_ns
 from ..utils.checks import shorten_repr
-from ..utils.errors import CryptoLSTMError, Suggestion
+from ..utils.errors import CryptoLSTMError, Suggestion, escape_control
 
 # %% auto #0
 __all__ = ['CandleError', 'RawTable', 'parse_frame', 'parse_rows', 'parse_csv', 'parse_json', 'parse_arrow', 'read_table',
@@ -40,7 +40,7 @@ class CandleError(CryptoLSTMError, ValueError):
         faults: str | Iterable[str],  # one sentence for each
         suggestions: Iterable[Suggestion] = (),  # arguments that avoid a fault
     ) -> None:
-        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
+        self.faults = tuple(map(escape_control, (faults,) if isinstance(faults, str) else faults))
         lines = list(self.faults)
         if len(lines) > 1:
             lines = [f"{len(lines)} faults in the candles:", *(f"- {fault}" for fault in lines)]

@@ -45,7 +45,7 @@ from ..storage.manifest import FilePath, IntegrityError, SavedFileError, parse_j
 from ..storage.verified import FolderReport, atomic_folder, read_folder, verify_folder
 from ..utils.checks import list_first_names, shorten_repr
 from ..utils.display import html_table, text_table
-from ..utils.errors import CryptoLSTMError
+from ..utils.errors import CryptoLSTMError, escape_control
 
 if TYPE_CHECKING:
     import keras
@@ -503,7 +503,8 @@ def _parse_config(data: bytes, path: Path) -> tuple[Config, Shapes]:
         config = Config.from_dict(settings)
         return config, list_weight_shapes(config)
     except ConfigError as error:
-        raise BundleError(path, f"its settings are invalid ({error})", "use the version that wrote it") from error
+        fault = f"its settings are invalid ({'; '.join(error.faults)})"
+        raise BundleError(path, fault, "use the version that wrote it") from error
 
 
 def _parse_scaler(data: bytes, path: Path) -> Scaler:
@@ -573,7 +574,8 @@ class VerifyReport:
         return html_table(("bundle", ""), rows, caption=self._title()) + self.folder._repr_html_()
 
     def _title(self) -> str:
-        return f"{self.folder.path.name}: {'a good bundle' if self.ok else 'NOT to be used'}"
+        verdict = "a good bundle" if self.ok else "NOT to be used"
+        return f"{escape_control(self.folder.path.name)}: {verdict}"
 
 
 def _describe_report(report: VerifyReport) -> list[tuple[str, str]]:

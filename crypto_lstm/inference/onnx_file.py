@@ -406,7 +406,7 @@ def _parse_config(facts: Mapping[str, Any], path: FilePath) -> Config:
         config = Config.from_dict(settings)
         require_saveable_plan(config)
     except ConfigError as error:
-        raise _describe_foreign(path, str(error)) from error
+        raise _describe_foreign(path, "; ".join(error.faults)) from error
     return config
 
 

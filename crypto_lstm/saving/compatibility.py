@@ -16,7 +16,7 @@ import numpy as np
 from ..architecture import LayerPlan, LayerSpec, layer_plan
 from ..config import CLASSES, Config
 from ..storage.manifest import FilePath
-from ..utils.errors import CryptoLSTMError
+from ..utils.errors import CryptoLSTMError, escape_control
 
 if TYPE_CHECKING:
     import keras
@@ -29,7 +29,7 @@ class ModelMismatchError(CryptoLSTMError, ValueError):
     """A model is not the expected one. `differences` has one sentence for each difference."""
 
     def __init__(self, differences: Iterable[str], path: FilePath | None = None) -> None:
-        self.differences = tuple(differences)
+        self.differences = tuple(map(escape_control, differences))
         self.path = None if path is None else Path(path)
         which = "the model" if path is None else f"the model {os.fspath(path)!r}"
         count = len(self.differences)

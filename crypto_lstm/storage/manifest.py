@@ -19,7 +19,7 @@ from typing import Any
 
 from .. import __version__
 from ..utils.checks import is_whole_number
-from ..utils.errors import CryptoLSTMError
+from ..utils.errors import CryptoLSTMError, escape_control
 
 FilePath = str | os.PathLike[str]
 
@@ -32,7 +32,7 @@ __all__ = ['FilePath', 'MANIFEST', 'SavedFileError', 'IntegrityError', 'PinMisma
 class SavedFileError(CryptoLSTMError, ValueError):
     """The file or folder at `path` cannot be used, and nothing of it was used.
 
-    `fault` says why, and `remedy` what to do.
+    `fault` says why in one line, and `remedy` what to do.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class SavedFileError(CryptoLSTMError, ValueError):
         fault: str,
         remedy: str = "use another copy, or save it again",
     ) -> None:
-        self.path, self.fault, self.remedy = Path(path), fault, remedy
-        super().__init__(f"{os.fspath(path)!r}: {fault}; {remedy}")
+        self.path, self.fault, self.remedy = Path(path), escape_control(fault), remedy
+        super().__init__(f"{os.fspath(path)!r}: {self.fault}; {remedy}")
 
 
 class IntegrityError(SavedFileError):

@@ -44,6 +44,7 @@ from crypto_lstm.storage.manifest import (
 )
 from ..utils.checks import list_first_names
 from ..utils.display import html_table, text_table
+from ..utils.errors import escape_control
 
 # %% auto #0
 __all__ = ['FolderReport', 'VerifiedContent', 'verify_folder', 'read_folder', 'write_manifest', 'atomic_folder', 'manifest_path',
@@ -89,10 +90,10 @@ class FolderReport:
         return {**known, "facts": dict(self.facts), "files": files, "faults": list(self.faults)}
 
     def _title(self) -> str:
-        return f"{self.path.name}: {_AS_SAVED if self.ok else 'NOT as saved'}"
+        return f"{escape_control(self.path.name)}: {_AS_SAVED if self.ok else 'NOT as saved'}"
 
     def _rows(self) -> list[tuple[str, int | str, str]]:
-        return [(name, "-" if size is None else size, verdict) for name, size, verdict in self.files]
+        return [(escape_control(name), "-" if size is None else size, verdict) for name, size, verdict in self.files]
 
     def _other_faults(self) -> list[str]:
         """Faults that the table of files does not show, such as an unreadable manifest."""
@@ -183,6 +184,7 @@ def _examine_once(path: FilePath, folder: Path, max_bytes: int, contents: _Conte
     files = tuple((name, size, fault or _AS_SAVED) for name, size, fault in found)
     faults = [(name, fault) for name, _, fault in found if fault]
     texts = tuple(f"{name} {fault}" if fault.startswith("is ") else f"{name}: {fault}" for name, fault in faults)
+    texts = tuple(map(escape_control, texts))
     return FolderReport(Path(path), sha256, str(manifest.get("created")), manifest["facts"], files, texts), manifest
 
 

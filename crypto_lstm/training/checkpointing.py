@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import signal
 import threading
 import zipfile
@@ -36,8 +35,9 @@ from ..storage.manifest import IntegrityError, parse_json
 from ..storage.verified import VerifiedContent, manifest_path
 from .run_folder import STATE, require_same_run
 from ..utils.checks import is_whole_number, shorten_repr
+from ..utils.display import get_logger
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['StopOnSignal', 'SavedState', 'read_state', 'read_resumable_state', 'TrainingBackup', 'restore_training', 'resume_fit',
@@ -164,7 +164,7 @@ def _parse_config(found: VerifiedContent) -> Config:
     try:
         return Config.from_dict(found.facts["config"])
     except ConfigError as error:
-        raise _not_a_state(found, str(error)) from error
+        raise _not_a_state(found, "; ".join(error.faults)) from error
 
 
 def _parse_arrays(found: VerifiedContent) -> dict[str, np.ndarray]:

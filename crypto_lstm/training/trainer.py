@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -62,13 +61,13 @@ from crypto_lstm.training.run_folder import (
     run_identity,
 )
 from .saved_run import load_run, predict_candles, predict_probabilities, read_pinned
-from ..utils.display import html_table, text_table
+from ..utils.display import get_logger, html_table, text_table
 from ..utils.system import MB, memory_limit_mb, process_memory_mb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['PREPARED_COPIES', 'TrainingRun', 'train']
