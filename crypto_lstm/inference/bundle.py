@@ -185,10 +185,23 @@ def _require_matching_scaler(scaler: Scaler, config: Config, path: Path) -> None
             raise BundleError(path / "scaler.json", fault)
 
 
+def _is_same_value(expected: Any, got: Any) -> bool:
+    """Whether two JSON values are equal and of one type: `True` and 1.0 are not 1. A whole number may be a float."""
+    if isinstance(expected, dict):
+        has_same_names = isinstance(got, dict) and set(got) == set(expected)
+        return has_same_names and all(_is_same_value(value, got[name]) for name, value in expected.items())
+    if isinstance(expected, list):
+        has_same_length = isinstance(got, list) and len(got) == len(expected)
+        return has_same_length and all(map(_is_same_value, expected, got))
+    if isinstance(expected, float):
+        return type(got) in (int, float) and got == expected
+    return type(got) is type(expected) and got == expected
+
+
 def _require_matching_facts(facts: Mapping[str, Any], config: Config, scaler: Scaler, path: Path) -> None:
     """Raise `BundleError` unless the manifest has the facts of the files, and a valid expiry."""
     expected = build_facts(config, scaler)
-    different = [name for name, value in expected.items() if facts.get(name) != value]
+    different = [name for name, value in expected.items() if not _is_same_value(value, facts.get(name))]
     if different:
         faults = [f"{name}: the files say {expected[name]}, the manifest {facts.get(name)}" for name in different]
         raise BundleError(path, "; ".join(faults))

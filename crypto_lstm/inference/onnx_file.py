@@ -389,7 +389,7 @@ def _parse_facts(text: bytes, data: bytes, path: FilePath) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise _describe_foreign(path, "its metadata is not a JSON object")
     schema = facts.get("schema")
-    if schema == SCHEMA:
+    if type(schema) is int and schema == SCHEMA:  # True and 1.0 are equal to 1
         return facts
     if data.endswith(_compute_seal(data)):
         remedy = f"use the version that exported it; this is {__version__}"

@@ -235,7 +235,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     document = parse_json(data, path, max_bytes=_MAX_MANIFEST_BYTES)
     if not isinstance(document, dict) or "schema" not in document:
         raise IntegrityError(path, "is not a manifest: it has no field schema")
-    if document["schema"] != _SCHEMA:
+    if type(document["schema"]) is not int or document["schema"] != _SCHEMA:  # True and 1.0 are equal to 1
         fault = f"expected schema {_SCHEMA}, got {document['schema']!r}"
         raise SchemaVersionError(path, fault, f"use the version that wrote it; this is {__version__}")
     unsealed = {name: value for name, value in document.items() if name != "seal"}
@@ -278,6 +278,9 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
 def get_saved_files(manifest: Mapping[str, Any], path: Path) -> dict[str, tuple[int, str]]:
     """Map each file name of a manifest to its size and SHA-256. Raises `IntegrityError` if it describes no folder."""
     files, folders, facts = manifest.get("files"), manifest.get("folders"), manifest.get("facts")
@@ -299,4 +302,5 @@ def is_file_record(record: Any) -> bool:
         isinstance(record, dict)
         and is_whole_number(record.get("size"), minimum=0)
         and isinstance(record.get("sha256"), str)
+        and _SHA256.fullmatch(record["sha256"]) is not None
     )

@@ -173,6 +173,8 @@ def _compare_with_manifest(
 def _examine_once(path: FilePath, folder: Path, max_bytes: int, contents: _Contents) -> _Examined:
     """Compare a folder with its manifest. Raises `SavedFileError` if the manifest or the tree cannot be read."""
     manifest, sha256 = read_manifest(folder / MANIFEST)
+    if not isinstance(manifest.get("created"), str):
+        raise IntegrityError(path, "its manifest does not say when it was saved")
     total = sum(size for size, _ in get_saved_files(manifest, folder / MANIFEST).values())
     if total > max_bytes:
         fault = f"its files have {total:,} bytes, and {max_bytes:,} are allowed"
@@ -185,7 +187,7 @@ def _examine_once(path: FilePath, folder: Path, max_bytes: int, contents: _Conte
     faults = [(name, fault) for name, _, fault in found if fault]
     texts = tuple(f"{name} {fault}" if fault.startswith("is ") else f"{name}: {fault}" for name, fault in faults)
     texts = tuple(map(escape_control, texts))
-    return FolderReport(Path(path), sha256, str(manifest.get("created")), manifest["facts"], files, texts), manifest
+    return FolderReport(Path(path), sha256, manifest["created"], manifest["facts"], files, texts), manifest
 
 
 def _examine(path: FilePath, max_bytes: int, contents: _Contents) -> _Examined:
@@ -378,7 +380,8 @@ def _read_versions(path: Path) -> list[dict[str, Any]]:
     if not isinstance(versions, list):
         raise IntegrityError(manifest, "is not the manifest of a file")
     for record in versions:
-        if not is_file_record(record) or "created" not in record:
+        is_noted = isinstance(record, dict) and isinstance(record.get("facts", {}), dict)
+        if not is_file_record(record) or not is_noted or not isinstance(record.get("created"), str):
             raise IntegrityError(manifest, "is not the manifest of a file")
     return versions
 
