@@ -76,6 +76,7 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 _MAX_JSON_BYTES = 4 << 20
 _MAX_JSON_DEPTH = 32
+_MAX_JSON_PARTS = 2_000_000  # strings, brackets and commas: each costs time in Python
 
 
 def parse_json(
@@ -87,15 +88,19 @@ def parse_json(
 ) -> Any:  # dicts, lists, text, finite numbers, bools, None
     """Parse strict JSON.
 
-    Raises `IntegrityError` for equal keys, NaN, infinity, integers of more than 64 bits, too many bytes or levels, and
-    text that is not JSON in UTF-8.
+    Raises `IntegrityError` for equal keys, NaN, infinity, integers of more than 64 bits, too many bytes, values or levels,
+    and text that is not JSON in UTF-8.
     """
     if len(data) > max_bytes:
         raise IntegrityError(path, f"expected at most {max_bytes:,} bytes of JSON, got more")
     # Checked by hand: `json` has no limit of depth, and a RecursionError depends on the caller's stack. The hooks below
     # refuse equal keys, of which `json` and orjson keep the last one without an error.
+    is_too_long = data.count(b'"') > 2 * _MAX_JSON_PARTS
+    plain = b"" if is_too_long else _STRING.sub(b"", data)
+    if is_too_long or sum(map(plain.count, (b"[", b"]", b"{", b"}", b","))) > _MAX_JSON_PARTS:
+        raise IntegrityError(path, f"expected JSON of at most {_MAX_JSON_PARTS:,} values, got more")
     depth = 0
-    for bracket in _BRACKET.finditer(_STRING.sub(b"", data)):
+    for bracket in _BRACKET.finditer(plain):
         depth += 1 if bracket[0] in b"[{" else -1
         if depth > max_depth:
             raise IntegrityError(path, f"expected JSON of at most {max_depth} levels, got more")

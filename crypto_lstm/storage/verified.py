@@ -380,8 +380,7 @@ def _read_versions(path: Path) -> list[dict[str, Any]]:
     if not isinstance(versions, list):
         raise IntegrityError(manifest, "is not the manifest of a file")
     for record in versions:
-        is_noted = isinstance(record, dict) and isinstance(record.get("facts", {}), dict)
-        if not is_file_record(record) or not is_noted or not isinstance(record.get("created"), str):
+        if not is_file_record(record) or not isinstance(record.get("created"), str):
             raise IntegrityError(manifest, "is not the manifest of a file")
     return versions
 
