@@ -351,7 +351,8 @@ def require_same_scaling(
 ) -> None:
     """Raise `OnnxFileError` if the scaler returns other values than it did when the file was written."""
     deviation = np.abs(scaler.scale_rows(raw) - scaled).max(axis=0, initial=0)
-    different = [name for name, value in zip(scaler.features, deviation, strict=True) if not value <= _SCALING_TOLERANCE]
+    pairs = zip(scaler.features, deviation, strict=True)
+    different = [name for name, value in pairs if not value <= _SCALING_TOLERANCE]
     if different:
         fault = f"the golden windows: its scaler scales {', '.join(different)} otherwise than when it was saved"
         raise OnnxFileError(path, fault, _TAKE_ANOTHER_COPY)
@@ -622,7 +623,8 @@ def _choose_expiry(saved: str | None, requested: Any) -> str | None:
         got = shorten_repr(requested)
         raise ConfigError([f"expires must be a date with a time zone, got {got}: add tzinfo=datetime.UTC"])
     if not is_in_calendar(requested.isoformat()):
-        raise ConfigError([f"expires must have a date in UTC, got {requested.isoformat()}: give one before the year 9999"])
+        remedy = "give one before the year 9999"
+        raise ConfigError([f"expires must have a date in UTC, got {requested.isoformat()}: {remedy}"])
     dates = [date for date in (saved, requested.isoformat()) if date is not None]
     return min(dates, key=datetime.fromisoformat)
 

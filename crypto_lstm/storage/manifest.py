@@ -88,8 +88,8 @@ def parse_json(
 ) -> Any:  # dicts, lists, text, finite numbers, bools, None
     """Parse strict JSON.
 
-    Raises `IntegrityError` for equal keys, NaN, infinity, integers of more than 64 bits, too many bytes, values or levels,
-    and text that is not JSON in UTF-8.
+    Raises `IntegrityError` for equal keys, NaN, infinity, integers of more than 64 bits, too many bytes, values or
+    levels, and text that is not JSON in UTF-8.
     """
     if len(data) > max_bytes:
         raise IntegrityError(path, f"expected at most {max_bytes:,} bytes of JSON, got more")
