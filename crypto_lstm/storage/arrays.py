@@ -51,7 +51,7 @@ def _read_members(data: bytes, path: FilePath) -> dict[str, bytes]:
     names = {info.filename for info in infos}
     is_plain = all(info.compress_type == zipfile.ZIP_STORED for info in infos)
     if len(infos) > _MAX_MEMBERS or len(names) != len(infos) or not is_plain:
-        raise IntegrityError(path, "expected an .npz file of arrays with distinct names, not compressed")
+        raise IntegrityError(path, "expected arrays that are not compressed, with distinct names")
     if sum(info.file_size for info in infos) > len(data):
         raise IntegrityError(path, "is not a readable .npz file (its members are larger than the file)")
     try:
