@@ -18,7 +18,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 from .storage.atomic import write_text
 from .utils.checks import shorten_repr
 from .utils.display import html_table, text_table
-from .utils.errors import CryptoLSTMError
+from .utils.errors import CryptoLSTMError, escape_control
 from crypto_lstm.utils.fields import (
     allow_auto,
     allow_none,
@@ -85,7 +85,7 @@ class ConfigError(CryptoLSTMError, ValueError):
         faults: str | Iterable[str],
         settings: Iterable[str] = (),  # one for each fault; nothing: no fault names a setting
     ) -> None:
-        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
+        self.faults = tuple(map(escape_control, (faults,) if isinstance(faults, str) else faults))
         self.settings = tuple(settings) or ("",) * len(self.faults)
         super().__init__(_join_faults(self.faults))
 

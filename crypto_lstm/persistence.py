@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import json
-import logging
 import os
 import platform
 import struct
@@ -53,14 +52,14 @@ from crypto_lstm.storage.manifest import (
     read_manifest,
 )
 from .storage.verified import atomic_file, atomic_folder, manifest_path, read_file, read_folder
-from .utils.display import html_table, text_table
+from .utils.display import get_logger, html_table, text_table
 from .utils.errors import CryptoLSTMError
 from .utils.keras_internals import get_compile_settings, write_model_to_hdf5
 
 if TYPE_CHECKING:
     import keras
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['FORMATS', 'ModelFormatError', 'SavedModel', 'save_model', 'read_metadata', 'load_model']

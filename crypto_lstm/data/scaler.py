@@ -5,8 +5,6 @@
 # %% ../../nbs/data/09_scaler.ipynb #c60b7b9d
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 
 from ..config import Config
 from ..storage.atomic import write_json
+from ..storage.manifest import IntegrityError, read_json
 from ..utils.checks import is_finite_number, shorten_repr
 from ..utils.errors import CryptoLSTMError
 
@@ -39,12 +38,12 @@ class Scaler:
 
     def __post_init__(self) -> None:
         numbers = (*self.center, *self.scale, self.clip)
-        has_one_of_each = len(self.features) == len(self.center) == len(self.scale)
-        is_finite = all(map(math.isfinite, numbers))
-        is_positive = min((*self.scale, self.clip)) > 0
-        if not (has_one_of_each and is_finite and is_positive):
-            wanted = f"one finite centre and one finite, positive scale for each of {self.features}"
-            raise ScalerError(f"a scaler needs {wanted}, and a positive clip; got {numbers}")
+        has_one_of_each = len(self.features) == len(self.center) == len(self.scale) > 0
+        has_names = all(isinstance(name, str) for name in self.features)
+        is_finite = all(map(is_finite_number, numbers))
+        if not (has_one_of_each and has_names and is_finite and min((*self.scale, self.clip)) > 0):
+            wanted = f"one finite centre and one finite, positive scale for each of {shorten_repr(self.features)}"
+            raise ScalerError(f"a scaler needs {wanted}, and a positive clip; got {shorten_repr(numbers, 300)}")
 
     @classmethod
     def fit(
@@ -104,10 +103,15 @@ class Scaler:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a file of `save`. Raises `ScalerError` naming the file."""
+        """Read a file of `save`, as strictly as every other file of this package. Raises `ScalerError` naming the file.
+
+        Equal keys, links and special files are refused as well.
+        """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            values = read_json(path, max_bytes=_MAX_BYTES)
+        except IntegrityError as error:
+            raise _unreadable(path, error.fault) from error
+        except (OSError, ValueError) as error:  # the second for a path with a null character
             raise _unreadable(path, error) from error
         try:
             return cls.from_dict(values)
@@ -117,20 +121,22 @@ class Scaler:
 # %% ../../nbs/data/09_scaler.ipynb #ecdda447
 def _require_fields(values: Any) -> None:
     """Raise `ScalerError` unless `values` has the fields of a scaler, each of its type."""
-    names = ("kind", "features", "center", "scale", "clip")
-    if not isinstance(values, Mapping) or not set(names) <= set(values):
+    if not isinstance(values, Mapping) or set(values) != {"kind", "features", "center", "scale", "clip"}:
         raise ScalerError(f"a scaler has kind, features, center, scale and clip, got {shorten_repr(values)}")
     lists = [values[name] for name in ("features", "center", "scale")]
     has_lists = all(isinstance(value, (list, tuple)) for value in lists)
     if not has_lists or not isinstance(values["kind"], str) or not is_finite_number(values["clip"]):
         raise ScalerError(f"a scaler has a text as kind, three lists and a number as clip, got {shorten_repr(values)}")
     features, *numbers = lists
-    has_names = all(isinstance(name, str) for name in features)
+    has_names = all(isinstance(name, str) for name in features) and len(set(features)) == len(features)
     if not has_names or not all(is_finite_number(number) for number in (*numbers[0], *numbers[1])):
-        raise ScalerError(f"a scaler has names as features, and finite numbers, got {shorten_repr(values)}")
+        raise ScalerError(f"a scaler has distinct names as features, and finite numbers, got {shorten_repr(values)}")
 
 
-def _unreadable(path: str | Path, error: Exception) -> ScalerError:
+_MAX_BYTES = 1 << 20  # of a file
+
+
+def _unreadable(path: str | Path, error: Exception | str) -> ScalerError:
     origin = "crypto-lstm train writes it beside the model"
     return ScalerError(f"can't read a scaler from {str(path)!r}: {error}. {origin}")
 

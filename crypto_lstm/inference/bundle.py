@@ -39,13 +39,24 @@ from crypto_lstm.inference.decision import (
     is_expiry,
     require_probabilities,
 )
+from crypto_lstm.inference.onnx_file import (
+    GOLDEN_REAL,
+    OnnxFileError,
+    disable_tf32,
+    has_offset,
+    is_in_calendar,
+    make_probe_rows,
+    require_same_scaling,
+    restore_raw,
+)
 from ..saving.compatibility import validate_model
 from ..saving.model_schema import silence_keras
+from ..storage.arrays import decode_npz
 from ..storage.manifest import FilePath, IntegrityError, SavedFileError, parse_json
 from ..storage.verified import FolderReport, atomic_folder, read_folder, verify_folder
 from ..utils.checks import list_first_names, shorten_repr
 from ..utils.display import html_table, text_table
-from ..utils.errors import CryptoLSTMError
+from ..utils.errors import CryptoLSTMError, escape_control
 
 if TYPE_CHECKING:
     import keras
@@ -60,7 +71,7 @@ class BundleError(IntegrityError):
 
 
 FILES = ("config.json", "golden.npz", "scaler.json", "weights.npz")
-GOLDEN = 16  # windows that are saved with their answers
+GOLDEN = 16  # windows of a batch, and the golden windows of earlier versions
 TOLERANCE = 1e-3  # of a golden probability: other devices and versions round differently
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -141,10 +152,10 @@ def _require_members(members: list[zipfile.ZipInfo], shapes: Shapes, path: FileP
 
 def _load_arrays(data: bytes, shapes: Shapes, path: FilePath) -> dict[str, np.ndarray]:
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            return {name: archive[name] for name in shapes}
-    except _ARCHIVE_ERRORS as error:
-        raise BundleError(path, f"is not a readable .npz file ({error})") from error
+        arrays = decode_npz(data, path)
+    except IntegrityError as error:
+        raise BundleError(path, error.fault) from error
+    return {name: arrays[name] for name in shapes}
 
 
 def _list_names(names: Any) -> str:
@@ -185,15 +196,28 @@ def _require_matching_scaler(scaler: Scaler, config: Config, path: Path) -> None
             raise BundleError(path / "scaler.json", fault)
 
 
+def _is_same_value(expected: Any, got: Any) -> bool:
+    """Whether two JSON values are equal and of one type: `True` and 1.0 are not 1. A whole number may be a float."""
+    if isinstance(expected, dict):
+        has_same_names = isinstance(got, dict) and set(got) == set(expected)
+        return has_same_names and all(_is_same_value(value, got[name]) for name, value in expected.items())
+    if isinstance(expected, list):
+        has_same_length = isinstance(got, list) and len(got) == len(expected)
+        return has_same_length and all(map(_is_same_value, expected, got))
+    if isinstance(expected, float):
+        return type(got) in (int, float) and got == expected
+    return type(got) is type(expected) and got == expected
+
+
 def _require_matching_facts(facts: Mapping[str, Any], config: Config, scaler: Scaler, path: Path) -> None:
     """Raise `BundleError` unless the manifest has the facts of the files, and a valid expiry."""
     expected = build_facts(config, scaler)
-    different = [name for name, value in expected.items() if facts.get(name) != value]
+    different = [name for name, value in expected.items() if not _is_same_value(value, facts.get(name))]
     if different:
         faults = [f"{name}: the files say {expected[name]}, the manifest {facts.get(name)}" for name in different]
         raise BundleError(path, "; ".join(faults))
     expires = facts.get("expires")
-    if not is_expiry(expires):
+    if not is_expiry(expires) or not is_in_calendar(expires):
         got = shorten_repr(expires)
         raise BundleError(path, f"expires: expected null or a date with a time zone, got {got}")
 
@@ -226,6 +250,12 @@ def _assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray]) -> ke
         for variable in layer.weights:
             variable.assign(weights[f"{layer.name}.{variable.name}"])
     return model
+
+
+def _predict_golden(model: keras.Model, windows: np.ndarray) -> np.ndarray:
+    """`_predict_batches`, in full float32 on every GPU."""
+    with disable_tf32():
+        return _predict_batches(model, windows)
 
 
 def _collect_weights(model: keras.Model) -> dict[str, np.ndarray]:
@@ -284,7 +314,8 @@ def save_bundle(
     config, data = run.config, run.data
     validate_model(run.model, config)
     _require_matching_scaler(data.scaler, config, Path(path))
-    windows = _choose_golden_windows(data)
+    golden = _choose_golden(data, config)
+    windows = _join_golden(golden)
     weights = encode_weights(_collect_weights(run.model))
     answers = _test_saved_weights(run.model, config, weights, windows, Path(path))
     facts = {
@@ -298,7 +329,7 @@ def save_bundle(
         "config.json": _encode_json(config.as_dict()),
         "scaler.json": _encode_json(data.scaler.as_dict()),
         "weights.npz": weights,
-        "golden.npz": encode_weights({"windows": windows, "probabilities": answers}),
+        "golden.npz": encode_weights({**golden, "probabilities": answers}),
     }
     with atomic_folder(path, facts=facts, needs_bytes=sum(map(len, files.values()))) as folder:
         for name, content in files.items():
@@ -307,10 +338,30 @@ def save_bundle(
     return _report_saved(path)
 
 
-def _choose_golden_windows(data: Any) -> np.ndarray:
-    """Windows of the test part, evenly spread in time."""
-    places = np.linspace(0, len(data.test.rows) - 1, GOLDEN).round().astype(int)
-    return data.test.gather(data.test.rows[places])
+def _choose_golden(data: Any, config: Config) -> dict[str, np.ndarray]:
+    """Windows of the test part, evenly spread in time, and rows that are repeated as probes; raw and scaled."""
+    places = np.linspace(0, len(data.test.rows) - 1, GOLDEN_REAL).round().astype(int)
+    raw_windows = restore_raw(data.scaler, data.test.gather(data.test.rows[places]))
+    raw_rows = restore_raw(data.scaler, make_probe_rows(config))
+    return {
+        "raw_windows": raw_windows,
+        "raw_rows": raw_rows,
+        "windows": _scale_windows(data.scaler, raw_windows),
+        "rows": data.scaler.scale_rows(raw_rows),
+    }
+
+
+def _scale_windows(scaler: Scaler, raw: np.ndarray) -> np.ndarray:
+    return scaler.scale_rows(raw.reshape(-1, raw.shape[-1])).reshape(raw.shape)
+
+
+def _join_golden(golden: Mapping[str, np.ndarray]) -> np.ndarray:
+    """All golden windows (windows, sequence_length, features) float32: the real ones, then the probes."""
+    windows = golden["windows"]
+    if "rows" not in golden:  # of an earlier version
+        return windows
+    probes = np.repeat(golden["rows"][:, None], windows.shape[1], axis=1)
+    return np.concatenate([windows, probes])
 
 
 def _test_saved_weights(
@@ -323,9 +374,12 @@ def _test_saved_weights(
     """The answers of the network with the encoded weights. Raises `BundleError` if `model` gives others."""
     decoded = decode_weights(weights, list_weight_shapes(config), path)
     with _CACHE_LOCK:
-        answers = _predict_batches(_assign_weights(_build_cached_network(config), decoded), windows)
-    tolerance = 20 * TOLERANCE if config.mixed_precision else TOLERANCE
-    _measure_deviation(answers, _predict_batches(model, windows), tolerance, path)
+        answers = _predict_golden(_assign_weights(_build_cached_network(config), decoded), windows)
+    if config.mixed_precision:  # probes are larger than windows of a market, and float16 has three digits
+        tolerance, compared = 20 * TOLERANCE, windows[:GOLDEN_REAL]
+    else:
+        tolerance, compared = TOLERANCE, windows
+    _measure_deviation(answers[: len(compared)], _predict_golden(model, compared), tolerance, path)
     return answers
 
 
@@ -356,9 +410,14 @@ def _check_notes(notes: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _require_zone(moment: datetime) -> datetime:
     """The moment in UTC. Raises `BundleError` for a date without a time zone."""
-    if getattr(moment, "tzinfo", None) is None:
-        raise BundleError("expires", f"expected a date with a time zone, got {moment!r}", "add tzinfo=datetime.UTC")
-    return moment.astimezone(UTC)
+    if not isinstance(moment, datetime) or moment.tzinfo is None or not has_offset(moment):
+        fault = f"expected a date with a time zone, got {shorten_repr(moment)}"
+        raise BundleError("expires", fault, "add tzinfo=datetime.UTC")
+    try:
+        return moment.astimezone(UTC)
+    except (OverflowError, ValueError, TypeError) as error:  # at the ends of the calendar, or an invalid zone
+        fault = f"expected a date with a time zone that has a date in UTC, got {shorten_repr(moment)} ({error})"
+        raise BundleError("expires", fault, "give a date before the year 9999, with tzinfo=datetime.UTC") from error
 
 
 def _describe_data(data: Any) -> dict[str, Any]:
@@ -402,7 +461,7 @@ class Bundle:
     metadata: Mapping[str, Any]  # the facts of the manifest, and when it was created
     sha256: str
     golden_deviation: float  # from the golden answers, on this machine
-    golden_windows: np.ndarray  # (16, sequence_length, features) float32, scaled
+    golden_windows: np.ndarray  # (windows, sequence_length, features) float32, scaled
 
     def __repr__(self) -> str:
         market = f"{self.config.pair} {self.config.timeframe}"
@@ -459,7 +518,7 @@ class _BundleContent:
     config: Config
     scaler: Scaler
     weights: dict[str, np.ndarray]
-    golden: dict[str, np.ndarray]  # windows and probabilities
+    golden: dict[str, np.ndarray]  # windows and rows, raw and scaled, and probabilities
 
 
 def _parse_bundle(path: Path, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> _BundleContent:
@@ -470,11 +529,28 @@ def _parse_bundle(path: Path, facts: Mapping[str, Any], files: Mapping[str, byte
     scaler = _parse_scaler(files["scaler.json"], path)
     _require_matching_scaler(scaler, config, path)
     _require_matching_facts(facts, config, scaler, path)
-    window = (config.sequence_length, len(config.features))
-    golden_shapes = {"windows": (GOLDEN, *window), "probabilities": (GOLDEN, len(CLASSES))}
-    golden = decode_weights(files["golden.npz"], golden_shapes, path / "golden.npz")
+    golden = _parse_golden(files["golden.npz"], config, scaler, path)
     weights = decode_weights(files["weights.npz"], shapes, path / "weights.npz")
     return _BundleContent(config, scaler, weights, golden)
+
+
+def _parse_golden(data: bytes, config: Config, scaler: Scaler, path: Path) -> dict[str, np.ndarray]:
+    """The golden windows and answers. Raises `BundleError` if the scaler scales the raw values otherwise."""
+    file = path / "golden.npz"
+    length, width = config.sequence_length, len(config.features)
+    names = {info.filename for info in _list_members(data, file)}
+    if "raw_rows.npy" not in names:  # of an earlier version: scaled windows of the test part alone
+        return decode_weights(data, {"windows": (GOLDEN, length, width), "probabilities": (GOLDEN, len(CLASSES))}, file)
+    windows, rows = (GOLDEN_REAL, length, width), make_probe_rows(config).shape
+    shapes = {"raw_windows": windows, "raw_rows": rows, "windows": windows, "rows": rows}
+    golden = decode_weights(data, {**shapes, "probabilities": (GOLDEN_REAL + rows[0], len(CLASSES))}, file)
+    raw = np.concatenate([golden["raw_windows"].reshape(-1, width), golden["raw_rows"]])
+    scaled = np.concatenate([golden["windows"].reshape(-1, width), golden["rows"]])
+    try:
+        require_same_scaling(scaler, raw, scaled, path)
+    except OnnxFileError as error:
+        raise BundleError(path, error.fault) from error
+    return golden
 
 
 def _parse_config(data: bytes, path: Path) -> tuple[Config, Shapes]:
@@ -486,7 +562,8 @@ def _parse_config(data: bytes, path: Path) -> tuple[Config, Shapes]:
         config = Config.from_dict(settings)
         return config, list_weight_shapes(config)
     except ConfigError as error:
-        raise BundleError(path, f"its settings are invalid ({error})", "use the version that wrote it") from error
+        fault = f"its settings are invalid ({'; '.join(error.faults)})"
+        raise BundleError(path, fault, "use the version that wrote it") from error
 
 
 def _parse_scaler(data: bytes, path: Path) -> Scaler:
@@ -515,8 +592,8 @@ def load_bundle(
     found = read_folder(path, expected_sha256=expected_sha256, max_bytes=8 * MAX_PARAMETERS)
     content = _parse_bundle(found.path, found.facts, found.files)
     model = _assign_weights(_build_network(content.config), content.weights)
-    windows, expected = content.golden["windows"], content.golden["probabilities"]
-    deviation = _measure_deviation(_predict_batches(model, windows), expected, TOLERANCE, found.path)
+    windows, expected = _join_golden(content.golden), content.golden["probabilities"]
+    deviation = _measure_deviation(_predict_golden(model, windows), expected, TOLERANCE, found.path)
     metadata = {**found.facts, "created": found.created}
     return Bundle(found.path, model, content.scaler, content.config, metadata, found.sha256, deviation, windows)
 
@@ -556,7 +633,8 @@ class VerifyReport:
         return html_table(("bundle", ""), rows, caption=self._title()) + self.folder._repr_html_()
 
     def _title(self) -> str:
-        return f"{self.folder.path.name}: {'a good bundle' if self.ok else 'NOT to be used'}"
+        verdict = "a good bundle" if self.ok else "NOT to be used"
+        return f"{escape_control(self.folder.path.name)}: {verdict}"
 
 
 def _describe_report(report: VerifyReport) -> list[tuple[str, str]]:
@@ -568,7 +646,7 @@ def _describe_report(report: VerifyReport) -> list[tuple[str, str]]:
     if isinstance(data, dict):
         rows.append(("last candle", str(data.get("last_candle"))))
     rows.append(("files", str(len(report.folder.files))))
-    rows.append(("verdict", f"{GOLDEN} golden answers within {TOLERANCE:g}" if report.ok else "does not load"))
+    rows.append(("verdict", f"golden answers within {TOLERANCE:g}" if report.ok else "does not load"))
     return rows
 
 

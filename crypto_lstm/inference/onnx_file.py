@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,17 +19,20 @@ import numpy as np
 from .. import __version__
 from ..architecture import LayerSpec, require_saveable_plan
 from ..config import CLASSES, Config, ConfigError
+from ..data.scaler import Scaler, ScalerError
 from ..storage.manifest import FilePath, IntegrityError, SchemaVersionError, parse_json
 from ..storage.verified import atomic_file
+from ..utils.checks import shorten_repr
 
 if TYPE_CHECKING:
     import keras
     import onnxruntime
 
 # %% auto #0
-__all__ = ['OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'EXPORT_TOLERANCE', 'OnnxFileError', 'list_keras_shapes',
-           'list_onnx_shapes', 'convert_keras_weights', 'encode_onnx_file', 'decode_onnx_file', 'open_session',
-           'export_onnx']
+__all__ = ['OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'GOLDEN_REAL', 'EXPORT_TOLERANCE', 'OnnxFileError',
+           'list_keras_shapes', 'list_onnx_shapes', 'convert_keras_weights', 'encode_onnx_file', 'make_probe_rows',
+           'restore_raw', 'require_same_scaling', 'decode_onnx_file', 'open_session', 'export_onnx', 'has_offset',
+           'is_in_calendar', 'disable_tf32']
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #8cac0da2
 class OnnxFileError(IntegrityError):
@@ -64,7 +67,7 @@ def _encode_parts(field: int, *contents: bytes | str) -> bytes:
     return b"".join(pieces)
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #656343d7
-_MAX_FIELDS = 10_000  # of one message
+_MAX_FIELDS = 20_000  # of all messages of a file; the largest network of this package has a few thousand
 
 
 class _DecodeError(ValueError):
@@ -82,14 +85,15 @@ def _decode_varint(data: memoryview, start: int) -> tuple[int, int]:
     raise _DecodeError(f"the integer at byte {start} does not end")
 
 
-def _decode_fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def _decode_fields(
+    data: memoryview,  # a message
+    budget: Iterator[int],  # one item for each field that may still be decoded, in all messages of the file
+) -> Iterator[tuple[int, int | memoryview]]:
     """Number and content of each field of a message. Raises `_DecodeError`."""
     position = 0
-    count = 0
     while position < len(data):
-        count += 1
-        if count > _MAX_FIELDS:
-            raise _DecodeError(f"a message has more than {_MAX_FIELDS:,} fields")
+        if next(budget, None) is None:
+            raise _DecodeError(f"it has more than {_MAX_FIELDS:,} fields")
         key, position = _decode_varint(data, position)
         value, position = _decode_varint(data, position)
         kind = key & 7
@@ -312,6 +316,50 @@ def encode_onnx_file(
     ordered = {name: np.ascontiguousarray(arrays[name], dtype="<f4") for name in expected}
     return _encode_sealed_model(config, ordered, json.dumps(document, allow_nan=False, sort_keys=True))
 
+# %% ../../nbs/inference/02_onnx_file.ipynb #25d07c47
+GOLDEN_REAL = 8  # golden windows that are real ones
+_GOLDEN_PROBES = 56  # golden windows that repeat one row, if they are not too large
+_MAX_GOLDEN_VALUES = 4_000_000  # of all probes together
+
+
+def make_probe_rows(
+    config: Config,  # its window and features
+) -> np.ndarray:  # (up to 56, features) float32, scaled
+    """Random rows of several magnitudes. A window that repeats one of them is a probe of the network."""
+    length, features = config.sequence_length, len(config.features)
+    count = max(1, min(_GOLDEN_PROBES, _MAX_GOLDEN_VALUES // (length * features)))
+    magnitudes = np.geomspace(1, 6, count)[:, None]
+    rows = np.random.default_rng(0).standard_normal((count, features)) * magnitudes
+    return np.clip(rows, -config.feature_clip, config.feature_clip).astype(np.float32)
+
+
+def restore_raw(
+    scaler: Scaler,
+    rows: np.ndarray,  # (..., features), scaled
+) -> np.ndarray:  # (..., features) float32
+    """Values that the scaler maps to `rows`, up to rounding."""
+    limit = float(np.finfo(np.float32).max)
+    raw = rows.astype(np.float64) * np.array(scaler.scale) + np.array(scaler.center)
+    return np.clip(raw, -limit, limit).astype(np.float32)
+
+
+def require_same_scaling(
+    scaler: Scaler,
+    raw: np.ndarray,  # (rows, features), before scaling
+    scaled: np.ndarray,  # (rows, features), as they were when the file was written
+    path: FilePath,  # of the file, for the message
+) -> None:
+    """Raise `OnnxFileError` if the scaler returns other values than it did when the file was written."""
+    deviation = np.abs(scaler.scale_rows(raw) - scaled).max(axis=0, initial=0)
+    pairs = zip(scaler.features, deviation, strict=True)
+    different = [name for name, value in pairs if not value <= _SCALING_TOLERANCE]
+    if different:
+        fault = f"the golden windows: its scaler scales {', '.join(different)} otherwise than when it was saved"
+        raise OnnxFileError(path, fault, _TAKE_ANOTHER_COPY)
+
+
+_SCALING_TOLERANCE = 1e-6  # of a scaled value; the arithmetic is exact, so the difference is 0
+
 # %% ../../nbs/inference/02_onnx_file.ipynb #92884af7
 def decode_onnx_file(
     data: bytes,  # content of a file
@@ -326,6 +374,11 @@ def decode_onnx_file(
     facts = _parse_facts(text, data, path)
     config = _parse_config(facts, path)
     arrays = _decode_arrays(tensors, config, path)
+    _require_bound_scaler(facts, config, path)
+    expires = facts.get("expires")
+    if isinstance(expires, str) and not is_in_calendar(expires):
+        fault = f"expires: expected null or a date with a time zone, got {shorten_repr(expires)}"
+        raise OnnxFileError(path, fault, "export it again")
     if _encode_sealed_model(config, arrays, text.decode()) != data:
         fault = "is not the file that crypto_lstm writes for its settings and weights: it was changed"
         raise OnnxFileError(path, fault, _TAKE_ANOTHER_COPY)
@@ -334,6 +387,41 @@ def decode_onnx_file(
         fault = f"expected finite weights, got others in {', '.join(broken)}"
         raise OnnxFileError(path, fault, "train and export again")
     return facts, config, arrays
+
+
+def _require_bound_scaler(facts: Mapping[str, Any], config: Config, path: FilePath) -> None:
+    """Raise `OnnxFileError` if the scaler of the file scales the raw golden rows otherwise than when it was written."""
+    golden, values = facts.get("golden"), facts.get("scaler")
+    if not isinstance(golden, dict) or "raw" not in golden or values is None:
+        return  # without a scaler, or of an earlier version
+    try:
+        scaler = Scaler.from_dict(values)
+        scaler.require_config(config)
+    except ScalerError as error:
+        raise OnnxFileError(path, f"its scaler does not fit its settings ({error})", "export it again") from error
+    width = len(config.features)
+    raw = _decode_rows(golden["raw"], width, path)
+    windows = _decode_rows(golden.get("windows"), config.sequence_length * width, path)
+    if len(windows) == 0:
+        return  # `Predictor` refuses it
+    if len(raw) != len(windows) or not np.isfinite(raw).all():
+        fault = f"the golden windows: expected {len(windows)} raw rows of finite numbers, got {len(raw)} rows"
+        raise OnnxFileError(path, fault, _TAKE_ANOTHER_COPY)
+    require_same_scaling(scaler, raw, windows[:, -width:], path)
+
+
+def _decode_rows(text: Any, width: int, path: FilePath) -> np.ndarray:
+    """(rows, width) float32 from base64. Raises `OnnxFileError`."""
+    expected = f"golden windows: expected rows of {width} float32 numbers as base64"
+    if not isinstance(text, str):
+        raise OnnxFileError(path, f"{expected}, got {shorten_repr(text)}", _TAKE_ANOTHER_COPY)
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise OnnxFileError(path, f"{expected}, got other text ({error})", _TAKE_ANOTHER_COPY) from error
+    if len(data) % (4 * width):
+        raise OnnxFileError(path, f"{expected}, got {len(data)} bytes", _TAKE_ANOTHER_COPY)
+    return np.frombuffer(data, dtype="<f4").reshape(-1, width)
 
 
 def _describe_foreign(path: FilePath, reason: str) -> OnnxFileError:
@@ -345,14 +433,15 @@ def _split_model(data: bytes, path: FilePath) -> tuple[bytes, dict[str, memoryvi
     """The metadata of a model, and the raw numbers in its graph by name."""
     texts: dict[str, memoryview] = {}
     tensors: dict[str, memoryview] = {}
+    budget = iter(range(_MAX_FIELDS))
     try:
-        for number, content in _decode_fields(memoryview(data)):
+        for number, content in _decode_fields(memoryview(data), budget):
             if number == 14:
-                _collect_named(content, 1, 2, texts)
+                _collect_named(content, 1, 2, texts, budget)
             elif number == 7:
-                for kind, value in _decode_fields(_require_message(content)):
+                for kind, value in _decode_fields(_require_message(content), budget):
                     if kind == 5:
-                        _collect_named(value, 8, 9, tensors)
+                        _collect_named(value, 8, 9, tensors, budget)
     except _DecodeError as error:
         raise _describe_foreign(path, str(error)) from error
     if _FACTS_KEY not in texts:
@@ -371,8 +460,9 @@ def _collect_named(
     name_field: int,
     content_field: int,
     found: dict[str, memoryview],  # receives the content under its name
+    budget: Iterator[int],
 ) -> None:
-    fields = dict(_decode_fields(_require_message(message)))
+    fields = dict(_decode_fields(_require_message(message), budget))
     name = bytes(_require_message(fields.get(name_field, 0)))
     content = _require_message(fields.get(content_field, 0))
     if not name.isascii():
@@ -389,7 +479,7 @@ def _parse_facts(text: bytes, data: bytes, path: FilePath) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise _describe_foreign(path, "its metadata is not a JSON object")
     schema = facts.get("schema")
-    if schema == SCHEMA:
+    if type(schema) is int and schema == SCHEMA:  # True and 1.0 are equal to 1
         return facts
     if data.endswith(_compute_seal(data)):
         remedy = f"use the version that exported it; this is {__version__}"
@@ -406,7 +496,7 @@ def _parse_config(facts: Mapping[str, Any], path: FilePath) -> Config:
         config = Config.from_dict(settings)
         require_saveable_plan(config)
     except ConfigError as error:
-        raise _describe_foreign(path, str(error)) from error
+        raise _describe_foreign(path, "; ".join(error.faults)) from error
     return config
 
 
@@ -441,7 +531,6 @@ def open_session(
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #652e3081
 EXPORT_TOLERANCE = 1e-5  # of a probability, between Keras and the exported network
-_GOLDEN_WINDOWS = 16  # that are saved with their answers
 
 
 def export_onnx(
@@ -471,11 +560,11 @@ def export_onnx(
     scaler = getattr(source, "scaler", scaler)
     _require_same_features(scaler, config)
     expiry = _choose_expiry(getattr(source, "metadata", {}).get("expires"), expires)
-    windows = _make_test_windows(config, getattr(source, "golden_windows", None))
-    with _disable_tf32():
+    windows, golden = _make_test_windows(config, getattr(source, "golden_windows", None), scaler)
+    with disable_tf32():
         answers = np.asarray(model(windows, training=False), dtype=np.float32)
     facts = _collect_facts(source, scaler, expiry)
-    facts["golden"] = _encode_golden(windows[:_GOLDEN_WINDOWS], answers[:_GOLDEN_WINDOWS])
+    facts["golden"] = _encode_golden(windows[:golden], answers[:golden], scaler)
     weights = [weight.numpy() for layer in model.layers for weight in layer.weights]
     data = encode_onnx_file(config, convert_keras_weights(config, weights), facts)
     _check_export(data, windows, answers, path)
@@ -503,18 +592,45 @@ def _require_same_features(scaler: Any, config: Config) -> None:
         raise ConfigError([f"the scaler is for the features {scaler.features}, {expected}: give both of one model"])
 
 
+def has_offset(
+    moment: datetime,  # with a time zone
+) -> bool:
+    """Whether the time zone has an offset from UTC at this moment: some zone objects have none, or raise."""
+    try:
+        return moment.utcoffset() is not None
+    except Exception:  # noqa: BLE001  (an object of the caller computes it)
+        return False
+
+
+def is_in_calendar(
+    expires: str | None,  # an expiry that `is_expiry` accepts
+) -> bool:
+    """Whether the date in UTC lies within the years 1 to 9999, so that it can be compared with the clock."""
+    if expires is None:
+        return True
+    try:
+        datetime.fromisoformat(expires).astimezone(UTC)
+    except (OverflowError, ValueError):
+        return False
+    return True
+
+
 def _choose_expiry(saved: str | None, requested: Any) -> str | None:
     """The earlier one of two expiries, as an ISO date with a time zone."""
     if requested is None:
         return saved
-    if getattr(requested, "tzinfo", None) is None:
-        raise ConfigError([f"expires must be a date with a time zone, got {requested!r}: add tzinfo=datetime.UTC"])
+    if not isinstance(requested, datetime) or requested.tzinfo is None or not has_offset(requested):
+        got = shorten_repr(requested)
+        raise ConfigError([f"expires must be a date with a time zone, got {got}: add tzinfo=datetime.UTC"])
+    if not is_in_calendar(requested.isoformat()):
+        remedy = "give one before the year 9999"
+        raise ConfigError([f"expires must have a date in UTC, got {requested.isoformat()}: {remedy}"])
     dates = [date for date in (saved, requested.isoformat()) if date is not None]
     return min(dates, key=datetime.fromisoformat)
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #f4e990ed
 @contextlib.contextmanager
-def _disable_tf32() -> Iterator[None]:
+def disable_tf32() -> Iterator[None]:
     """Multiply in float32, also on a GPU where TensorFlow would use TF32."""
     import tensorflow as tf
 
@@ -544,18 +660,30 @@ def _infer_config(model: keras.Model) -> Config:
     return Config(sequence_length=window[0], lstm_units=lstm_units, dense_units=dense_units)
 
 
-def _make_test_windows(config: Config, golden: np.ndarray | None) -> np.ndarray:
-    """Windows to test the network on, float32: the golden ones of a bundle, and random ones of several magnitudes."""
+def _make_test_windows(config: Config, golden: np.ndarray | None, scaler: Any) -> tuple[np.ndarray, int]:
+    """Windows to test the network on, float32, and how many of them, from the first, are saved as golden windows.
+
+    Golden are some real windows of the bundle and some probes; the others are random, of several magnitudes.
+    """
     length, features = config.sequence_length, len(config.features)
-    count = max(1, min(48, 4_000_000 // (length * features)))
+    rows = make_probe_rows(config)
+    first = np.repeat(rows[:, None], length, axis=1)
+    if golden is not None:
+        first = np.concatenate([golden[:GOLDEN_REAL], first])
+    saved = first[::2].astype(np.float32)
+    if scaler is not None:  # the scaler must return exactly these values for the raw rows that are saved
+        saved[:, -1] = scaler.scale_rows(restore_raw(scaler, saved[:, -1]))
+    count = max(1, min(48, _MAX_GOLDEN_VALUES // (length * features)))
     magnitudes = np.geomspace(0.1, 3, count)[:, None, None]
     random = np.random.default_rng(0).standard_normal((count, length, features)) * magnitudes
-    first = np.empty((0, length, features)) if golden is None else golden
-    return np.concatenate([first, random[::-1]]).astype(np.float32)
+    return np.concatenate([saved, first[1::2], random[::-1]]).astype(np.float32), len(saved)
 
 
-def _encode_golden(windows: np.ndarray, answers: np.ndarray) -> dict[str, str]:
+def _encode_golden(windows: np.ndarray, answers: np.ndarray, scaler: Any) -> dict[str, str]:
+    """Golden windows and answers, and the last row of each window before it was scaled."""
     arrays = {"windows": windows, "probabilities": answers}
+    if scaler is not None:
+        arrays["raw"] = restore_raw(scaler, windows[:, -1])
     return {name: base64.b64encode(array.astype("<f4").tobytes()).decode() for name, array in arrays.items()}
 
 

@@ -5,17 +5,17 @@
 # %% ../../nbs/profiling/01_batch_size.ipynb #15695e9d
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..config import Config, ConfigError
 from ..memory import BUILT_MB, MemoryEstimate, Variant, estimate_memory, require_positive
+from ..utils.display import get_logger
 from ..utils.errors import CryptoLSTMError, Suggestion
 from ..utils.system import available_memory_mb, memory_limit_mb, process_memory_mb
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['AUTO_STEPS', 'memory_budget_mb', 'MemoryBudgetError', 'OutOfMemoryError', 'BatchSize', 'max_batch_size',

@@ -5,7 +5,6 @@
 # %% ../../nbs/profiling/03_memory_monitor.ipynb #9fc21b95
 from __future__ import annotations  # noqa: F404
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +15,7 @@ from ..config import ConfigError
 from ..gpu import gpu_memory_mb, reset_gpu_peak
 from ..memory import EmptyHistoryError, MemoryEstimate
 from ..utils.checks import is_finite_number, shorten_repr
-from ..utils.display import BLUE, GREEN, GREY, ORANGE, RED, new_axes
+from ..utils.display import BLUE, GREEN, GREY, ORANGE, RED, get_logger, new_axes
 from ..utils.system import MB, peak_memory_mb, process_memory_mb, reset_peak_memory
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def _reset_cpu_peak() -> None:
     tf.config.experimental.reset_memory_stats("CPU:0")
 
 # %% ../../nbs/profiling/03_memory_monitor.ipynb #e164c4da
-_logger = logging.getLogger(__name__)
+_logger = get_logger(__name__)
 
 
 class LimitStop(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 from ..architecture import LayerPlan, LayerSpec, layer_plan
 from ..config import CLASSES, Config
 from ..storage.manifest import FilePath
-from ..utils.errors import CryptoLSTMError
+from ..utils.errors import CryptoLSTMError, escape_control
 
 if TYPE_CHECKING:
     import keras
@@ -29,7 +29,7 @@ class ModelMismatchError(CryptoLSTMError, ValueError):
     """A model is not the expected one. `differences` has one sentence for each difference."""
 
     def __init__(self, differences: Iterable[str], path: FilePath | None = None) -> None:
-        self.differences = tuple(differences)
+        self.differences = tuple(map(escape_control, differences))
         self.path = None if path is None else Path(path)
         which = "the model" if path is None else f"the model {os.fspath(path)!r}"
         count = len(self.differences)
@@ -54,6 +54,12 @@ def _layer_facts(layer: keras.layers.Layer) -> dict[str, Any]:
         facts["gate activation"] = _activation_name(layer, "recurrent_activation")
         facts["go_backwards"] = layer.go_backwards
         facts["stateful"] = layer.stateful
+        facts["dropout"] = layer.dropout
+        facts["recurrent dropout"] = layer.recurrent_dropout
+    if facts["kind"] == "Dropout":
+        facts["dropout"] = layer.rate
+    if facts["kind"] != "InputLayer":
+        facts["dtype policy"] = layer.dtype_policy.name
     return facts
 
 
@@ -62,7 +68,7 @@ def _activation_name(layer: keras.layers.Layer, attribute: str) -> str | None:
     return getattr(activation, "__name__", activation)
 
 
-def _planned_facts(spec: LayerSpec) -> dict[str, Any]:
+def _planned_facts(spec: LayerSpec, config: Config) -> dict[str, Any]:
     facts = {
         "kind": spec.kind,
         "output shape": spec.output_shape,
@@ -72,12 +78,24 @@ def _planned_facts(spec: LayerSpec) -> dict[str, Any]:
     }
     if spec.kind == "LSTM":
         facts |= {"gate activation": "sigmoid", "go_backwards": False, "stateful": False}
+        facts |= {"dropout": config.dropout_rate, "recurrent dropout": config.recurrent_rate}
+    if spec.kind == "Dropout":
+        facts["dropout"] = config.dropout_rate
     if spec.units:
         facts["bias"] = True
     return facts
 
 
-def _layer_differences(spec: LayerSpec | None, layer: keras.layers.Layer | None) -> Iterator[str]:
+def _allowed_policies(spec: LayerSpec, config: Config) -> tuple[str, ...]:
+    """Dtype policies of a layer. A GPU that is slow at float16, and a CPU, keep float32 in spite of the setting."""
+    if config.mixed_precision and spec.activation != "softmax":
+        return "float32", "mixed_float16"
+    return ("float32",)
+
+
+def _layer_differences(
+    spec: LayerSpec | None, layer: keras.layers.Layer | None, config: Config
+) -> Iterator[str]:
     if spec is None:
         yield f"layer {layer.name if layer else ''}: not expected"
         return
@@ -86,12 +104,15 @@ def _layer_differences(spec: LayerSpec | None, layer: keras.layers.Layer | None)
         return
     if spec.name != layer.name:
         yield f"layer {spec.name}: expected this name, got {layer.name}"
-    found, planned = _layer_facts(layer), _planned_facts(spec)
+    found, planned = _layer_facts(layer), _planned_facts(spec, config)
     if found["kind"] != spec.kind:  # for another class, the other differences would say nothing new
         planned = {"kind": spec.kind}
     for name, value in planned.items():
         if found.get(name) != value:
             yield f"layer {spec.name}: expected {name} {value}, got {found.get(name)}"
+    policies = _allowed_policies(spec, config)
+    if found["kind"] == spec.kind and found.get("dtype policy", "float32") not in policies:
+        yield f"layer {spec.name}: expected dtype policy {' or '.join(policies)}, got {found['dtype policy']}"
 
 
 def find_non_finite_weights(
@@ -120,7 +141,7 @@ def validate_model(
     plan = layer_plan(config)
     differences = [*_shape_differences(model, plan), *_name_differences(config, metadata or {})]
     for spec, layer in itertools.zip_longest(plan, model.layers):
-        differences += _layer_differences(spec, layer)
+        differences += _layer_differences(spec, layer, config)
     differences += find_non_finite_weights(model)
     if differences:
         raise ModelMismatchError(differences)

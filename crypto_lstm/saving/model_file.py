@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
 import re
 import stat
@@ -32,12 +31,13 @@ from crypto_lstm.saving.model_schema import (
 )
 from ..storage.manifest import FilePath, SavedFileError, parse_json
 from ..utils.checks import list_first_names
-from ..utils.display import html_table, text_table
+from ..utils.display import get_logger, html_table, text_table
+from ..utils.errors import escape_control
 
 if TYPE_CHECKING:
     import keras
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'UNCHECKED', 'read_archive', 'ModelContent', 'detect_format', 'parse_model_file',
@@ -320,7 +320,7 @@ class LoadReport:
 
     def _rows(self) -> list[tuple[str, str]]:
         verdict = "as it was saved" if self.verified else "no manifest"
-        rows = [("file", self.path.name), ("format", self.format), ("bytes", verdict)]
+        rows = [("file", escape_control(self.path.name)), ("format", self.format), ("bytes", verdict)]
         return rows + [("not checked", point) for point in self.unchecked]
 
     def __str__(self) -> str:

@@ -21,7 +21,7 @@ from packaging.version import Version
 from ..architecture import MAX_LAYERS, MAX_PARAMETERS, MAX_VALUES
 from ..storage.manifest import FilePath
 from ..utils.checks import shorten_repr
-from ..utils.errors import CryptoLSTMError
+from ..utils.errors import CryptoLSTMError, escape_control
 
 if TYPE_CHECKING:
     import keras
@@ -36,8 +36,8 @@ class ModelFileError(CryptoLSTMError, OSError):
     """A model can't be saved to, found at or read from `path`. `fault` states the reason, `remedy` what to do."""
 
     def __init__(self, path: FilePath, fault: str, remedy: str) -> None:
-        self.path, self.fault, self.remedy = Path(path), fault, remedy
-        super().__init__(f"{os.fspath(path)!r}: {fault}; {remedy}")
+        self.path, self.fault, self.remedy = Path(path), escape_control(fault), remedy
+        super().__init__(f"{os.fspath(path)!r}: {self.fault}; {remedy}")
 
 
 class ModelIntegrityError(ModelFileError, ValueError):

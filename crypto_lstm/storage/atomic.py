@@ -10,7 +10,6 @@ import ctypes
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
 import sys
@@ -22,9 +21,10 @@ from typing import Any
 
 from .lock import absolute_path, hash_name, hold_lock
 from .manifest import FilePath
-from ..utils.errors import CryptoLSTMError
+from ..utils.display import get_logger
+from ..utils.errors import CryptoLSTMError, escape_control
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['SaveError', 'sync_to_disk', 'write_new_file', 'displaced_path', 'move_into_place', 'exclusive_write',
@@ -45,8 +45,9 @@ class SaveError(CryptoLSTMError, OSError):
         cause: OSError | None = None,
         needed_bytes: int | None = None,
     ) -> None:
-        self.path, self.fault, self.remedy, self.needed_bytes = Path(path), fault, remedy, needed_bytes
-        super().__init__(f"{os.fspath(path)!r}: {fault}; {remedy}")
+        self.path, self.fault, self.remedy = Path(path), escape_control(fault), remedy
+        self.needed_bytes = needed_bytes
+        super().__init__(f"{os.fspath(path)!r}: {self.fault}; {remedy}")
         self.errno = cause.errno if cause else None
 
 # %% ../../nbs/storage/03_atomic.ipynb #c5008c08

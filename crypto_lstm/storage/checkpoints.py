@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import math
 import os
 import re
@@ -21,8 +20,9 @@ from .lock import absolute_path
 from .manifest import MANIFEST, FilePath, IntegrityError, SavedFileError, read_manifest
 from .verified import VerifiedContent, read_folder, verify_folder, write_manifest
 from ..utils.checks import is_finite_number, is_whole_number
+from ..utils.display import get_logger
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['CheckpointStore']

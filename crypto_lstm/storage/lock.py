@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .manifest import FilePath, IntegrityError, parse_json
 from ..utils.checks import is_whole_number
-from ..utils.errors import CryptoLSTMError
+from ..utils.errors import CryptoLSTMError, escape_control
 
 # %% auto #0
 __all__ = ['absolute_path', 'hash_name', 'LockedError', 'hold_lock']
@@ -55,7 +55,7 @@ class LockedError(CryptoLSTMError, OSError):
         self.path, self.pid, self.host, self.since = Path(path), pid, host, since
         holder = "another process is writing it"
         if pid is not None:
-            holder = f"process {pid} on {host} has been writing it since {since}"
+            holder = escape_control(f"process {pid} on {host} has been writing it since {since}")
         super().__init__(f"{os.fspath(path)!r}: {holder}; wait until it has ended, or write elsewhere")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from .. import __version__
 from ..utils.checks import is_whole_number
-from ..utils.errors import CryptoLSTMError
+from ..utils.errors import CryptoLSTMError, escape_control
 
 FilePath = str | os.PathLike[str]
 
@@ -32,7 +32,7 @@ __all__ = ['FilePath', 'MANIFEST', 'SavedFileError', 'IntegrityError', 'PinMisma
 class SavedFileError(CryptoLSTMError, ValueError):
     """The file or folder at `path` cannot be used, and nothing of it was used.
 
-    `fault` says why, and `remedy` what to do.
+    `fault` says why in one line, and `remedy` what to do.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class SavedFileError(CryptoLSTMError, ValueError):
         fault: str,
         remedy: str = "use another copy, or save it again",
     ) -> None:
-        self.path, self.fault, self.remedy = Path(path), fault, remedy
-        super().__init__(f"{os.fspath(path)!r}: {fault}; {remedy}")
+        self.path, self.fault, self.remedy = Path(path), escape_control(fault), remedy
+        super().__init__(f"{os.fspath(path)!r}: {self.fault}; {remedy}")
 
 
 class IntegrityError(SavedFileError):
@@ -76,6 +76,7 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 _MAX_JSON_BYTES = 4 << 20
 _MAX_JSON_DEPTH = 32
+_MAX_JSON_PARTS = 2_000_000  # strings, brackets and commas: each costs time in Python
 
 
 def parse_json(
@@ -87,15 +88,19 @@ def parse_json(
 ) -> Any:  # dicts, lists, text, finite numbers, bools, None
     """Parse strict JSON.
 
-    Raises `IntegrityError` for equal keys, NaN, infinity, integers of more than 64 bits, too many bytes or levels, and
-    text that is not JSON in UTF-8.
+    Raises `IntegrityError` for equal keys, NaN, infinity, integers of more than 64 bits, too many bytes, values or
+    levels, and text that is not JSON in UTF-8.
     """
     if len(data) > max_bytes:
         raise IntegrityError(path, f"expected at most {max_bytes:,} bytes of JSON, got more")
     # Checked by hand: `json` has no limit of depth, and a RecursionError depends on the caller's stack. The hooks below
     # refuse equal keys, of which `json` and orjson keep the last one without an error.
+    is_too_long = data.count(b'"') > 2 * _MAX_JSON_PARTS
+    plain = b"" if is_too_long else _STRING.sub(b"", data)
+    if is_too_long or sum(map(plain.count, (b"[", b"]", b"{", b"}", b","))) > _MAX_JSON_PARTS:
+        raise IntegrityError(path, f"expected JSON of at most {_MAX_JSON_PARTS:,} values, got more")
     depth = 0
-    for bracket in _BRACKET.finditer(_STRING.sub(b"", data)):
+    for bracket in _BRACKET.finditer(plain):
         depth += 1 if bracket[0] in b"[{" else -1
         if depth > max_depth:
             raise IntegrityError(path, f"expected JSON of at most {max_depth} levels, got more")
@@ -235,7 +240,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], str]:
     document = parse_json(data, path, max_bytes=_MAX_MANIFEST_BYTES)
     if not isinstance(document, dict) or "schema" not in document:
         raise IntegrityError(path, "is not a manifest: it has no field schema")
-    if document["schema"] != _SCHEMA:
+    if type(document["schema"]) is not int or document["schema"] != _SCHEMA:  # True and 1.0 are equal to 1
         fault = f"expected schema {_SCHEMA}, got {document['schema']!r}"
         raise SchemaVersionError(path, fault, f"use the version that wrote it; this is {__version__}")
     unsealed = {name: value for name, value in document.items() if name != "seal"}
@@ -278,6 +283,9 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
 def get_saved_files(manifest: Mapping[str, Any], path: Path) -> dict[str, tuple[int, str]]:
     """Map each file name of a manifest to its size and SHA-256. Raises `IntegrityError` if it describes no folder."""
     files, folders, facts = manifest.get("files"), manifest.get("folders"), manifest.get("facts")
@@ -299,4 +307,5 @@ def is_file_record(record: Any) -> bool:
         isinstance(record, dict)
         and is_whole_number(record.get("size"), minimum=0)
         and isinstance(record.get("sha256"), str)
+        and _SHA256.fullmatch(record["sha256"]) is not None
     )

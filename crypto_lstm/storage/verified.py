@@ -44,6 +44,7 @@ from crypto_lstm.storage.manifest import (
 )
 from ..utils.checks import list_first_names
 from ..utils.display import html_table, text_table
+from ..utils.errors import escape_control
 
 # %% auto #0
 __all__ = ['FolderReport', 'VerifiedContent', 'verify_folder', 'read_folder', 'write_manifest', 'atomic_folder', 'manifest_path',
@@ -89,10 +90,10 @@ class FolderReport:
         return {**known, "facts": dict(self.facts), "files": files, "faults": list(self.faults)}
 
     def _title(self) -> str:
-        return f"{self.path.name}: {_AS_SAVED if self.ok else 'NOT as saved'}"
+        return f"{escape_control(self.path.name)}: {_AS_SAVED if self.ok else 'NOT as saved'}"
 
     def _rows(self) -> list[tuple[str, int | str, str]]:
-        return [(name, "-" if size is None else size, verdict) for name, size, verdict in self.files]
+        return [(escape_control(name), "-" if size is None else size, verdict) for name, size, verdict in self.files]
 
     def _other_faults(self) -> list[str]:
         """Faults that the table of files does not show, such as an unreadable manifest."""
@@ -172,6 +173,8 @@ def _compare_with_manifest(
 def _examine_once(path: FilePath, folder: Path, max_bytes: int, contents: _Contents) -> _Examined:
     """Compare a folder with its manifest. Raises `SavedFileError` if the manifest or the tree cannot be read."""
     manifest, sha256 = read_manifest(folder / MANIFEST)
+    if not isinstance(manifest.get("created"), str):
+        raise IntegrityError(path, "its manifest does not say when it was saved")
     total = sum(size for size, _ in get_saved_files(manifest, folder / MANIFEST).values())
     if total > max_bytes:
         fault = f"its files have {total:,} bytes, and {max_bytes:,} are allowed"
@@ -183,7 +186,8 @@ def _examine_once(path: FilePath, folder: Path, max_bytes: int, contents: _Conte
     files = tuple((name, size, fault or _AS_SAVED) for name, size, fault in found)
     faults = [(name, fault) for name, _, fault in found if fault]
     texts = tuple(f"{name} {fault}" if fault.startswith("is ") else f"{name}: {fault}" for name, fault in faults)
-    return FolderReport(Path(path), sha256, str(manifest.get("created")), manifest["facts"], files, texts), manifest
+    texts = tuple(map(escape_control, texts))
+    return FolderReport(Path(path), sha256, manifest["created"], manifest["facts"], files, texts), manifest
 
 
 def _examine(path: FilePath, max_bytes: int, contents: _Contents) -> _Examined:
@@ -376,7 +380,7 @@ def _read_versions(path: Path) -> list[dict[str, Any]]:
     if not isinstance(versions, list):
         raise IntegrityError(manifest, "is not the manifest of a file")
     for record in versions:
-        if not is_file_record(record) or "created" not in record:
+        if not is_file_record(record) or not isinstance(record.get("created"), str):
             raise IntegrityError(manifest, "is not the manifest of a file")
     return versions
 

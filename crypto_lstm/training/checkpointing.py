@@ -6,12 +6,9 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import logging
 import signal
 import threading
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,12 +29,14 @@ from ..data.windows import WindowDataset, tf_dataset
 from ..profiling.memory_monitor import MemoryMonitorCallback
 from ..storage.atomic import sha256_file
 from ..storage.checkpoints import CheckpointStore
+from ..storage.arrays import decode_npz
 from ..storage.manifest import IntegrityError, parse_json
 from ..storage.verified import VerifiedContent, manifest_path
 from .run_folder import STATE, require_same_run
 from ..utils.checks import is_whole_number, shorten_repr
+from ..utils.display import get_logger
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['StopOnSignal', 'SavedState', 'read_state', 'read_resumable_state', 'TrainingBackup', 'restore_training', 'resume_fit',
@@ -164,24 +163,15 @@ def _parse_config(found: VerifiedContent) -> Config:
     try:
         return Config.from_dict(found.facts["config"])
     except ConfigError as error:
-        raise _not_a_state(found, str(error)) from error
+        raise _not_a_state(found, "; ".join(error.faults)) from error
 
 
 def _parse_arrays(found: VerifiedContent) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file without compression (no zip bomb) and without pickle."""
-    data = found.files["arrays.npz"]
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            is_packed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise _not_a_state(found, f"arrays.npz can't be read ({error})") from error
-    if is_packed:
-        raise _not_a_state(found, "expected arrays that are not compressed")
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            return dict(archive)
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:  # NumPy's, for bad bytes
-        raise _not_a_state(found, f"arrays.npz can't be read ({error})") from error
+        return decode_npz(found.files["arrays.npz"], found.path)
+    except IntegrityError as error:
+        raise _not_a_state(found, f"arrays.npz can't be read ({error.fault})") from error
 
 
 def _parse_values(found: VerifiedContent) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
+from .errors import escape_control
+
 # %% auto #0
 __all__ = ['is_whole_number', 'is_finite_number', 'shorten_repr', 'list_first_names']
 
@@ -49,7 +51,7 @@ def shorten_repr(
     width: int = 120,  # characters at most
 ) -> str:
     """`repr(value)` on one line, cut to `width` characters."""
-    text = " ".join(repr(value).split())
+    text = escape_control(" ".join(repr(value).split()))
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
@@ -60,7 +62,7 @@ def list_first_names(
 ) -> str:
     """List the first names, as in `a, b, c, d and 2 more`; `nothing` if there are no names."""
     found = list(names)
-    shown = ", ".join(name[:width] for name in found[:limit])
+    shown = ", ".join(escape_control(name[:width]) for name in found[:limit])
     if len(found) > limit:
         return f"{shown} and {len(found) - limit} more"
     return shown or "nothing"

@@ -5,14 +5,30 @@
 # %% ../../nbs/utils/01_errors.ipynb #eaa7e58f
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['Suggestion', 'CryptoLSTMError']
+__all__ = ['escape_control', 'Suggestion', 'CryptoLSTMError']
+
+# %% ../../nbs/utils/01_errors.ipynb #2360857a
+def escape_control(
+    text: str,  # perhaps from a file
+    keep: str = "",  # characters that stay, such as the line breaks of our own messages
+) -> str:  # printable characters, and those of `keep`
+    """Replace characters that are not printable by the escapes of Python, such as `\\x1b` and `\\u202e`.
+
+    These are the control characters (C0, C1), line breaks, marks of direction (bidi), characters without width, lone
+    surrogates (bytes of a file name that are no UTF-8) and blanks other than the space.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else _escape_character(char) for char in text)
+
+
+def _escape_character(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 # %% ../../nbs/utils/01_errors.ipynb #675545da
 @dataclass(frozen=True)
@@ -34,7 +50,8 @@ class CryptoLSTMError(Exception):
     """Base of all errors that crypto_lstm raises on purpose.
 
     The message says what was expected, what was received, where, and what to do. `suggestions` holds the arguments
-    that avoid the error; `str(error)` writes them as Python does, `word` as another interface does.
+    that avoid the error; `str(error)` writes them as Python does, `word` as another interface does. Control characters
+    of the message are escaped, line breaks are kept: escape text from outside with `escape_control` to exclude them.
 
     Example:
         >>> import crypto_lstm as cl
@@ -51,7 +68,7 @@ class CryptoLSTMError(Exception):
         *,
         suggestions: Iterable[Suggestion] = (),
     ) -> None:
-        self.message = message
+        self.message = escape_control(message, keep="\n")
         self.suggestions = tuple(suggestions)
         super().__init__(self.word(str))
 
@@ -63,17 +80,5 @@ class CryptoLSTMError(Exception):
         if not self.suggestions:
             return self.message
         separator = "\n" if "\n" in self.message else "; "
-        return self.message + separator + ", or ".join(write(suggestion) for suggestion in self.suggestions)
-
-    def _render_traceback_(self) -> list[str]:
-        """The lines that IPython shows: the message first, then the caller's own lines. `%tb` shows the same."""
-        package = str(Path(__file__).parents[1])
-        lines = [f"{type(self).__name__}: {self}", ""]
-        for frame in traceback.extract_tb(self.__traceback__):
-            is_cell = "ipykernel_" in frame.filename or frame.filename.startswith("<ipython")
-            is_ours = frame.filename.startswith(package)
-            if is_cell:
-                lines.append(f"  cell, line {frame.lineno}: {frame.line}")
-            elif not is_ours and "/IPython/" not in frame.filename and "/ipykernel/" not in frame.filename:
-                lines.append(f"  {frame.filename}, line {frame.lineno}: {frame.line}")
-        return lines
+        advice = ", or ".join(write(suggestion) for suggestion in self.suggestions)
+        return self.message + separator + escape_control(advice)

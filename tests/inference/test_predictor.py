@@ -569,7 +569,7 @@ FORGED = {
         change_golden(windows=encode([]), probabilities=encode([])),
         "expected as many golden answers",
     ),
-    "golden answers of NaN": (change_golden(probabilities=encode(np.full((16, 3), np.nan))), "the golden windows"),
+    "golden answers of NaN": (change_golden(probabilities=encode(np.full((32, 3), np.nan))), "the golden windows"),
     "no bundle": (lambda facts, arrays: facts.pop("bundle_sha256"), "its metadata lacks bundle_sha256"),
 }
 
