@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import sys
-import tempfile
+import textwrap
 import time
-from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from ..utils.errors import escape_control
 
@@ -20,15 +21,31 @@ if TYPE_CHECKING:
     import keras
 
 # %% auto #0
-__all__ = ['print_status', 'print_result', 'capture_stderr', 'load_tensorflow', 'TrainingProgress', 'show_training_log']
+__all__ = ['print_status', 'print_result', 'fit_line', 'format_duration', 'TrainingProgress', 'show_training_log']
 
 # %% ../../nbs/commands/01_console.ipynb #00131b0e
 def print_status(
     text: str,  # a line, or several
 ) -> None:
-    """Print to standard error at once. Control characters are escaped, but for line breaks and a `\\r` at the start."""
+    """Print to standard error at once, without control characters but line breaks and a `\\r` at the start.
+
+    A terminal gets no sentence that is wider than itself.
+    """
     start = "\r" if text.startswith("\r") else ""
-    print(start + escape_control(text.removeprefix("\r"), keep="\n"), file=sys.stderr, flush=True)
+    shown = escape_control(text.removeprefix("\r"), keep="\n")
+    if sys.stderr.isatty():
+        shown = _wrap_sentences(shown)
+    print(start + shown, file=sys.stderr, flush=True)
+
+
+def _wrap_sentences(text: str) -> str:
+    """Break lines of prose that are wider than the terminal. Lines of a table, which have two blanks, stay."""
+    width = shutil.get_terminal_size().columns
+    lines = []
+    for line in text.split("\n"):
+        is_prose = len(line) > width and "  " not in line
+        lines.append(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) if is_prose else line)
+    return "\n".join(lines)
 
 
 def print_result(
@@ -36,55 +53,51 @@ def print_result(
 ) -> None:
     """Print to standard output; a reader that closes the pipe early, such as `head`, is not an error."""
     try:
-        print(escape_control(text, keep="\n"), flush=True)
+        shown = escape_control(text, keep="\n")
+        print(_wrap_sentences(shown) if sys.stdout.isatty() else shown, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-# %% ../../nbs/commands/01_console.ipynb #67f57c7d
-@contextlib.contextmanager
-def capture_stderr() -> Iterator[IO[bytes]]:
-    """Collect in a temporary file what this process writes to standard error, compiled code included."""
-    original = os.dup(2)
-    try:
-        with tempfile.TemporaryFile() as captured:
-            os.dup2(captured.fileno(), 2)
-            try:
-                yield captured
-            finally:
-                os.dup2(original, 2)
-    finally:
-        os.close(original)
-
-
-def load_tensorflow() -> None:
-    """Import TensorFlow without its greeting. If the import fails, its output is shown and the error is raised."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    output = b""
-    try:
-        with capture_stderr() as captured:
-            try:
-                import tensorflow  # noqa: F401
-            except ImportError:
-                captured.seek(0)
-                output = captured.read()
-                raise
-    finally:
-        os.write(2, output)
-
 # %% ../../nbs/commands/01_console.ipynb #9bbd57eb
 _METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
-_WIDTH = 100  # columns that a rewritten line clears
 _REFRESH_S = 0.5
+_MEASURED_STEPS = 10  # after the first step, which includes the tracing of the network
+
+
+def fit_line(
+    parts: Sequence[tuple[int, str]],  # rank (0 stays longest) and text, from left to right
+    width: int,  # characters of a line
+) -> str:
+    """The texts of a line, without those of the highest ranks if the width is too small for all."""
+    kept = list(parts)
+    while len("  ".join(text for _, text in kept)) >= width and len(kept) > 1:
+        kept.remove(max(kept, key=lambda part: part[0]))
+    return "  ".join(text for _, text in kept)[: max(width - 1, 1)]
+
+
+def format_duration(
+    seconds: float,
+) -> str:  # such as "40 s", "12 min" or "3.5 h"
+    """A time span in the unit in which a person counts it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class TrainingProgress:
-    """Step, epoch and metrics of a training on standard error. `as_callback` connects it to Keras."""
+    """Step, epoch, metrics and time left of a training on standard error. `as_callback` connects it to Keras.
 
-    def __init__(self) -> None:
+    `introduction` is printed when the training begins. An error before that is then not hidden below tables.
+    """
+
+    def __init__(self, introduction: str = "") -> None:
+        self.introduction = introduction
         self.is_terminal = sys.stderr.isatty()
         self._epoch = 0
         self._epoch_start = 0.0
         self._last_refresh = 0.0
+        self._timer_start = 0.0  # when the first step of the process had ended
+        self._steps_timed = -1  # steps since then; -1: no step has ended
         self._callback: keras.callbacks.Callback | None = None
 
     def as_callback(self) -> keras.callbacks.Callback:
@@ -92,13 +105,20 @@ class TrainingProgress:
         from keras.callbacks import LambdaCallback
 
         self._callback = LambdaCallback(
-            on_epoch_begin=self._start_epoch, on_train_batch_end=self._show_step, on_epoch_end=self._show_epoch
+            on_epoch_begin=self._start_epoch,
+            on_epoch_end=self._show_epoch,
+            on_train_begin=self._introduce,
+            on_train_batch_end=self._show_step,
         )
         return self._callback
 
-    def _parameter(self, name: str) -> object:
-        """A value that Keras gives its callbacks: `epochs` or `steps`."""
-        return self._callback.params.get(name) if self._callback else None
+    def _parameter(self, name: str) -> int:
+        """A value that Keras gives its callbacks: `epochs` or `steps`; 0 if it is unknown."""
+        return int((self._callback.params.get(name) if self._callback else None) or 0)
+
+    def _introduce(self, logs: dict[str, float] | None = None) -> None:
+        if self.introduction:
+            print_status(self.introduction)
 
     def _start_epoch(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self._epoch = epoch
@@ -106,19 +126,59 @@ class TrainingProgress:
 
     def _show_step(self, batch: int, logs: dict[str, float] | None = None) -> None:
         now = time.monotonic()
+        self._steps_timed += 1
+        if self._steps_timed == 0:
+            self._timer_start = now
+        if self._steps_timed == _MEASURED_STEPS and batch == _MEASURED_STEPS:
+            self._show_forecast((now - self._timer_start) / _MEASURED_STEPS)
         if not self.is_terminal or now - self._last_refresh <= _REFRESH_S:
             return
         self._last_refresh = now
-        loss = (logs or {}).get("loss", 0.0)
-        line = f"epoch {self._epoch + 1}  step {batch + 1} of {self._parameter('steps')}  loss {loss:.4f}"
-        print(f"\r{line:<{_WIDTH}}", end="", file=sys.stderr, flush=True)
+        steps, epochs = self._parameter("steps"), self._parameter("epochs")
+        parts = [
+            (0, f"epoch {self._epoch + 1} of {epochs}"),
+            (2, f"step {batch + 1} of {steps}"),
+            (3, f"loss {(logs or {}).get('loss', 0.0):.4f}"),
+        ]
+        if self._steps_timed > 0:
+            step_s = (now - self._timer_start) / self._steps_timed
+            steps_left = steps - batch - 1 + steps * (epochs - self._epoch - 1)
+            parts.append((1, f"at most {format_duration(step_s * steps_left)} left"))
+        self._rewrite(parts)
+
+    def _show_forecast(self, step_s: float) -> None:
+        """The minutes of an epoch and of all, from the first steps."""
+        steps, epochs = self._parameter("steps"), self._parameter("epochs")
+        epoch, whole = format_duration(step_s * steps), format_duration(step_s * steps * epochs)
+        measured = f"measured {step_s:.3f} s a step ({_MEASURED_STEPS} steps): about {epoch} an epoch"
+        limit = f"at most {whole} for {epochs}, without validation; early stopping may end it"
+        if self.is_terminal:
+            self._rewrite([(0, "")])  # remove the line of the step
+            print("\r", end="", file=sys.stderr)
+        print_status(f"{measured}, {limit}")
 
     def _show_epoch(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         values = logs or {}
-        metrics = "  ".join(f"{name} {values[name]:.4f}" for name in _METRICS if name in values)
+        epochs = self._parameter("epochs")
         elapsed_s = time.monotonic() - self._epoch_start
-        line = f"epoch {epoch + 1} of {self._parameter('epochs')}  {metrics}  {elapsed_s:.0f} s"
-        print_status(f"\r{line:<{_WIDTH}}" if self.is_terminal else line)
+        ranks = {"loss": 4, "accuracy": 5, "val_loss": 2, "val_accuracy": 1}
+        parts = [(0, f"epoch {epoch + 1} of {epochs}")]
+        parts += [(ranks[name], f"{name} {values[name]:.4f}") for name in _METRICS if name in values]
+        parts.append((6, f"{elapsed_s:.0f} s"))
+        left = epochs - epoch - 1
+        if left > 0:
+            parts.append((3, f"at most {format_duration(elapsed_s * left)} left"))
+        if self.is_terminal:
+            self._rewrite(parts)
+            print(file=sys.stderr, flush=True)
+        else:
+            print_status("  ".join(text for _, text in parts))
+
+    def _rewrite(self, parts: Sequence[tuple[int, str]]) -> None:
+        """Replace the line of the terminal, whose width may have changed since the last time."""
+        width = shutil.get_terminal_size().columns
+        print(f"\r{fit_line(parts, width):<{max(width - 1, 1)}}", end="", file=sys.stderr, flush=True)
+
 
 # %% ../../nbs/commands/01_console.ipynb #65666fbb
 _LOGGERS = ("crypto_lstm.training",)

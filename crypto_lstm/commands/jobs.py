@@ -66,9 +66,8 @@ def load_candles(
         timeframe=timeframe,
         timezone=arguments.timezone,
         on_conflict=arguments.on_conflict,
+        last=arguments.last,
     )
-    if arguments.last:
-        candles = candles.tail(arguments.last).reset_index(drop=True)
     check_candles(candles, timeframe).raise_for_errors()
     return candles
 

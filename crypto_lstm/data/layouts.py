@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .candle_rules import COLUMNS, PRICES
-from ..utils.errors import CryptoLSTMError, Suggestion
+from ..utils.errors import CryptoLSTMError, Suggestion, escape_control
 
 # %% auto #0
 __all__ = ['ORDERS', 'ORDER_OWNERS', 'CandleError', 'RawTable', 'plain_name', 'plain_names', 'is_price_name', 'list_names',
@@ -30,7 +30,7 @@ class CandleError(CryptoLSTMError, ValueError):
         faults: str | Iterable[str],  # one sentence for each
         suggestions: Iterable[Suggestion] = (),  # arguments that avoid a fault
     ) -> None:
-        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
+        self.faults = tuple(map(escape_control, (faults,) if isinstance(faults, str) else faults))
         lines = list(self.faults)
         if len(lines) > 1:
             lines = [f"{len(lines)} faults in the candles:", *(f"- {fault}" for fault in lines)]

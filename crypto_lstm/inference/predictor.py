@@ -10,7 +10,6 @@ import hashlib
 import io
 import math
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -39,6 +38,7 @@ from crypto_lstm.inference.decision import (
     require_probabilities,
 )
 from .onnx_file import INPUT, OnnxFileError, decode_onnx_file, open_session
+from ..storage.arrays import decode_npz
 from crypto_lstm.storage.manifest import (
     FilePath,
     IntegrityError,
@@ -218,7 +218,7 @@ def _save_state(stream: LiveStream, model_sha256: str, path: FilePath) -> Path:
 def _read_state(path: FilePath, model_sha256: str) -> dict[str, np.ndarray]:
     """The state of a stream of this model. Raises `IntegrityError` and `StateMismatchError`."""
     content = read_file(path, max_bytes=_MAX_STATE_BYTES)
-    state = _load_arrays(content.files[Path(path).name], path)
+    state = decode_npz(content.files[Path(path).name], path)
     if "model" not in state:
         raise IntegrityError(path, "is not the saved state of a predictor", "start again with warm_up")
     model = str(state.pop("model"))
@@ -226,30 +226,6 @@ def _read_state(path: FilePath, model_sha256: str) -> dict[str, np.ndarray]:
         raise StateMismatchError(path, model_sha256, model)
     return state
 
-
-def _require_full_members(data: bytes) -> None:
-    """Raise `ValueError` for an array whose header promises more numbers than it has: NumPy would allocate them."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        for info in archive.infolist():
-            with archive.open(info) as member:
-                version = np.lib.format.read_magic(member)
-                is_first = version == (1, 0)
-                read_header = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read_header(member)
-            if math.prod(shape) * dtype.itemsize > info.file_size:
-                raise ValueError(f"{info.filename} has {info.file_size:,} bytes, its header promises {shape} values")
-
-
-def _load_arrays(data: bytes, path: FilePath) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file. Raises `IntegrityError`."""
-    if not zipfile.is_zipfile(io.BytesIO(data)):
-        raise IntegrityError(path, "is not the saved state of a predictor", "start again with warm_up")
-    try:
-        _require_full_members(data)
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, SyntaxError) as error:
-        raise IntegrityError(path, f"is not a readable .npz file ({error})", "start again with warm_up") from error
 
 # %% ../../nbs/inference/03_predictor.ipynb #45e6a7bb
 @dataclass(repr=False, eq=False)

@@ -27,9 +27,9 @@ from crypto_lstm.callbacks import (
 from ..config import Config, ConfigError
 from ..data.windows import WindowDataset, tf_dataset
 from ..profiling.memory_monitor import MemoryMonitorCallback
+from ..storage.arrays import decode_npz
 from ..storage.atomic import sha256_file
 from ..storage.checkpoints import CheckpointStore
-from ..storage.arrays import decode_npz
 from ..storage.manifest import IntegrityError, parse_json
 from ..storage.verified import VerifiedContent, manifest_path
 from .run_folder import STATE, require_same_run

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from shutil import get_terminal_size
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from crypto_lstm.callbacks import (
     OutputFolderError,
     create_callbacks,
     plot_training_curves,
+    require_tensorboard_name,
 )
 from ..config import CLASSES, Config
 from ..data.windows import TrainingData, prepare
@@ -62,6 +64,7 @@ from crypto_lstm.training.run_folder import (
 )
 from .saved_run import load_run, predict_candles, predict_probabilities, read_pinned
 from ..utils.display import get_logger, html_table, text_table
+from ..utils.environment import require_session_dtypes
 from ..utils.system import MB, memory_limit_mb, process_memory_mb
 
 if TYPE_CHECKING:
@@ -143,7 +146,8 @@ class TrainingRun:
 
     def __str__(self) -> str:
         validation = f"Validation, used to choose the epoch: {self.validation.verdict}."
-        return "\n\n".join([text_table(["run", ""], _report_rows(self)), fill(validation, 100), str(self.test)])
+        width = min(100, get_terminal_size((100, 24)).columns)
+        return "\n\n".join([text_table(["run", ""], _report_rows(self)), fill(validation, width), str(self.test)])
 
     def _repr_html_(self) -> str:
         caption = f"Training run, {self.config.pair} {self.config.timeframe}"
@@ -162,7 +166,7 @@ def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:
     return [
         ("epochs", epochs),
         ("memory peak", memory),
-        ("sha256 of the bundle", run.bundle_sha256),
+        ("bundle sha256", run.bundle_sha256),
         ("files", f"{len(run.paths)} in {run.output_dir.name}"),
     ]
 
@@ -430,7 +434,8 @@ def train(
     size. A callback of yours keeps its state if it has `state_dict` and `load_state_dict`; for others a warning is
     logged.
 
-    Raises before anything is written: a `CryptoLSTMError` for bad candles, settings or folders, `MemoryBudgetError` if
+    Raises before anything is written: a `CryptoLSTMError` for bad candles, settings or folders, and for a backend or
+    number format of Keras with which the model can't be saved (`KerasEnvironmentError`), `MemoryBudgetError` if
     the estimate exceeds the memory, `ResumeMismatchError` for an unfinished run of other settings, candles or versions,
     `LockedError` if another process trains in the folder.
 
@@ -450,8 +455,11 @@ def train(
     """
     config = config or Config()
     require_save_interval(save_every_batches)
+    require_session_dtypes()
     require_saveable_plan(config)  # a network that can't be saved is refused before it is trained
     folder = check_output_folder(output_dir, resume)
+    if tensorboard:
+        require_tensorboard_name(folder)
     with lock_run_folder(folder):
         check_output_folder(folder, resume)  # another process may have written there until now
         gpu = _set_up_process(config, deterministic)

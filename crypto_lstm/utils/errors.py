@@ -5,8 +5,10 @@
 # %% ../../nbs/utils/01_errors.ipynb #eaa7e58f
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # %% auto #0
@@ -82,3 +84,16 @@ class CryptoLSTMError(Exception):
         separator = "\n" if "\n" in self.message else "; "
         advice = ", or ".join(write(suggestion) for suggestion in self.suggestions)
         return self.message + separator + escape_control(advice)
+
+    def _render_traceback_(self) -> list[str]:
+        """The lines that IPython shows: the message first, then the caller's own lines. `%tb` shows the same."""
+        package = str(Path(__file__).parents[1])
+        lines = [f"{type(self).__name__}: {self}", ""]
+        for frame in traceback.extract_tb(self.__traceback__):
+            is_cell = "ipykernel_" in frame.filename or frame.filename.startswith("<ipython")
+            is_ours = frame.filename.startswith(package)
+            if is_cell:
+                lines.append(f"  cell, line {frame.lineno}: {frame.line}")
+            elif not is_ours and "/IPython/" not in frame.filename and "/ipykernel/" not in frame.filename:
+                lines.append(f"  {frame.filename}, line {frame.lineno}: {frame.line}")
+        return lines
