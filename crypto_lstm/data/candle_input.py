@@ -335,7 +335,10 @@ def require_sound_candles(
         unsound.append(int(off_grid.argmax()))
     if unsound:
         first = min(unsound)
-        require_sound_candle(int(times[first]), rows[first].tolist(), step)
+        try:
+            require_sound_candle(int(times[first]), rows[first].tolist(), step)
+        except StreamError as error:
+            raise StreamError(f"row {first}: {error}") from error
     unordered = find_unordered_rows(times)
     if unordered.any():
         row = int(unordered.argmax())

@@ -215,12 +215,18 @@ def _save_state(stream: LiveStream, model_sha256: str, path: FilePath) -> Path:
     return Path(path)
 
 
+_WARM_UP = "start again with warm_up"
+
+
 def _read_state(path: FilePath, model_sha256: str) -> dict[str, np.ndarray]:
     """The state of a stream of this model. Raises `IntegrityError` and `StateMismatchError`."""
     content = read_file(path, max_bytes=_MAX_STATE_BYTES)
-    state = decode_npz(content.files[Path(path).name], path)
+    try:
+        state = decode_npz(content.files[Path(path).name], path)
+    except IntegrityError as error:
+        raise IntegrityError(path, f"is not the saved state of a predictor: {error.fault}", _WARM_UP) from error
     if "model" not in state:
-        raise IntegrityError(path, "is not the saved state of a predictor", "start again with warm_up")
+        raise IntegrityError(path, "is not the saved state of a predictor", _WARM_UP)
     model = str(state.pop("model"))
     if model != model_sha256:
         raise StateMismatchError(path, model_sha256, model)

@@ -772,7 +772,7 @@ refused(
     "rows than a window",
     DataError,
     "0 candles have a full window",
-    "each part needs some",
+    "each part needs at least one",
     "Give more candles",
     trained(HOURLY[:11], **SHORT_WARMUP),
 )
@@ -2122,8 +2122,8 @@ for value in (np.nan, np.inf):
         LIVE,
         f"{value} in the newest candle",
         Decision,
-        f"finite number.*is {value}",
-        "row 2999, column volume",
+        f"finite number.*got {value}",
+        "row 2999: volume",
         "fix|drop",
         decided(changed(2999, volume=value)),
     )
@@ -2210,7 +2210,7 @@ refused(
     "is not closed yet",
     NEWEST,
     "leave it out",
-    decided(now=CLOSE - pd.Timedelta("1s")),
+    decided(now=CLOSE - pd.Timedelta("3s")),
 )
 refused(
     WINDOW,
@@ -2225,12 +2225,12 @@ refused(
     WINDOW,
     "too few candles",
     Decision,
-    "features need at least 720 candles",
-    "got 100",
+    "does not complete a window",
+    "631 more candles",
     "give a longer history",
     decided(HOURLY[-100:].reset_index(drop=True)),
 )
-refused(WINDOW, "reversed", Decision, "dates must rise", "row 1, column date", "read_candles", decided(BACKWARDS))
+refused(WINDOW, "reversed", Decision, "dates must rise", "row 1", "sort them", decided(BACKWARDS))
 refused(
     WINDOW,
     "no clock",
