@@ -35,7 +35,7 @@ def output(tmp_path_factory):
 
 def test_the_python_of_the_readme_runs_as_written(output):
     table, result = output.split("RESULT\n")
-    assert split_columns(table.splitlines()[0]) == ["date", "short", "hold", "long decision"]
+    assert split_columns(table.splitlines()[0]) == ["date", "short", "hold", "long decision", "filled"]
     assert result.splitlines()[-1] == "NO_TRADE"
 
 
