@@ -170,7 +170,7 @@ class _Settings:
         if faults:
             raise ConfigError(faults.values(), faults)
 
-
+# %% ../nbs/00_config.ipynb #908fb997
 def _refuse_wrong_names(init: Callable[..., None]) -> Callable[..., None]:
     """`__init__` with one more duty: unknown names and values without a name are faults, beside those of the values."""
 

@@ -83,7 +83,7 @@ def format_duration(
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
-
+# %% ../../nbs/commands/01_console.ipynb #b63373ee
 class TrainingProgress:
     """Step, epoch, metrics and time left of a training on standard error. `as_callback` connects it to Keras.
 
@@ -178,7 +178,6 @@ class TrainingProgress:
         """Replace the line of the terminal, whose width may have changed since the last time."""
         width = shutil.get_terminal_size().columns
         print(f"\r{fit_line(parts, width):<{max(width - 1, 1)}}", end="", file=sys.stderr, flush=True)
-
 
 # %% ../../nbs/commands/01_console.ipynb #65666fbb
 _LOGGERS = ("crypto_lstm.training",)

@@ -275,7 +275,7 @@ def _name_parts(dates: Iterable[datetime], model: _Model) -> Iterator[str]:
 _QUOTES = ("USDT", "USDC", "BUSD", "FDUSD", "USD", "EUR", "BTC", "ETH")
 _MARKET = re.compile(rf"(?<![A-Z0-9])([A-Z0-9]{{2,10}}?)[-_/]?({'|'.join(_QUOTES)})(?![A-Z0-9])")
 
-
+# %% ../../nbs/commands/04_jobs.ipynb #0f5c8538
 def _find_other_market(candles: Any, model: _Model) -> list[str]:
     """A warning if the name of a file of candles says another market than that of the model."""
     pair = re.sub("[^A-Z0-9]", "", model.config.pair.upper().partition(":")[0])
@@ -545,7 +545,7 @@ def _tabulate_ladder(ladder: list[dict[str, Any]], budget_mb: float) -> str:
         rows.append((step["batch_size"], f"{step['process_peak_mb']:,.0f} MB", f"{step['upper_mb']:,.0f} MB", verdict))
     return text_table(["batch size", "process peak", "at most", f"in {budget_mb:,.0f} MB"], rows)
 
-
+# %% ../../nbs/commands/04_jobs.ipynb #fb6ab17f
 def _measure(config: Config, budget_mb: float) -> Any:
     from crypto_lstm.profiling.measure import probe_memory
 

@@ -292,7 +292,7 @@ def _no_candles(candles: Any, error: Exception) -> StreamError:
     expected = "expected candles with date, open, high, low, close, volume, or rows of these six"
     return StreamError(f"{expected}, got {_shorten(candles)} ({_shorten(error)})")
 
-
+# %% ../../nbs/data/06_candle_input.ipynb #d5539b5a
 def _parse_dates(dates: Any, candles: Any) -> np.ndarray:
     """(rows,) int64 nanoseconds."""
     _require_unmasked("date", dates)

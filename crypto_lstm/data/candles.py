@@ -503,7 +503,7 @@ def _keep_last(
     pairs = [(table, when) for table, when in pairs if len(when)]
     return [table for table, _ in pairs], [when for _, when in pairs]
 
-
+# %% ../../nbs/data/04_candles.ipynb #a9eff90e
 def round_prices(
     values: dict[str, np.ndarray],  # open, high, low, close; high and low are changed
 ) -> int:  # how many rows were changed

@@ -252,7 +252,7 @@ def _localize(times: pd.Series, table: RawTable, zone: dt.tzinfo | None) -> pd.S
     except (ValueError, LookupError, TypeError, OSError) as error:  # a skipped or repeated hour
         raise table.error(f"the dates do not fit the time zone {str(zone)!r}: {error}") from error
 
-
+# %% ../../nbs/data/13_cells.ipynb #9222c0bc
 def to_utc_datetimes(
     dates: pd.Series,  # datetime64 of any unit; a date without a zone counts as UTC
 ) -> np.ndarray:  # (rows,) datetime64 of the same unit, in UTC

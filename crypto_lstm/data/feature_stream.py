@@ -493,7 +493,7 @@ def _restore_state(state: _StreamState, arrays: Mapping[str, np.ndarray]) -> Non
 # %% ../../nbs/data/07_feature_stream.ipynb #dce1b1d4
 _ANY_NUMBER = 1 << 60  # of candles: a fork that takes so many copies every array
 
-
+# %% ../../nbs/data/07_feature_stream.ipynb #1a54b110
 class FeatureStream:
     """Features of candles, one or many at a time, equal to those of `make_features`. Not thread-safe.
 

@@ -362,7 +362,7 @@ def _list_wanted(frame: pd.DataFrame, names: list[str]) -> list[str]:
     time = next((name for name in _TIME_NAMES if name in names), "date")
     return [time, *PRICES, find_volume(frame, names) or "volume"]
 
-
+# %% ../../nbs/data/12_layouts.ipynb #a85ef4f7
 def _require_columns(wanted: Sequence[str], names: Sequence[str], place: str) -> None:
     missing = [name for name in wanted if name not in names]
     if missing:

@@ -135,7 +135,7 @@ def _find_names(head: list[list[str]], lines: list[list[str]], place: str) -> li
             names[0] = line[0]
     return names
 
-
+# %% ../../nbs/data/02_readers.ipynb #5689ebf0
 def _require_table(head: list[str], first_line: str, place: str) -> None:
     """Raise `CandleError` if the line that should hold names or numbers has too few cells."""
     if len(head) >= 6:
@@ -264,7 +264,7 @@ def _find_tables(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, A
 def _has_prices(names: Mapping[Any, Any] | Sequence[Any]) -> bool:
     return sum(map(is_price_name, names)) >= 4
 
-
+# %% ../../nbs/data/02_readers.ipynb #d91cbf0f
 def _frame_of_columns(value: dict[str, Any]) -> pd.DataFrame | None:
     """The table of an object whose values are columns, or rows with names; None for another object."""
     if len(value) <= _MAX_COLUMNS and _has_prices(value):

@@ -363,7 +363,7 @@ def _join_golden(golden: Mapping[str, np.ndarray]) -> np.ndarray:
     probes = np.repeat(golden["rows"][:, None], windows.shape[1], axis=1)
     return np.concatenate([windows, probes])
 
-
+# %% ../../nbs/inference/04_bundle.ipynb #630a8bf7
 def _test_saved_weights(
     model: keras.Model,  # in memory
     config: Config,

@@ -221,7 +221,7 @@ def is_expiry(
         return False
     return read_utc_offset(moment) is not None and is_in_date_range(datetime_to_ns(moment))
 
-
+# %% ../../nbs/inference/01_decision.ipynb #a237c355
 def require_fresh(
     time: int,  # opening time of the newest candle, nanoseconds since 1970, UTC
     config: Config,  # its timeframe

@@ -454,7 +454,7 @@ def _require_message(content: int | memoryview) -> memoryview:
         raise _DecodeError("expected a message, got an integer")
     return content
 
-
+# %% ../../nbs/inference/02_onnx_file.ipynb #b84dfc40
 def _collect_named(
     message: int | memoryview,
     name_field: int,

@@ -351,7 +351,7 @@ def _push(stream: LiveStream, candle: Any, closed_by: datetime) -> bool:
     except MemoryError as error:
         raise StreamError("memory ran out, and the candle was not taken: free memory, and pass it again") from error
 
-
+# %% ../../nbs/inference/03_predictor.ipynb #5ad0a483
 @dataclass(repr=False, eq=False)
 class Predictor(_VerifiedNetwork):
     """Decides on candles with a verified network.

@@ -396,7 +396,7 @@ def _find_present_version(target: Path) -> list[dict[str, Any]]:
         return [] if found is None else [found]
     return []
 
-
+# %% ../../nbs/storage/04_verified.ipynb #c522722f
 def read_file(
     path: FilePath,  # a file that `atomic_file` wrote
     *,
