@@ -26,6 +26,7 @@ import pandas as pd
 from .. import __version__
 from ..architecture import MAX_PARAMETERS, build_model, layer_plan, require_saveable_plan
 from ..config import CLASSES, Config, ConfigError
+from ..data.candle_rules import read_utc_offset
 from ..data.candles import require_candles
 from ..data.feature_stream import FeatureStream
 from ..data.scaler import Scaler, ScalerError
@@ -43,7 +44,6 @@ from crypto_lstm.inference.onnx_file import (
     GOLDEN_REAL,
     OnnxFileError,
     disable_tf32,
-    has_offset,
     is_in_calendar,
     make_probe_rows,
     require_same_scaling,
@@ -410,7 +410,7 @@ def _check_notes(notes: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _require_zone(moment: datetime) -> datetime:
     """The moment in UTC. Raises `BundleError` for a date without a time zone."""
-    if not isinstance(moment, datetime) or moment.tzinfo is None or not has_offset(moment):
+    if not isinstance(moment, datetime) or read_utc_offset(moment) is None:
         fault = f"expected a date with a time zone, got {shorten_repr(moment)}"
         raise BundleError("expires", fault, "add tzinfo=datetime.UTC")
     try:

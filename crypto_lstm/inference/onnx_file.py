@@ -19,6 +19,7 @@ import numpy as np
 from .. import __version__
 from ..architecture import LayerSpec, require_saveable_plan
 from ..config import CLASSES, Config, ConfigError
+from ..data.candle_rules import read_utc_offset
 from ..data.scaler import Scaler, ScalerError
 from ..storage.manifest import FilePath, IntegrityError, SchemaVersionError, parse_json
 from ..storage.verified import atomic_file
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'GOLDEN_REAL', 'EXPORT_TOLERANCE', 'OnnxFileError',
            'list_keras_shapes', 'list_onnx_shapes', 'convert_keras_weights', 'encode_onnx_file', 'make_probe_rows',
-           'restore_raw', 'require_same_scaling', 'decode_onnx_file', 'open_session', 'export_onnx', 'has_offset',
-           'is_in_calendar', 'disable_tf32']
+           'restore_raw', 'require_same_scaling', 'decode_onnx_file', 'open_session', 'export_onnx', 'is_in_calendar',
+           'disable_tf32']
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #8cac0da2
 class OnnxFileError(IntegrityError):
@@ -592,16 +593,6 @@ def _require_same_features(scaler: Any, config: Config) -> None:
         raise ConfigError([f"the scaler is for the features {scaler.features}, {expected}: give both of one model"])
 
 
-def has_offset(
-    moment: datetime,  # with a time zone
-) -> bool:
-    """Whether the time zone has an offset from UTC at this moment: some zone objects have none, or raise."""
-    try:
-        return moment.utcoffset() is not None
-    except Exception:  # noqa: BLE001  (an object of the caller computes it)
-        return False
-
-
 def is_in_calendar(
     expires: str | None,  # an expiry that `is_expiry` accepts
 ) -> bool:
@@ -619,7 +610,7 @@ def _choose_expiry(saved: str | None, requested: Any) -> str | None:
     """The earlier one of two expiries, as an ISO date with a time zone."""
     if requested is None:
         return saved
-    if not isinstance(requested, datetime) or requested.tzinfo is None or not has_offset(requested):
+    if not isinstance(requested, datetime) or read_utc_offset(requested) is None:
         got = shorten_repr(requested)
         raise ConfigError([f"expires must be a date with a time zone, got {got}: add tzinfo=datetime.UTC"])
     if not is_in_calendar(requested.isoformat()):
