@@ -608,11 +608,12 @@ def _warn_of_jumps(candles: pd.DataFrame, jumps: np.ndarray, place: str) -> None
 
 def _describe_row(row: int, tables: Sequence[RawTable]) -> str:
     """A row of joined tables as messages name it, with its file where there are several."""
-    for table in tables:
-        if row < len(table.frame):
-            return table.describe_row(row) + (f" of {table.place}" if len(tables) > 1 else "")
-        row -= len(table.frame)
-    raise IndexError(row)
+    number = 0
+    while row >= len(tables[number].frame):
+        row -= len(tables[number].frame)
+        number += 1
+    table = tables[number]
+    return table.describe_row(row) + (f" of {table.place}" if len(tables) > 1 else "")
 
 
 def _conflict_error(

@@ -59,7 +59,7 @@ def test_a_frame_and_a_stream_accept_the_same_candles(rows):
         require_sound_candles(times, np.array(rows), MINUTE_NS)
     with pytest.raises(StreamError) as of_one:
         require_sound_candle(int(times[first]), rows[first], MINUTE_NS)
-    assert str(caught.value) == str(of_one.value) and format_time(int(times[first])) in str(caught.value)
+    assert str(caught.value) == f"row {first}: {of_one.value}" and format_time(int(times[first])) in str(caught.value)
 
 
 @given(st.lists(ROWS, min_size=1, max_size=8))
