@@ -176,6 +176,7 @@ def _refuse_wrong_names(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def init_known(self: _Settings, *values: Any, **settings: Any) -> None:
+        """Set the known settings. Raises `ConfigError` with the faults of the names and those of the values."""
         known = {name: value for name, value in settings.items() if name in self.__dataclass_fields__}
         faults = {name: _describe_unknown(name) for name in settings if name not in known}
         if values:
@@ -285,25 +286,7 @@ class Config(_Settings):
     @classmethod
     def describe(cls) -> list[dict[str, Any]]:
         """Name, default, allowed values and meaning of each setting, as plain values."""
-        default = cls()
-        return [
-            {
-                "setting": field.name,
-                "default": default.as_dict()[field.name],
-                "allowed": describe_check(field.metadata["check"]),
-                "meaning": field.metadata["help"],
-            }
-            for field in dataclasses.fields(cls)
-        ]
-
-    def _rows(self, width: int | None = None) -> list[tuple[str, str, str]]:
-        """Name, value and meaning of each setting; `width` limits the characters of a value."""
-        rows = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            mark = "" if value == field.default else " *"
-            rows.append((field.name, _format_value(value)[:width] + mark, field.metadata["help"]))
-        return rows
+        return _describe_settings(cls())
 
     def __repr__(self) -> str:
         values = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
@@ -311,11 +294,11 @@ class Config(_Settings):
         return f"Config({', '.join(changed)})"
 
     def __str__(self) -> str:
-        return text_table(["setting", "value", "meaning"], self._rows(width=13))
+        return text_table(["setting", "value", "meaning"], _list_settings(self, width=13))
 
     def _repr_html_(self) -> str:
         caption = "Config (* differs from the default)"
-        return html_table(["setting", "value", "meaning"], self._rows(), caption=caption)
+        return html_table(["setting", "value", "meaning"], _list_settings(self), caption=caption)
 
 # %% ../nbs/00_config.ipynb #7e7fc06e
 _Fault = tuple[str, str]  # name of a setting, or an empty text; sentence
@@ -343,6 +326,30 @@ def _describe_unknown(name: str) -> str:
     near = difflib.get_close_matches(str(name), [field.name for field in dataclasses.fields(Config)], n=1)
     hint = f"did you mean {near[0]}?" if near else "print(Config()) or crypto-lstm settings shows all"
     return f"unknown setting {name!r}; {hint}"
+
+# %% ../nbs/00_config.ipynb #dcdefcfb
+def _describe_settings(default: Config) -> list[dict[str, Any]]:
+    """Name, default, allowed values and meaning of each setting, as plain values."""
+    values = default.as_dict()
+    return [
+        {
+            "setting": field.name,
+            "default": values[field.name],
+            "allowed": describe_check(field.metadata["check"]),
+            "meaning": field.metadata["help"],
+        }
+        for field in dataclasses.fields(default)
+    ]
+
+
+def _list_settings(config: Config, width: int | None = None) -> list[tuple[str, str, str]]:
+    """Name, value and meaning of each setting; `width` limits the characters of a value."""
+    rows = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        mark = "" if value == field.default else " *"
+        rows.append((field.name, _format_value(value)[:width] + mark, field.metadata["help"]))
+    return rows
 
 
 def _format_value(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Check that the notebooks are clean and exported: cleaning and exporting a copy changes nothing."""
+"""Check that the notebooks are clean, exported and short: a clean and an export of a copy change nothing."""
 
 import filecmp
 import json
@@ -51,10 +51,31 @@ def find_fault(output: dict) -> str:
     return found.group() if found else ""
 
 
+MAX_CELL_LINES = 100
+EXPORT = re.compile(r"^#\|\s*exports?\b", re.MULTILINE)
+
+
+def find_long_cells() -> list[str]:
+    """Exported cells with more than `MAX_CELL_LINES` lines: such a cell holds more than one idea."""
+    faults = []
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for number, cell in enumerate(cells):
+            source = "".join(cell["source"])
+            lines = len(source.splitlines())
+            if cell["cell_type"] == "code" and EXPORT.search(source) and lines > MAX_CELL_LINES:
+                faults.append(f"{path.relative_to(ROOT)}, cell {number}: {lines} lines")
+    return faults
+
+
 def main() -> int:
     faults = find_bad_outputs()
     if faults:
         print("outputs that a notebook must not hold; run it again or change it:", *faults, sep="\n")
+        return 1
+    faults = find_long_cells()
+    if faults:
+        print(f"exported cells of more than {MAX_CELL_LINES} lines; move work into functions:", *faults, sep="\n")
         return 1
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / "crypto_lstm"

@@ -34,8 +34,8 @@ from ..utils.checks import shorten_repr
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
-__all__ = ['StreamError', 'parse_time', 'parse_candle', 'require_sound_candle', 'require_closed', 'parse_candles',
-           'require_sound_candles']
+__all__ = ['StreamError', 'parse_time', 'parse_candle', 'require_sound_candle', 'parse_candles', 'require_sound_candles',
+           'parse_sound_candle', 'parse_sound_candles']
 
 # %% ../../nbs/data/06_candle_input.ipynb #5f94cea5
 class StreamError(CryptoLSTMError, ValueError):
@@ -188,7 +188,7 @@ def require_sound_candle(
     raise StreamError(f"{rule.column} must be {rule.requirement}, {found} ({values}): fix or drop it")
 
 
-def require_closed(
+def _require_closed(
     time: int,  # nanoseconds: when the candle opens
     step: int,  # nanoseconds of one candle
     moment: datetime,  # with a time zone
@@ -349,3 +349,31 @@ def require_sound_candles(
     if other:
         expected = f"candles of {format_step(step)} are expected, most are {format_step(other)} apart"
         raise StreamError(f"{expected}: give candles of the model's timeframe")
+
+# %% ../../nbs/data/06_candle_input.ipynb #4a0a951a
+def parse_sound_candle(
+    candle: Any,  # as for `parse_candle`
+    step: int,  # nanoseconds of one candle
+    closed_by: datetime | None = None,  # with a time zone: refuse a candle that closes later
+) -> tuple[int, tuple[float, ...]]:  # nanoseconds; open, high, low, close, volume
+    """One candle that a stream can take. Raises `StreamError`."""
+    time, row = parse_candle(candle)
+    require_sound_candle(time, row, step)
+    if closed_by is not None:
+        _require_closed(time, step, closed_by, "pass it after it closes")
+    return time, row
+
+
+def parse_sound_candles(
+    candles: Any,  # as for `parse_candles`
+    step: int,  # nanoseconds of one candle
+    closed_by: datetime | None = None,  # with a time zone: refuse candles that close later
+) -> tuple[np.ndarray, np.ndarray]:  # (rows,) int64 nanoseconds, rising; (rows, 5) float64
+    """Candles that a stream can take, at least one. Raises `StreamError`."""
+    times, rows = parse_candles(candles)
+    if not len(times):
+        raise StreamError("expected at least one candle, got none: give some rows")
+    require_sound_candles(times, rows, step)
+    if closed_by is not None:
+        _require_closed(int(times[-1]), step, closed_by, "leave it out")
+    return times, rows

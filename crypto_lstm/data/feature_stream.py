@@ -16,11 +16,9 @@ import numpy as np
 from ..config import Config
 from crypto_lstm.data.candle_input import (
     StreamError,
-    parse_candle,
-    parse_candles,
-    require_closed,
+    parse_sound_candle,
+    parse_sound_candles,
     require_sound_candle,
-    require_sound_candles,
 )
 from crypto_lstm.data.candle_rules import (
     MAX_VALUE,
@@ -33,7 +31,8 @@ from crypto_lstm.data.candle_rules import (
 )
 
 # %% auto #0
-__all__ = ['RollingMean', 'count_filled', 'FeatureRows', 'FeatureStream']
+__all__ = ['RollingMean', 'count_filled', 'FeatureRows', 'StreamState', 'append_candle', 'append_candles', 'find_window',
+           'count_missing', 'describe_doubt', 'export_state', 'restore_state', 'FeatureStream']
 
 # %% ../../nbs/data/07_feature_stream.ipynb #7fe51504
 _Object = TypeVar("_Object")
@@ -329,11 +328,19 @@ class FeatureRows:
     filled: np.ndarray  # (rows,) bool: added to fill a gap
 
 # %% ../../nbs/data/07_feature_stream.ipynb #8f5c017f
-class _StreamState:
-    """What a stream keeps between candles, and how a sound candle changes it."""
+class StreamState:
+    """What a stream keeps between candles, and how a sound candle changes it.
 
-    def __init__(self, config: Config, transform: Callable[[np.ndarray], np.ndarray]) -> None:
-        self.config, self.transform = config, transform
+    `append_candle` and `append_candles` give the state after a candle and leave the state before it unchanged.
+    """
+
+    def __init__(
+        self,
+        config: Config,  # features, timeframe, sequence_length, max_gap_minutes
+        transform: Callable[[np.ndarray], np.ndarray] | None = None,  # scales features (rows, features), both float32
+    ) -> None:
+        self.config = config
+        self.transform = transform or (lambda matrix: matrix)
         self.step = config.timeframe_minutes * MINUTE_NS
         self.features = _FeatureComputer(config)
         self.ring = _WindowRing(config.sequence_length, len(config.features))
@@ -405,15 +412,71 @@ class _StreamState:
             raise StreamError(f"the candle of {date} {found}: give candles only once they are closed")
         return times[1:], rows[1:]
 
-
+# %% ../../nbs/data/07_feature_stream.ipynb #34a83695
 def _count_runs(usable: np.ndarray, starts: np.ndarray, run: int) -> np.ndarray:
     """(rows,) usable candles in a row up to each one, in one segment, after `run` of them before the first."""
     row = np.arange(len(usable))
     begin = np.where(usable, np.where(starts, row - 1, -1 - run), row)
     return row - np.maximum.accumulate(begin)
 
+
+_ANY_NUMBER = 1 << 60  # of candles: a fork that takes so many copies every array
+
+
+def append_candle(
+    state: StreamState,
+    time: int,  # nanoseconds: one step after the newest candle of the state
+    row: tuple[float, ...],  # open, high, low, close, volume
+) -> StreamState:
+    """The state after one sound candle. Raises `StreamError` for a change that float32 can't hold.
+
+    `state` does not change, but both share arrays: continue with only one of them.
+    """
+    after = state.fork(1)
+    after.take_next(time, row)
+    return after
+
+
+def append_candles(
+    state: StreamState,
+    times: np.ndarray,  # (rows,) int64 nanoseconds, rising
+    rows: np.ndarray,  # (rows, 5): open, high, low, close, volume
+) -> tuple[StreamState, FeatureRows]:
+    """The state after sound candles, and their features; `state` does not change.
+
+    The first candle may be the newest one again. Raises `StreamError` for older and changed candles.
+    """
+    after = state.fork(_ANY_NUMBER)
+    fed = after.take(times, rows)
+    return after, fed
+
+# %% ../../nbs/data/07_feature_stream.ipynb #788f558e
+def find_window(state: StreamState) -> np.ndarray | None:
+    """(sequence_length, features) float32 up to the newest candle, a view; None if the window is not full."""
+    return state.ring.window() if state.run >= state.ring.length else None
+
+
+def count_missing(state: StreamState) -> int:
+    """Candles that must still come, without a long gap, until the window is full."""
+    warm = max((mean.span - 1 - mean.count for mean in state.features.means.values()), default=0)
+    unusable = 1 if state.features.has_changes and state.time is None else 0
+    return max(warm, unusable, 0) + state.ring.length - min(state.run, state.ring.length)
+
+
+def describe_doubt(
+    state: StreamState,
+    later: Sequence[int] = (),  # times of candles after the newest one that the state lacks, nanoseconds
+) -> str | None:
+    """A sentence if the last candles look like those of another timeframe, else None."""
+    spacing = state.spacing
+    if later:
+        spacing = _copy_shallow(spacing)
+        spacing.note(np.array(later, dtype=np.int64), state.time, state.step)
+    return describe_spacing_doubt(spacing.candles, spacing.times, state.config.timeframe_minutes)
+
 # %% ../../nbs/data/07_feature_stream.ipynb #72f4624f
-def _export_state(state: _StreamState) -> dict[str, np.ndarray]:
+def export_state(state: StreamState) -> dict[str, np.ndarray]:
+    """The whole state as arrays, for `restore_state`."""
     counts = [mean.count for mean in state.features.means.values()]
     header = [-1 if state.time is None else state.time, state.run, state.ring.at]
     header += [state.spacing.candles, state.spacing.times, counts[0] if counts else 0]
@@ -446,7 +509,7 @@ def _require_possible(fault: str, is_possible: bool) -> None:
         raise StreamError(f"expected the state of a stream, got {fault}: {_FEED_ANEW}")
 
 
-def _require_possible_state(state: _StreamState, arrays: Mapping[str, np.ndarray]) -> None:
+def _require_possible_state(state: StreamState, arrays: Mapping[str, np.ndarray]) -> None:
     """Raise `StreamError` for values that no stream of this configuration can have written."""
     time, run, at, candles, times, count = arrays["header"].tolist()
     length, ring = state.ring.length, arrays["ring"]
@@ -475,10 +538,17 @@ def _require_possible_block(column: str, count: int, block: np.ndarray, newest: 
     _require_possible(f"values of {column} that do not end with the newest candle", is_newest)
 
 
-def _restore_state(state: _StreamState, arrays: Mapping[str, np.ndarray]) -> None:
-    """Set the state to exported arrays. Raises `StreamError` for values that it cannot have written."""
-    _require_arrays(arrays, _export_state(state))
+def restore_state(
+    state: StreamState,  # of a stream of the same configuration
+    arrays: Mapping[str, np.ndarray],  # from `export_state`
+) -> StreamState:
+    """The state that the arrays describe; `state` does not change.
+
+    Raises `StreamError` for values that no stream of this configuration can have written.
+    """
+    _require_arrays(arrays, export_state(state))
     _require_possible_state(state, arrays)
+    state = state.fork(_ANY_NUMBER)
     time, run, at, candles, times, count = arrays["header"].tolist()
     state.time = None if time < 0 else time
     state.row = tuple(arrays["row"].tolist())
@@ -488,16 +558,13 @@ def _restore_state(state: _StreamState, arrays: Mapping[str, np.ndarray]) -> Non
     state.filled = int("".join("1" if bit else "0" for bit in arrays["filled"]), 2)
     for (column, span), mean in state.features.means.items():
         mean.restore(count, arrays[f"{column}_{span}"])
-
-
-# %% ../../nbs/data/07_feature_stream.ipynb #dce1b1d4
-_ANY_NUMBER = 1 << 60  # of candles: a fork that takes so many copies every array
+    return state
 
 # %% ../../nbs/data/07_feature_stream.ipynb #1a54b110
 class FeatureStream:
     """Features of candles, one or many at a time, equal to those of `make_features`. Not thread-safe.
 
-    A step is taken whole or not at all: it is computed on a copy of the state, which one assignment puts in place. So
+    A step is taken whole or not at all: functions compute the next state, and one assignment puts it in place. So
     an exception from outside, such as KeyboardInterrupt inside `push`, leaves the state before or after the step.
     """
 
@@ -507,7 +574,7 @@ class FeatureStream:
         transform: Callable[[np.ndarray], np.ndarray] | None = None,  # scales features (rows, features), both float32
     ) -> None:
         self.config = config
-        self._state = _StreamState(config, transform or (lambda matrix: matrix))
+        self._state = StreamState(config, transform)
 
     @property
     def time(self) -> int | None:
@@ -531,17 +598,14 @@ class FeatureStream:
 
     def missing(self) -> int:
         """Candles that must still come, without a long gap, until the window is full."""
-        state = self._state
-        warm = max((mean.span - 1 - mean.count for mean in state.features.means.values()), default=0)
-        unusable = 1 if state.features.has_changes and state.time is None else 0
-        return max(warm, unusable, 0) + state.ring.length - min(state.run, state.ring.length)
+        return count_missing(self._state)
 
     def window(self) -> np.ndarray | None:
         """(sequence_length, features) float32 up to the newest candle; None if it is not full.
 
         It is a view, which the next candle changes.
         """
-        return self._state.ring.window() if self._state.run >= self._state.ring.length else None
+        return find_window(self._state)
 
     def latest(self) -> np.ndarray | None:
         """(features,) float32 of the newest candle, a view; None if the candle lacks a feature."""
@@ -552,11 +616,7 @@ class FeatureStream:
         later: Sequence[int] = (),  # times of candles after the newest one that the stream has not taken, nanoseconds
     ) -> str | None:
         """A sentence if the last candles look like those of another timeframe, else None."""
-        spacing = self._state.spacing
-        if later:
-            spacing = _copy_shallow(spacing)
-            spacing.note(np.array(later, dtype=np.int64), self.time, self._state.step)
-        return describe_spacing_doubt(spacing.candles, spacing.times, self.config.timeframe_minutes)
+        return describe_doubt(self._state, later)
 
     def push(
         self,
@@ -564,36 +624,13 @@ class FeatureStream:
         closed_by: datetime | None = None,  # refuse a candle that closes later
     ) -> bool:  # whether it was new; False for the newest one again
         """Take the next candle. Raises `StreamError`, and has then changed nothing."""
-        step = self._state.step
-        time, row = parse_candle(candle)
-        require_sound_candle(time, row, step)
-        if closed_by is not None:
-            require_closed(time, step, closed_by, "pass it after it closes")
-        if self.time is None or time - self.time != step:
-            return bool(len(self.take(np.array([time]), np.array([row])).times))
-        self.take_next(time, row)
-        return True
-
-    def take_next(
-        self,
-        time: int,  # nanoseconds: one step after the newest candle
-        row: tuple[float, ...],  # open, high, low, close, volume
-    ) -> None:
-        """Take one sound candle."""
-        state = self._state.fork(1)
-        state.take_next(time, row)
-        self._state = state
-
-    def take(
-        self,
-        times: np.ndarray,  # (rows,) int64 nanoseconds, rising
-        rows: np.ndarray,  # (rows, 5): open, high, low, close, volume
-    ) -> FeatureRows:
-        """Take sound candles; the first may be the newest one again. Raises `StreamError` for older or changed ones."""
-        state = self._state.fork(_ANY_NUMBER)
-        fed = state.take(times, rows)
-        self._state = state
-        return fed
+        state = self._state
+        time, row = parse_sound_candle(candle, state.step, closed_by)
+        if state.time is not None and time - state.time == state.step:
+            self._state = append_candle(state, time, row)
+            return True
+        self._state, fed = append_candles(state, np.array([time]), np.array([row]))
+        return bool(len(fed.times))
 
     def feed(
         self,
@@ -604,23 +641,17 @@ class FeatureStream:
 
         Raises `StreamError`, and has then changed nothing.
         """
-        times, rows = parse_candles(candles)
-        if not len(times):
-            raise StreamError("expected at least one candle, got none: give some rows")
-        require_sound_candles(times, rows, self._state.step)
-        if closed_by is not None:
-            require_closed(int(times[-1]), self._state.step, closed_by, "leave it out")
-        return self.take(times, rows)
+        times, rows = parse_sound_candles(candles, self._state.step, closed_by)
+        self._state, fed = append_candles(self._state, times, rows)
+        return fed
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The whole state as arrays, for `load_state_dict`."""
-        return _export_state(self._state)
+        return export_state(self._state)
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from the `state_dict` of a stream of the same configuration.
 
         Raises `StreamError`, and has then changed nothing.
         """
-        restored = self._state.fork(_ANY_NUMBER)
-        _restore_state(restored, state)
-        self._state = restored
+        self._state = restore_state(self._state, state)

@@ -12,16 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..config import Config
-from crypto_lstm.data.candle_input import (
-    StreamError,
-    parse_candle,
-    parse_candles,
-    require_closed,
-    require_sound_candle,
-    require_sound_candles,
+from .candle_input import StreamError, parse_sound_candle, parse_sound_candles, require_sound_candles
+from .candle_rules import format_time
+from crypto_lstm.data.feature_stream import (
+    StreamState,
+    append_candle,
+    append_candles,
+    count_missing,
+    describe_doubt,
+    export_state,
+    find_window,
+    restore_state,
 )
-from .candle_rules import MINUTE_NS, format_time
-from .feature_stream import FeatureStream
 
 # %% auto #0
 __all__ = ['Hole', 'LiveStream']
@@ -37,9 +39,13 @@ class Hole(NamedTuple):
 class _Live(NamedTuple):
     """All that a live stream knows. It is replaced as a whole, in one assignment."""
 
-    stream: FeatureStream  # every candle up to the first hole in the window
+    state: StreamState  # of every candle up to the first hole in the window
     times: np.ndarray  # (waiting,) int64 nanoseconds, rising: the candles after it
     rows: np.ndarray  # (waiting, 5): their open, high, low, close and volume
+
+    def find_newest(self) -> int | None:
+        """Nanoseconds of the newest candle, waiting or not; None before the first."""
+        return int(self.times[-1]) if len(self.times) else self.state.time
 
 
 def _count_ready(
@@ -72,11 +78,98 @@ def _is_known(
         raise StreamError(f"the candle of {format_time(time)} comes late, {newest}: leave it out")
     return False
 
+# %% ../../nbs/data/11_live_stream.ipynb #a863745f
+def _find_new(live: _Live, times: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(rows,) bool: the candle was not passed before. Raises `StreamError` for late and for changed candles."""
+    newest, last = live.find_newest(), live.state.time
+    is_new = np.ones(len(times), dtype=bool)
+    if newest is None:
+        return is_new
+    known = dict(zip(live.times.tolist(), map(tuple, live.rows.tolist()), strict=True))
+    if last is not None:
+        known[last] = live.state.row
+    for number in range(int(np.searchsorted(times, newest, side="right"))):
+        is_new[number] = not _is_known(int(times[number]), tuple(rows[number].tolist()), known, last)
+    return is_new
+
+
+def _insert_candles(
+    live: _Live,
+    times: np.ndarray,  # (rows,) int64 nanoseconds, rising
+    rows: np.ndarray,  # (rows, 5)
+    fill_gaps: bool,  # let no candle wait
+) -> tuple[_Live, int]:  # what the stream knows then; candles that were new
+    """Add sound candles, and let the stream take those that it can. Raises `StreamError`; `live` does not change."""
+    is_new = _find_new(live, times, rows)
+    count, state = int(np.count_nonzero(is_new)), live.state
+    if not count:
+        return live, 0
+    waiting = np.concatenate([live.times, times[is_new]])
+    order = np.argsort(waiting, kind="stable")
+    waiting, waiting_rows = waiting[order], np.concatenate([live.rows, rows[is_new]])[order]
+    ready = len(waiting)
+    if not fill_gaps:
+        ready = _count_ready(waiting, state.time, state.step, state.ring.length)
+    if ready:
+        state, _ = append_candles(state, waiting[:ready], waiting_rows[:ready])
+    return _Live(state, waiting[ready:], waiting_rows[ready:]), count
+
+
+def _restore_live(live: _Live, arrays: Mapping[str, np.ndarray]) -> _Live:
+    """What the saved stream knew. Raises `StreamError` for arrays that no stream of this configuration has saved."""
+    own = dict(arrays)
+    times, rows = own.pop("waiting_times", np.empty(0)), own.pop("waiting_rows", np.empty(0))
+    state = restore_state(live.state, own)
+    _require_waiting(state, times, rows)
+    return _Live(state, times.copy(), rows.copy())
+
+
+def _require_waiting(state: StreamState, times: np.ndarray, rows: np.ndarray) -> None:
+    """Raise `StreamError` unless these arrays are candles that wait for missing ones."""
+    has_types = times.dtype == np.int64 and rows.dtype == np.float64
+    if not has_types or times.ndim != 1 or rows.shape != (len(times), 5):
+        raise StreamError("expected the waiting candles of a stream, got other arrays: feed the history anew")
+    if not len(times):
+        return
+    require_sound_candles(times, rows, state.step)
+    is_later = state.time is not None and times[0] > state.time
+    if not is_later or _count_ready(times, state.time, state.step, state.ring.length):
+        raise StreamError("expected candles that wait for missing ones, got others: feed the history anew")
+
+# %% ../../nbs/data/11_live_stream.ipynb #9d112e1d
+def _find_holes(live: _Live) -> list[Hole]:
+    """The holes before the candles that wait, oldest first."""
+    step, before = live.state.step, live.state.time
+    holes = []
+    for time in live.times.tolist():
+        if before is not None and time - before > step:
+            holes.append(Hole(before + step, (time - before) // step - 1))
+        before = time
+    return holes
+
+
+def _describe_holes(
+    holes: list[Hole],  # at least one
+    step: int,  # nanoseconds of one candle
+    window: int,  # candles in a window
+) -> str:
+    """A sentence about the missing candles and what to do."""
+    count = sum(hole.candles for hole in holes)
+    last = holes[-1].first + (holes[-1].candles - 1) * step
+    missing = "1 candle is missing" if count == 1 else f"{count} candles are missing"
+    span = format_time(holes[0].first) + (f" to {format_time(last)}" if count > 1 else "")
+    until = format_time(last + (window + 2) * step)
+    return (
+        f"{missing} before the newest one ({span}): pass them, late candles are accepted; "
+        f"without them there is no decision until {until}"
+    )
+
 # %% ../../nbs/data/11_live_stream.ipynb #c8ae1fcf
 class LiveStream:
     """Candles as a bot receives them, and the window of features for the newest one. Not thread-safe.
 
-    Every method takes a step whole or not at all, also if an exception from outside ends it, such as KeyboardInterrupt.
+    Every method takes a step whole or not at all, also if an exception from outside ends it, such as KeyboardInterrupt:
+    functions compute the next state, and one assignment puts it in place.
     """
 
     def __init__(
@@ -87,57 +180,39 @@ class LiveStream:
     ) -> None:
         self.config = config
         self.fill_gaps = fill_gaps
-        self._step = config.timeframe_minutes * MINUTE_NS
-        self._live = _Live(FeatureStream(config, transform), np.empty(0, dtype=np.int64), np.empty((0, 5)))
+        self._live = _Live(StreamState(config, transform), np.empty(0, dtype=np.int64), np.empty((0, 5)))
 
     @property
     def time(self) -> int | None:
         """Nanoseconds of the newest candle, waiting or not; None before the first."""
-        live = self._live
-        return int(live.times[-1]) if len(live.times) else live.stream.time
+        return self._live.find_newest()
 
     def find_holes(self) -> list[Hole]:
         """The holes in the current window, oldest first."""
-        live = self._live
-        holes, before = [], live.stream.time
-        for time in live.times.tolist():
-            if before is not None and time - before > self._step:
-                holes.append(Hole(before + self._step, (time - before) // self._step - 1))
-            before = time
-        return holes
+        return _find_holes(self._live)
 
     def describe_holes(self) -> str | None:
         """A sentence about the missing candles and what to do; None if none is missing in the window."""
         holes = self.find_holes()
-        if not holes:
-            return None
-        count = sum(hole.candles for hole in holes)
-        last = holes[-1].first + (holes[-1].candles - 1) * self._step
-        missing = "1 candle is missing" if count == 1 else f"{count} candles are missing"
-        span = format_time(holes[0].first) + (f" to {format_time(last)}" if count > 1 else "")
-        until = format_time(last + (self.config.sequence_length + 2) * self._step)
-        return (
-            f"{missing} before the newest one ({span}): pass them, late candles are accepted; "
-            f"without them there is no decision until {until}"
-        )
+        return _describe_holes(holes, self._live.state.step, self.config.sequence_length) if holes else None
 
     def window(self) -> np.ndarray | None:
         """(sequence_length, features) float32 up to the newest candle; None if it is not full or has a hole."""
         live = self._live
-        return None if len(live.times) else live.stream.window()
+        return None if len(live.times) else find_window(live.state)
 
     def filled_in_window(self) -> int:
         """Candles of the window that were filled because the exchange published none."""
-        return self._live.stream.filled_in_window()
+        return self._live.state.filled.bit_count()
 
     def missing(self) -> int:
         """Candles that must still come, without a long gap, until the window is full."""
-        return self._live.stream.missing()
+        return count_missing(self._live.state)
 
     def suspicion(self) -> str | None:
         """A sentence if the last candles look like those of another timeframe, else None."""
         live = self._live
-        return live.stream.suspicion(live.times.tolist())
+        return describe_doubt(live.state, live.times.tolist())
 
     def push(
         self,
@@ -145,15 +220,13 @@ class LiveStream:
         closed_by: datetime | None = None,  # refuse a candle that closes later
     ) -> bool:  # whether it was new; False for one that is known
         """Take one candle: the next, or a missing one. Raises `StreamError`, and has then changed nothing."""
-        time, row = parse_candle(candle)
-        require_sound_candle(time, row, self._step)
-        if closed_by is not None:
-            require_closed(time, self._step, closed_by, "pass it after it closes")
-        live = self._live
-        if not len(live.times) and live.stream.time is not None and time == live.stream.time + self._step:
-            live.stream.take_next(time, row)
+        live, state = self._live, self._live.state
+        time, row = parse_sound_candle(candle, state.step, closed_by)
+        if not len(live.times) and state.time is not None and time == state.time + state.step:
+            self._live = live._replace(state=append_candle(state, time, row))
             return True
-        return bool(self._insert(np.array([time]), np.array([row])))
+        self._live, count = _insert_candles(live, np.array([time]), np.array([row]), self.fill_gaps)
+        return count > 0
 
     def feed(
         self,
@@ -161,77 +234,18 @@ class LiveStream:
         closed_by: datetime | None = None,  # refuse candles that close later
     ) -> int:  # candles that were new
         """Take many candles in order of time. Raises `StreamError`, and has then changed nothing."""
-        times, rows = parse_candles(candles)
-        if not len(times):
-            raise StreamError("expected at least one candle, got none: give some rows")
-        require_sound_candles(times, rows, self._step)
-        if closed_by is not None:
-            require_closed(int(times[-1]), self._step, closed_by, "leave it out")
-        return self._insert(times, rows)
+        times, rows = parse_sound_candles(candles, self._live.state.step, closed_by)
+        self._live, count = _insert_candles(self._live, times, rows, self.fill_gaps)
+        return count
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The whole state as arrays, for `load_state_dict`."""
         live = self._live
-        return {**live.stream.state_dict(), "waiting_times": live.times.copy(), "waiting_rows": live.rows.copy()}
+        return {**export_state(live.state), "waiting_times": live.times.copy(), "waiting_rows": live.rows.copy()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Continue from the `state_dict` of a stream of the same configuration.
 
         Raises `StreamError`, and has then changed nothing.
         """
-        arrays = dict(state)
-        times, rows = arrays.pop("waiting_times", np.empty(0)), arrays.pop("waiting_rows", np.empty(0))
-        stream = self._live.stream.fork()
-        stream.load_state_dict(arrays)
-        self._require_waiting(stream, times, rows)
-        self._live = _Live(stream, times.copy(), rows.copy())
-
-    def _require_waiting(self, stream: FeatureStream, times: np.ndarray, rows: np.ndarray) -> None:
-        """Raise `StreamError` unless these arrays are candles that wait for missing ones."""
-        has_types = times.dtype == np.int64 and rows.dtype == np.float64
-        if not has_types or times.ndim != 1 or rows.shape != (len(times), 5):
-            raise StreamError("expected the waiting candles of a stream, got other arrays: feed the history anew")
-        if not len(times):
-            return
-        require_sound_candles(times, rows, self._step)
-        is_later = stream.time is not None and times[0] > stream.time
-        if not is_later or _count_ready(times, stream.time, self._step, self.config.sequence_length):
-            raise StreamError("expected candles that wait for missing ones, got others: feed the history anew")
-
-    def _insert(
-        self,
-        times: np.ndarray,  # (rows,) int64 nanoseconds, rising
-        rows: np.ndarray,  # (rows, 5)
-    ) -> int:  # candles that were new
-        """Add sound candles, and let the stream take those that it can."""
-        live = self._live
-        is_new = self._find_new(times, rows)
-        times, rows = times[is_new], rows[is_new]
-        if not len(times):
-            return 0
-        waiting = np.concatenate([live.times, times])
-        order = np.argsort(waiting, kind="stable")
-        waiting, waiting_rows = waiting[order], np.concatenate([live.rows, rows])[order]
-        ready = len(waiting)
-        if not self.fill_gaps:
-            ready = _count_ready(waiting, live.stream.time, self._step, self.config.sequence_length)
-        stream = live.stream
-        if ready:
-            stream = stream.fork()
-            stream.take(waiting[:ready], waiting_rows[:ready])
-        self._live = _Live(stream, waiting[ready:], waiting_rows[ready:])
-        return len(times)
-
-    def _find_new(self, times: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(rows,) bool: the candle was not passed before. Raises `StreamError` for late and for changed candles."""
-        live, newest = self._live, self.time
-        is_new = np.ones(len(times), dtype=bool)
-        if newest is None:
-            return is_new
-        known = dict(zip(live.times.tolist(), map(tuple, live.rows.tolist()), strict=True))
-        if live.stream.time is not None:
-            known[live.stream.time] = live.stream.row
-        for number in range(int(np.searchsorted(times, newest, side="right"))):
-            is_new[number] = not _is_known(int(times[number]), tuple(rows[number].tolist()), known, live.stream.time)
-        return is_new
-
+        self._live = _restore_live(self._live, state)

@@ -351,6 +351,21 @@ def _push(stream: LiveStream, candle: Any, closed_by: datetime) -> bool:
     except MemoryError as error:
         raise StreamError("memory ran out, and the candle was not taken: free memory, and pass it again") from error
 
+
+def _decide(
+    network: _VerifiedNetwork,
+    stream: FeatureStream | LiveStream,
+    now: Any,
+    max_age_candles: float,
+    clock_skew_s: float,
+) -> Decision:
+    """The decision for the newest candle of a stream. Any fault of the data or the network gives NO_TRADE."""
+    expires = network.metadata["expires"]
+    try:
+        return decide_newest(stream, network.probabilities, now, max_age_candles, expires, clock_skew_s)
+    except _FAULTS as error:
+        return Decision.from_error(error)
+
 # %% ../../nbs/inference/03_predictor.ipynb #5ad0a483
 @dataclass(repr=False, eq=False)
 class Predictor(_VerifiedNetwork):
@@ -394,13 +409,9 @@ class Predictor(_VerifiedNetwork):
         try:
             stream = self._make_stream()
             stream.feed(candles)
-            return self._decide(stream, now, max_age_candles, clock_skew_s)
         except _FAULTS as error:
             return Decision.from_error(error)
-
-    def _decide(self, stream: Any, now: Any, max_age_candles: float, clock_skew_s: float) -> Decision:
-        expires = self.metadata["expires"]
-        return decide_newest(stream, self.probabilities, now, max_age_candles, expires, clock_skew_s)
+        return _decide(self, stream, now, max_age_candles, clock_skew_s)
 
     def warm_up(
         self,
@@ -432,10 +443,7 @@ class Predictor(_VerifiedNetwork):
         if not _push(stream, candle, add_clock_skew(now, clock_skew_s)):
             reason = "the candle came before: each candle is answered once"
             return Decision(NO_TRADE, None, reason)
-        try:
-            return self._decide(stream, now, max_age_candles, clock_skew_s)
-        except _FAULTS as error:
-            return Decision.from_error(error)
+        return _decide(self, stream, now, max_age_candles, clock_skew_s)
 
     def save_state(self, path: FilePath) -> Path:
         """Write the stream to an .npz file in one atomic step. A restarted bot loads it. Raises `SaveError`."""
