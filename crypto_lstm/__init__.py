@@ -17,7 +17,7 @@ _HOMES = {  # name -> module that defines it
     "DualWindowLSTMBuilder": "builder",
     "Predictor": "inference.predictor",
     "build_model": "architecture",
-    "check_candles": "data.candles",
+    "check_candles": "data.candle_report",
     "create_callbacks": "callbacks",
     "estimate_memory": "memory",
     "evaluate": "evaluation.metrics",

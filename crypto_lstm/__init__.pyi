@@ -4,7 +4,7 @@ from crypto_lstm.architecture import build_model as build_model
 from crypto_lstm.builder import DualWindowLSTMBuilder as DualWindowLSTMBuilder
 from crypto_lstm.callbacks import create_callbacks as create_callbacks
 from crypto_lstm.config import Config as Config
-from crypto_lstm.data.candles import check_candles as check_candles
+from crypto_lstm.data.candle_report import check_candles as check_candles
 from crypto_lstm.data.candles import read_candles as read_candles
 from crypto_lstm.data.features import make_features as make_features
 from crypto_lstm.data.labels import make_labels as make_labels

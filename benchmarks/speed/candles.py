@@ -25,7 +25,8 @@ import pandas as pd
 
 from benchmarks.speed.workers import time_median
 from crypto_lstm.config import FEATURES, HOLD, LONG, SHORT, Config
-from crypto_lstm.data.candles import check_candles, fill_gaps, read_candles
+from crypto_lstm.data.candle_report import check_candles
+from crypto_lstm.data.candles import fill_gaps, read_candles
 from crypto_lstm.data.features import make_features
 from crypto_lstm.data.labels import make_labels
 from crypto_lstm.data.synthetic import synthetic_candles

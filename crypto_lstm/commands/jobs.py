@@ -58,7 +58,8 @@ def load_candles(
     timeframe: str,  # span that the candles must have
 ) -> pd.DataFrame:  # candles without faults, see `read_candles`
     """Read and check the candles. Raises `CandleError`."""
-    from crypto_lstm.data.candles import check_candles, read_candles
+    from crypto_lstm.data.candle_report import check_candles
+    from crypto_lstm.data.candles import read_candles
 
     candles = read_candles(
         arguments.candles,
@@ -80,7 +81,7 @@ def train_with_progress(
 ) -> TrainingRun:
     """Run `train`. Tables (candles, plan, forecast) and progress are shown when it begins, after all checks."""
     from crypto_lstm.architecture import layer_plan
-    from crypto_lstm.data.candles import check_candles
+    from crypto_lstm.data.candle_report import check_candles
     from crypto_lstm.memory import estimate_memory
     from crypto_lstm.profiling.batch_size import memory_budget_mb
     from crypto_lstm.training.trainer import train
@@ -345,7 +346,7 @@ def _predict_by(predictor: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
 
 def run_predict(arguments: argparse.Namespace) -> Result:
     """`crypto-lstm predict`."""
-    from crypto_lstm.data.candles import check_candles
+    from crypto_lstm.data.candle_report import check_candles
 
     output = None
     if arguments.output is not None:

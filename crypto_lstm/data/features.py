@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from ..config import Config
-from .candles import describe_bad_value, ensure_filled, is_filled, select_dates
+from .candle_report import describe_bad_value
+from .candles import ensure_filled, is_filled, select_dates
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ..config import CLASSES, HOLD, LONG, SHORT, Config
-from .candles import describe_bad_value, ensure_filled, select_dates
+from .candle_report import describe_bad_value
+from .candles import ensure_filled, select_dates
 from ..utils.display import BLUE, CLASS_COLOURS, GREY, RED, new_axes
 from ..utils.errors import CryptoLSTMError
 

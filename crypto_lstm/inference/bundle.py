@@ -26,8 +26,8 @@ import pandas as pd
 from .. import __version__
 from ..architecture import MAX_PARAMETERS, build_model, layer_plan, require_saveable_plan
 from ..config import CLASSES, Config, ConfigError
+from ..data.candle_report import require_candles
 from ..data.candle_rules import read_utc_offset
-from ..data.candles import require_candles
 from ..data.feature_stream import FeatureStream
 from ..data.scaler import Scaler, ScalerError
 from ..data.windows import prediction_windows

@@ -21,7 +21,7 @@ import pandas as pd
 import crypto_lstm
 from ..callbacks import CHECKPOINT_NAME, OutputFolderError
 from ..config import Config
-from ..data.candles import require_candles
+from ..data.candle_report import require_candles
 from ..gpu import GpuStatus
 from ..inference.predictor import RUN_FILES
 from ..storage.checkpoints import CheckpointStore

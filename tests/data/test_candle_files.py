@@ -17,7 +17,8 @@ import pytest
 from crypto_lstm.commands.jobs import load_candles
 from crypto_lstm.commands.main import main
 from crypto_lstm.commands.parser import make_parser
-from crypto_lstm.data.candles import check_candles, read_candles
+from crypto_lstm.data.candle_report import check_candles
+from crypto_lstm.data.candles import read_candles
 from crypto_lstm.data.files import unpack
 from crypto_lstm.data.layouts import CandleError
 from crypto_lstm.data.synthetic import synthetic_candles

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crypto_lstm.data.candle_input import StreamError, parse_time, require_sound_candle, require_sound_candles
+from crypto_lstm.data.candle_report import check_candles
 from crypto_lstm.data.candle_rules import (
     CANDLE_RULES,
     MINUTE_NS,
@@ -26,7 +27,6 @@ from crypto_lstm.data.candle_rules import (
     format_time,
     is_in_date_range,
 )
-from crypto_lstm.data.candles import check_candles
 
 START_NS = 1_704_067_200 * 10**9  # 2024-01-01
 VALUES = st.sampled_from([math.nan, math.inf, -math.inf, -1.0, 0.0, 5e-324, 1.0, 2.0, 3.0, 1e100, 1.1e100, 1e308])

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crypto_lstm.config import Config
-from crypto_lstm.data.candles import check_candles, fill_gaps, plot_candles, read_candles, require_candles
+from crypto_lstm.data.candle_report import check_candles, plot_candles, require_candles
+from crypto_lstm.data.candles import fill_gaps, read_candles
 from crypto_lstm.data.labels import make_labels
 from crypto_lstm.data.readers import CandleError
 from crypto_lstm.data.synthetic import synthetic_candles
