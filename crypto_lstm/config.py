@@ -36,7 +36,7 @@ from crypto_lstm.utils.fields import (
 
 # %% auto #0
 __all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'RecurrentDropout', 'RECURRENT_DROPOUT', 'Timeframe', 'Monitor', 'Tie',
-           'ScalerKind', 'Balance', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config', 'parse_settings']
+           'ScalerKind', 'Balance', 'RuleKind', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config', 'parse_settings']
 
 # %% ../nbs/00_config.ipynb #ba5153e1
 CLASSES = ("SHORT", "HOLD", "LONG")  # class numbers 0, 1, 2
@@ -58,6 +58,7 @@ Monitor = Literal["val_accuracy", "val_loss"]
 Tie = Literal["stop", "target"]
 ScalerKind = Literal["robust", "standard", "minmax", "none"]
 Balance = Literal["undersample", "class_weights", "none"]
+RuleKind = Literal["expected_value", "argmax"]
 TIMEFRAME_MINUTES = {
     "1m": 1,
     "3m": 3,
@@ -162,6 +163,13 @@ class _Settings:
     balance: Balance = make_field("undersample", _BALANCE, "how training balances the classes")
     balance_ratio: float = make_field(1.0, _RATIO, "undersample: largest class size over the smallest")
     fee_pct: float = make_field(0.1, expect_number_in("[0, 10]"), "fee of one side of a trade, percent of its value")
+    slippage_pct: float = make_field(0.0, expect_number_in("[0, 10]"), "slippage of one side of a trade, percent")
+    rule: RuleKind = make_field(
+        "expected_value", expect_one_of(get_args(RuleKind)), "when to trade: by expected return, or the likeliest class"
+    )
+    margin_pct: float = make_field(
+        0.0, expect_number_in("[0, 100)"), "a trade needs a higher expected return after costs, percent"
+    )
     seed: int = make_field(42, _SEED, "seed of all random numbers")
 
     def __post_init__(self) -> None:

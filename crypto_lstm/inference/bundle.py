@@ -15,7 +15,7 @@ import platform
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ from crypto_lstm.inference.onnx_file import (
     require_same_scaling,
     restore_raw,
 )
+from .policy import DecisionPolicy
 from ..saving.compatibility import validate_model
 from ..saving.model_schema import silence_keras
 from ..storage.arrays import decode_npz
@@ -289,7 +290,7 @@ def _measure_deviation(got: np.ndarray, expected: np.ndarray, tolerance: float, 
 
 # %% ../../nbs/inference/04_bundle.ipynb #f294ee7c
 def save_bundle(
-    run: Any,  # a `TrainingRun`: config, model, and data with scaler, test windows and dates
+    run: Any,  # a `TrainingRun`: config, model, policy, and data with scaler, test windows and dates
     path: FilePath,  # the folder to create or replace
     *,
     expires: datetime | None = None,  # `decide` makes no trade after it
@@ -320,6 +321,7 @@ def save_bundle(
     answers = _test_saved_weights(run.model, config, weights, windows, Path(path))
     facts = {
         **build_facts(config, data.scaler),
+        "policy": getattr(run, "policy", DecisionPolicy()).as_dict(),
         "data": _describe_data(data),
         "versions": _list_versions(),
         "notes": _check_notes(notes),
@@ -462,6 +464,7 @@ class Bundle:
     sha256: str
     golden_deviation: float  # from the golden answers, on this machine
     golden_windows: np.ndarray  # (windows, sequence_length, features) float32, scaled
+    policy: DecisionPolicy = field(default_factory=DecisionPolicy)  # from the answers of the network to a decision
 
     def __repr__(self) -> str:
         market = f"{self.config.pair} {self.config.timeframe}"
@@ -471,7 +474,7 @@ class Bundle:
         self,
         data: pd.DataFrame | np.ndarray,  # candles, or scaled windows (windows, sequence_length, features)
     ) -> np.ndarray:  # (windows, 3) float64, rows sum to 1
-        """The answers of the network, for every full window of the candles.
+        """The answers of the network, before the policy, for every full window of the candles.
 
         Raises `InvalidPredictionError` for invalid windows or answers, and `CandleError` or `DataError` for candles.
         """
@@ -496,7 +499,8 @@ class Bundle:
         try:
             stream.feed(candles)
             expires = self.metadata.get("expires")
-            return decide_newest(stream, self._predict_windows, now, max_age_candles, expires, clock_skew_s)
+            choose = self.policy.choose
+            return decide_newest(stream, self._predict_windows, now, max_age_candles, expires, clock_skew_s, choose)
         except (CryptoLSTMError, tf.errors.OpError, MemoryError, ArithmeticError) as error:
             return Decision.from_error(error)
 
@@ -519,6 +523,7 @@ class _BundleContent:
     scaler: Scaler
     weights: dict[str, np.ndarray]
     golden: dict[str, np.ndarray]  # windows and rows, raw and scaled, and probabilities
+    policy: DecisionPolicy
 
 
 def _parse_bundle(path: Path, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> _BundleContent:
@@ -531,7 +536,15 @@ def _parse_bundle(path: Path, facts: Mapping[str, Any], files: Mapping[str, byte
     _require_matching_facts(facts, config, scaler, path)
     golden = _parse_golden(files["golden.npz"], config, scaler, path)
     weights = decode_weights(files["weights.npz"], shapes, path / "weights.npz")
-    return _BundleContent(config, scaler, weights, golden)
+    return _BundleContent(config, scaler, weights, golden, _parse_policy(facts.get("policy"), path))
+
+
+def _parse_policy(values: Any, path: Path) -> DecisionPolicy:
+    try:
+        return DecisionPolicy.from_dict(values)
+    except CryptoLSTMError as error:
+        fault = f"its decision policy is not valid ({error})"
+        raise BundleError(path, fault, "use the version that wrote it") from error
 
 
 def _parse_golden(data: bytes, config: Config, scaler: Scaler, path: Path) -> dict[str, np.ndarray]:
@@ -595,7 +608,8 @@ def load_bundle(
     windows, expected = _join_golden(content.golden), content.golden["probabilities"]
     deviation = _measure_deviation(_predict_golden(model, windows), expected, TOLERANCE, found.path)
     metadata = {**found.facts, "created": found.created}
-    return Bundle(found.path, model, content.scaler, content.config, metadata, found.sha256, deviation, windows)
+    facts = (content.scaler, content.config, metadata, found.sha256, deviation, windows, content.policy)
+    return Bundle(found.path, model, *facts)
 
 # %% ../../nbs/inference/04_bundle.ipynb #9b852cd4
 @dataclass(frozen=True, repr=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
@@ -44,7 +44,8 @@ class InvalidPredictionError(CryptoLSTMError, ValueError):
 class Decision:
     """What to do now, and why.
 
-    `action` is SHORT, HOLD, LONG or NO_TRADE. `probabilities` is None if there is no valid prediction.
+    `action` is SHORT, HOLD, LONG or NO_TRADE. `probabilities` is None if there is no valid prediction, and
+    `expected_pct` if the model has no rule of expected returns.
 
     Example:
         >>> import crypto_lstm as cl
@@ -54,8 +55,9 @@ class Decision:
     """
 
     action: str
-    probabilities: dict[str, float] | None  # class -> probability
+    probabilities: dict[str, float] | None  # class -> probability, calibrated if the model has a calibration
     reason: str
+    expected_pct: dict[str, float] | None = None  # LONG, SHORT -> expected return after costs, percent
 
     @classmethod
     def from_error(cls, error: BaseException) -> Self:
@@ -64,14 +66,17 @@ class Decision:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"action": self.action, "probabilities": self.probabilities, "reason": self.reason}
+        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.action}: {self.reason}"
 
     def _repr_html_(self) -> str:
-        rows = [(name, f"{value:.3f}") for name, value in (self.probabilities or {}).items()]
-        return html_table(("class", "probability"), rows, caption=str(self))
+        expected = self.expected_pct or {}
+        rows = []
+        for name, share in (self.probabilities or {}).items():
+            rows.append((name, f"{share:.3f}", f"{expected[name]:+.3f} %" if name in expected else "-"))
+        return html_table(("class", "probability", "expected after costs"), rows, caption=str(self))
 
 # %% ../../nbs/inference/01_decision.ipynb #031b9857
 def choose_action(
@@ -254,6 +259,7 @@ def decide_newest(
     max_age_candles: float = 1.0,  # largest accepted age of the newest candle since its close, in candles
     expires: str | None = None,  # expiry of the model
     clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
+    choose: Callable[[np.ndarray], Decision] = choose_action,  # probabilities (3,) -> decision: `DecisionPolicy.choose`
 ) -> Decision:
     """The decision for the newest candle, shared by `Bundle` and `Predictor`.
 
@@ -269,7 +275,7 @@ def decide_newest(
     if window is None:
         missing = describe_missing(stream)
         raise InvalidPredictionError(f"the newest candle ({format_time(time)}) does not complete a window, {missing}")
-    decision = choose_action(predict(window[None])[0])
+    decision = choose(predict(window[None])[0])
     filled = stream.filled_in_window()
     if not filled:
         return decision

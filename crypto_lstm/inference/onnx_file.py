@@ -544,7 +544,8 @@ def export_onnx(
 ) -> str:  # SHA-256 of the file; keep it to pin the file
     """Write a network for `Predictor` in one atomic step, with a manifest beside it.
 
-    The file holds the weights, the settings, the scaler, and golden windows with the answers of Keras. Before it is put
+    The file holds the weights, the settings, the scaler, the decision policy of a bundle, and golden windows with the
+    answers of Keras. Before it is put
     in place, onnxruntime must reproduce these answers within 1e-5.
 
     Raises `ConfigError`, `OnnxFileError` and `SaveError`.
@@ -577,11 +578,13 @@ def export_onnx(
 def _collect_facts(source: Any, scaler: Any, expiry: str | None) -> dict[str, Any]:
     """The metadata of the file, without the golden windows."""
     metadata = getattr(source, "metadata", {})
+    policy = getattr(source, "policy", None)
     return {
         "classes": list(CLASSES),
         "scaler": None if scaler is None else scaler.as_dict(),
         "expires": expiry,
         "bundle_sha256": getattr(source, "sha256", None),
+        "policy": None if policy is None else policy.as_dict(),
         "data": metadata.get("data"),
         "notes": metadata.get("notes", {}),
     }

@@ -29,7 +29,6 @@ from crypto_lstm.inference.decision import (
     Decision,
     InvalidPredictionError,
     add_clock_skew,
-    choose_actions,
     convert_windows,
     decide_newest,
     describe_missing,
@@ -38,6 +37,7 @@ from crypto_lstm.inference.decision import (
     require_probabilities,
 )
 from .onnx_file import INPUT, OnnxFileError, decode_onnx_file, open_session
+from .policy import DecisionPolicy
 from ..storage.arrays import decode_npz
 from crypto_lstm.storage.manifest import (
     FilePath,
@@ -104,6 +104,14 @@ def _read_scaler(values: Any, config: Config, path: FilePath) -> Scaler | None:
     except ScalerError as error:
         raise OnnxFileError(path, f"its scaler does not fit its settings ({error})", _EXPORT_AGAIN) from error
     return scaler
+
+
+def _read_policy(values: Any, path: FilePath) -> DecisionPolicy:
+    """The decision policy of the file. Raises `OnnxFileError` if it is none of this version."""
+    try:
+        return DecisionPolicy.from_dict(values)
+    except CryptoLSTMError as error:
+        raise OnnxFileError(path, f"its decision policy is not valid ({error})", _EXPORT_AGAIN) from error
 
 
 def _decode_golden(golden: Any, config: Config, path: FilePath) -> tuple[np.ndarray, np.ndarray]:
@@ -244,6 +252,7 @@ class _VerifiedNetwork:
     sha256: str  # of the file
     verified: bool  # whether a manifest beside the file confirmed it
     golden_deviation: float  # from Keras' answers, on this machine
+    policy: DecisionPolicy  # from the answers of the network to a decision
     _network: _Network
     _scaler: Scaler | None
     fill_gaps: bool = False  # `update` treats missing candles as minutes without a trade
@@ -266,17 +275,21 @@ class _VerifiedNetwork:
         facts, config, _ = decode_onnx_file(data, path)
         _require_metadata(facts, path)
         scaler = _read_scaler(facts["scaler"], config, path)
+        policy = _read_policy(facts.get("policy"), path)
         windows, answers = _decode_golden(facts["golden"], config, path)
         network = _Network(open_session(data, threads))
         deviation = _measure_deviation(network, windows, answers, path)
         metadata = {name: value for name, value in facts.items() if name != "golden"}
-        return cls(Path(path), config, metadata, sha256, verified, deviation, network, scaler, fill_gaps)
+        return cls(Path(path), config, metadata, sha256, verified, deviation, policy, network, scaler, fill_gaps)
 
     def probabilities(
         self,
         windows: np.ndarray,  # scaled windows (windows, sequence_length, features), float
     ) -> np.ndarray:  # (windows, 3) float64, rows sum to 1
-        """The answers of the network. Raises `InvalidPredictionError` for invalid windows and for invalid answers."""
+        """The answers of the network, before the policy.
+
+        Raises `InvalidPredictionError` for invalid windows and for invalid answers.
+        """
         answers = self._network.predict(convert_windows(windows, self.config))
         require_probabilities(answers)
         return answers
@@ -310,6 +323,7 @@ def _describe_network(network: _VerifiedNetwork) -> list[tuple[str, str]]:
         tested += "; there is no manifest beside the file"
     return [
         ("market", f"{config.pair} {config.timeframe}, {config.sequence_length} candles"),
+        ("decides by", str(network.policy)),
         ("expires", str(network.metadata["expires"])),
         ("bundle", str(network.metadata["bundle_sha256"])),
         ("sha256", network.sha256),
@@ -321,18 +335,17 @@ _BLOCK = 4096  # windows that are in memory at a time
 
 
 def _predict_candles(network: _VerifiedNetwork, stream: FeatureStream, candles: Any) -> dict[str, np.ndarray]:
-    """Probabilities and classes for every candle that completes a window and was not filled in."""
+    """The answers and decisions for every candle that completes a window and was not filled in."""
     fed = stream.feed(candles)
     rows = np.flatnonzero((fed.run >= network.config.sequence_length) & ~fed.filled)
     if len(rows) == 0:
         raise InvalidPredictionError(f"no candle completes a window, {describe_missing(stream)}")
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
     answers = [network.probabilities(_gather_windows(fed.matrix, block, network.config)) for block in blocks]
-    probabilities = np.concatenate(answers)
-    columns = {name.lower(): probabilities[:, number] for number, name in enumerate(CLASSES)}
+    columns = network.policy.choose_rows(np.concatenate(answers))
     dates = fed.times[rows].view("datetime64[ns]")
     filled = count_filled(fed.filled, network.config.sequence_length)[rows]
-    return {"date": dates, **columns, "decision": choose_actions(probabilities), "filled": filled}
+    return {"date": dates, **columns, "filled": filled}
 
 
 def _gather_windows(matrix: np.ndarray, rows: np.ndarray, config: Config) -> np.ndarray:
@@ -361,8 +374,9 @@ def _decide(
 ) -> Decision:
     """The decision for the newest candle of a stream. Any fault of the data or the network gives NO_TRADE."""
     expires = network.metadata["expires"]
+    choose = network.policy.choose
     try:
-        return decide_newest(stream, network.probabilities, now, max_age_candles, expires, clock_skew_s)
+        return decide_newest(stream, network.probabilities, now, max_age_candles, expires, clock_skew_s, choose)
     except _FAULTS as error:
         return Decision.from_error(error)
 
@@ -389,11 +403,13 @@ class Predictor(_VerifiedNetwork):
     def predict(
         self,
         candles: Any,  # a DataFrame, names to columns, a structured array, or rows as ccxt returns them
-    ) -> dict[str, np.ndarray]:  # date (datetime64[ns], UTC), short, hold, long, decision, filled: one per full window
-        """Probabilities and the most likely class for every candle that completes a window.
+    ) -> dict[str, np.ndarray]:  # one value for each full window
+        """Probabilities and the decision for every candle that completes a window.
 
-        `filled` counts the candles of the window that were missing in a short gap and are filled, as in training. The
-        values equal those of `crypto_lstm.training.saved_run.predict_candles`. Raises `StreamError` and
+        Columns: `date` (datetime64[ns], UTC); `short`, `hold`, `long` (probabilities, calibrated if the model has a
+        calibration); `expected_long`, `expected_short` (expected return after costs in percent, NaN without a rule);
+        `decision`; `filled`, the candles of the window that were missing in a short gap and are filled, as in training.
+        The values equal those of `crypto_lstm.training.saved_run.predict_candles`. Raises `StreamError` and
         `InvalidPredictionError`.
         """
         return _predict_candles(self, self._make_stream(), candles)

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from ..config import CLASSES, HOLD, LONG, SHORT
+from ..config import CLASSES, HOLD, LONG, SHORT, RuleKind
 from ..utils.checks import is_finite_number, shorten_repr
 from ..utils.display import html_table, text_table
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
-__all__ = ['SIDES', 'RuleKind', 'RuleError', 'barrier_break_even', 'TradeRule']
+__all__ = ['SIDES', 'RuleError', 'barrier_break_even', 'TradeRule']
 
 # %% ../../nbs/inference/06_rule.ipynb #bcb68025
 SIDES = ("long", "short")
@@ -38,7 +38,6 @@ def barrier_break_even(
     return (stop_pct + cost_pct) / (target_pct + stop_pct)
 
 # %% ../../nbs/inference/06_rule.ipynb #04e4b0e6
-RuleKind = Literal["expected_value", "argmax"]
 _FIELDS = ("kind", "mean_returns", "cost_pct", "margin_pct", "class_shares")
 
 

@@ -16,11 +16,12 @@ import keras
 import numpy as np
 import pandas as pd
 
-from ..config import CLASSES, Config
+from ..config import Config
 from ..data.scaler import Scaler
 from ..data.windows import WindowDataset, prediction_windows, tf_dataset
 from ..inference.bundle import Bundle, VerifyReport, load_bundle, verify_bundle
-from ..inference.predictor import choose_actions, require_probabilities
+from ..inference.decision import require_probabilities
+from ..inference.policy import DecisionPolicy
 from ..persistence import read_metadata
 from ..saving.model_schema import ModelFileError, silence_keras
 from crypto_lstm.storage.manifest import (
@@ -59,27 +60,28 @@ def predict_candles(
     scaler: Scaler,  # fitted on the training rows
     config: Config,  # of the training
     candles: pd.DataFrame,  # date, open, high, low, close, volume
-) -> pd.DataFrame:  # date, short, hold, long, decision, filled: one row for each candle with a full window
-    """Probabilities and the most likely class for every candle that has a full window, the newest included.
+    policy: DecisionPolicy | None = None,  # of the run; None: the most likely class of the network
+) -> pd.DataFrame:  # one row for each candle with a full window
+    """Probabilities and the decision for every candle that has a full window, the newest included.
 
-    The decision is NO_TRADE if two classes are equally likely. The probabilities are not calibrated: training balances
-    the classes, so rare classes are over-predicted. `crypto_lstm.evaluation.metrics.correct_prior` corrects them for
-    the shares of the market (prior correction, Saerens et al. 2002); the metadata of a run has both shares.
+    Columns: `date`; `short`, `hold`, `long`, calibrated by the policy; `expected_long`, `expected_short`, the expected
+    return of a trade after costs in percent, NaN without a rule; `decision`; `filled`, the candles of the window that
+    were missing. Without a policy the probabilities are those of the network, which over-predicts rare classes because
+    training balances them, and the decision is NO_TRADE if two classes are equally likely.
 
     With the folder that the example of `train` writes:
 
     >>> import crypto_lstm as cl
     >>> run = cl.load_run("run")
     >>> candles = cl.synthetic_candles(800, seed=2, timeframe="1h")
-    >>> answers = cl.predict_candles(run.model, run.scaler, run.config, candles)
+    >>> answers = cl.predict_candles(run.model, run.scaler, run.config, candles, run.policy)
     >>> list(answers)
-    ['date', 'short', 'hold', 'long', 'decision', 'filled']
+    ['date', 'short', 'hold', 'long', 'expected_long', 'expected_short', 'decision', 'filled']
     """
     windows, ends = prediction_windows(candles, config, scaler)
     answers = predict_probabilities(model, windows)
-    columns = {name.lower(): answers[:, number] for number, name in enumerate(CLASSES)}
-    columns |= {"decision": choose_actions(answers), "filled": ends["filled"].to_numpy()}
-    return pd.DataFrame({"date": ends["date"], **columns})
+    columns = (policy or DecisionPolicy()).choose_rows(answers)
+    return pd.DataFrame({"date": ends["date"], **columns, "filled": ends["filled"].to_numpy()})
 
 # %% ../../nbs/training/03_saved_run.ipynb #09c45adc
 @dataclass(frozen=True)
@@ -104,9 +106,14 @@ class LoadedRun:
         """The scaler, fitted on the training rows."""
         return self.bundle.scaler
 
+    @property
+    def policy(self) -> DecisionPolicy:
+        """How the answers of the network become a decision: calibration and rule, fitted in training."""
+        return self.bundle.policy
+
     def predict(self, candles: pd.DataFrame) -> pd.DataFrame:
-        """`predict_candles` with this run's network: date, short, hold, long, decision."""
-        return predict_candles(self.model, self.scaler, self.config, candles)
+        """`predict_candles` with this run's network and policy."""
+        return predict_candles(self.model, self.scaler, self.config, candles, self.policy)
 
 
 def load_run(

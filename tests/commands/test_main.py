@@ -19,6 +19,7 @@ from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.inference.onnx_file import export_onnx
 from crypto_lstm.training.saved_run import load_run
 
+ANSWERS = ("short", "hold", "long", "expected_long", "expected_short", "decision", "filled")
 COMMAND = Path(sys.executable).parent / "crypto-lstm"
 SMALL = {"timeframe": "1h", "sequence_length": 12, "future_window": 24, "lstm_units": (8, 4), "dense_units": (4,)}
 SMALL |= {"batch_size": 64, "epochs": 2}
@@ -208,7 +209,7 @@ def test_predict_writes_a_row_for_every_full_window(run_folder, candle_file, tmp
     assert main(words) == 0
     summary = json.loads(capsys.readouterr().out)
     answers = pd.read_csv(target) if suffix == ".csv" else pd.read_parquet(target)
-    assert list(answers.columns) == ["date", "part", "short", "hold", "long", "decision", "filled"]
+    assert list(answers.columns) == ["date", "part", *ANSWERS]
     assert len(answers) == summary["rows"] == 3000 - 719 - 11  # 30 days of hours for the mean, 12 for the window
     assert pd.Timestamp(answers["date"].iloc[-1]) == hourly()["date"].iloc[-1]
     chosen = answers[["short", "hold", "long"]].to_numpy().argmax(axis=1)

@@ -901,7 +901,8 @@ def test_bundle_and_predictor_share_the_rules_of_a_decision():
     ):
         shared = getattr(decision, name)
         assert getattr(bundle, name) is shared and getattr(predictor, name) is shared
-    assert Decision("HOLD", None, "x").as_dict() == {"action": "HOLD", "probabilities": None, "reason": "x"}
+    expected = {"action": "HOLD", "probabilities": None, "reason": "x", "expected_pct": None}
+    assert Decision("HOLD", None, "x").as_dict() == expected
 
 
 def test_a_history_with_an_open_candle_is_refused(predictor):
