@@ -362,6 +362,11 @@ def run_predict(arguments: argparse.Namespace) -> Result:
     return _report_decisions(decisions, model, output, warnings)
 
 # %% ../../nbs/commands/04_jobs.ipynb #d170239f
+def _describe_last(row: pd.Series) -> dict[str, Any]:
+    """The row as values for JSON, which has no NaN: the expected returns of a model without a rule are null."""
+    return {name: None if value != value else value for name, value in row.to_dict().items()}
+
+
 def _report_decisions(
     decisions: pd.DataFrame, model: _Model, output: Path | None, warnings: Sequence[str]
 ) -> Result:
@@ -372,7 +377,7 @@ def _report_decisions(
     values = {
         "rows": len(decisions),
         "decisions": {name: int(count) for name, count in decisions["decision"].value_counts().items()},
-        "last": {**last.to_dict(), "date": last["date"].isoformat(), "closed": closed},
+        "last": {**_describe_last(last), "date": last["date"].isoformat(), "closed": closed},
         "parts": {name: int(count) for name, count in decisions["part"].value_counts().items()},
         "expired": expired,
         "warnings": list(warnings),
