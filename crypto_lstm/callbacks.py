@@ -223,6 +223,7 @@ def _track_gradient_norm(optimizer: keras.optimizers.Optimizer) -> keras.Variabl
     apply = optimizer.apply
 
     def apply_and_record(gradients: Sequence[Any], *variables: Any) -> None:
+        """Record the norm of the gradients, then apply them."""
         parts = [keras.ops.cast(part, "float32") for part in gradients if part is not None]
         squares = [keras.ops.sum(keras.ops.square(part)) for part in parts]
         norm.assign(keras.ops.sqrt(sum(squares)))
@@ -381,27 +382,37 @@ def create_callbacks(
     folder = _make_writable_folder(Path(output_dir))
     callbacks: list[keras.callbacks.Callback] = [
         BestCheckpoint(folder / CHECKPOINT_NAME, monitor=monitor, verbose=verbose),
-        CarefulEarlyStopping(
-            monitor=monitor,
-            mode=mode,
-            patience=config.early_stopping_patience,
-            restore_best_weights=True,
-            verbose=verbose,
-        ),
-        CarefulReduceLROnPlateau(
-            monitor="val_loss" if monitor.startswith("val_") else "loss",
-            mode="min",
-            factor=config.reduce_lr_factor,
-            patience=config.reduce_lr_patience,
-            min_lr=config.min_learning_rate,
-            verbose=verbose,
-        ),
+        _make_early_stopping(config, monitor, mode, verbose),
+        _make_learning_rate_schedule(config, monitor, verbose),
     ]
     if tensorboard:
         callbacks.append(_make_tensorboard(folder / "logs", histogram_freq, profile_batch))
     if memory_monitor or memory_soft_limit_mb is not None:
         callbacks.append(memory)
     return [*callbacks, StopOnNonFinite()]
+
+# %% ../nbs/03_callbacks.ipynb #800d586d
+def _make_early_stopping(config: Config, monitor: str, mode: str, verbose: int) -> CarefulEarlyStopping:
+    """End the training when the monitor has not improved for some epochs, and restore the best weights."""
+    return CarefulEarlyStopping(
+        monitor=monitor,
+        mode=mode,
+        patience=config.early_stopping_patience,
+        restore_best_weights=True,
+        verbose=verbose,
+    )
+
+
+def _make_learning_rate_schedule(config: Config, monitor: str, verbose: int) -> CarefulReduceLROnPlateau:
+    """Reduce the learning rate when the loss has not improved for some epochs."""
+    return CarefulReduceLROnPlateau(
+        monitor="val_loss" if monitor.startswith("val_") else "loss",
+        mode="min",
+        factor=config.reduce_lr_factor,
+        patience=config.reduce_lr_patience,
+        min_lr=config.min_learning_rate,
+        verbose=verbose,
+    )
 
 # %% ../nbs/03_callbacks.ipynb #66715979
 _History = Mapping[str, Sequence[float]]  # metric -> value of each epoch

@@ -336,6 +336,7 @@ def _predict_by(predictor: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
     """The decisions of a `Predictor` as a frame with dates in UTC."""
 
     def predict(candles: pd.DataFrame) -> pd.DataFrame:
+        """A decision for each candle that completes a window."""
         import pandas as pd
 
         decisions = pd.DataFrame(predictor.predict(candles))

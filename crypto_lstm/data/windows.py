@@ -226,6 +226,7 @@ def tf_dataset(
     import tensorflow as tf
 
     def batches() -> Iterator[tuple[np.ndarray, ...]]:
+        """The batches of one round, after `on_epoch_begin`."""
         windows.on_epoch_begin()
         yield from (windows[index] for index in range(len(windows)))
 
@@ -337,18 +338,15 @@ def prepare(
     targets = _find_targets(filled, outcomes, has_features, config)
     train, validation, test = split_rows(targets.usable, config)
     scaler, clipped = _fit_and_scale(matrix, has_features, train[-1], config)
-    classes = targets.classes
-    chosen = balance_rows(train, classes[train], config)
+    chosen = balance_rows(train, targets.classes[train], config)
     _require_batch(len(chosen), config)
     purged = len(targets.usable) - len(train) - len(validation) - len(test)
-    weights = compute_class_weights(classes[chosen]) if config.balance == "class_weights" else None
-    sizes: dict[str, Any] = {"sequence_length": config.sequence_length, "batch_size": config.batch_windows}
-    counts = np.bincount(classes[train], minlength=len(CLASSES))
+    counts = np.bincount(targets.classes[train], minlength=len(CLASSES))
     return TrainingData(
         config=config,
-        train=WindowDataset(matrix, chosen, classes[chosen], shuffle_seed=config.seed, weights=weights, **sizes),
-        validation=WindowDataset(matrix, validation, classes[validation], **sizes),
-        test=WindowDataset(matrix, test, classes[test], **sizes),
+        train=_make_training_set(matrix, chosen, targets.classes, config),
+        validation=_make_dataset(matrix, validation, targets.classes, config),
+        test=_make_dataset(matrix, test, targets.classes, config),
         scaler=scaler,
         dates=filled["date"],
         outcomes=outcomes,
@@ -356,6 +354,24 @@ def prepare(
         dropped={**targets.dropped, "purge gap": purged, "balance": len(train) - len(chosen)},
         clipped=dict(zip(config.features, clipped.tolist(), strict=True)),
     )
+
+# %% ../../nbs/data/10_windows.ipynb #87a3618c
+def _make_dataset(
+    matrix: np.ndarray,  # (candles, features) float32, scaled
+    ends: np.ndarray,  # (windows,) the candle with which each window ends
+    classes: np.ndarray,  # (candles,) class numbers
+    config: Config,  # sequence_length, batch_size
+    **options: Any,  # of `WindowDataset`
+) -> WindowDataset:
+    """Windows of one part of the data, in order."""
+    sizes: dict[str, Any] = {"sequence_length": config.sequence_length, "batch_size": config.batch_windows}
+    return WindowDataset(matrix, ends, classes[ends], **sizes, **options)
+
+
+def _make_training_set(matrix: np.ndarray, ends: np.ndarray, classes: np.ndarray, config: Config) -> WindowDataset:
+    """The windows of the training part: shuffled, and weighted where `config.balance` says so."""
+    weights = compute_class_weights(classes[ends]) if config.balance == "class_weights" else None
+    return _make_dataset(matrix, ends, classes, config, shuffle_seed=config.seed, weights=weights)
 
 # %% ../../nbs/data/10_windows.ipynb #7caabae3
 class _Targets(NamedTuple):

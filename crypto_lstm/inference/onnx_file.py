@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'GOLDEN_REAL', 'EXPORT_TOLERANCE', 'OnnxFileError',
            'list_keras_shapes', 'list_onnx_shapes', 'convert_keras_weights', 'encode_onnx_file', 'make_probe_rows',
-           'restore_raw', 'require_same_scaling', 'decode_onnx_file', 'open_session', 'export_onnx', 'is_in_calendar',
-           'disable_tf32']
+           'restore_raw', 'require_same_scaling', 'decode_onnx_file', 'decode_scaler', 'decode_rows', 'open_session',
+           'export_onnx', 'is_in_calendar', 'disable_tf32']
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #8cac0da2
 class OnnxFileError(IntegrityError):
@@ -395,34 +395,16 @@ def _require_bound_scaler(facts: Mapping[str, Any], config: Config, path: FilePa
     golden, values = facts.get("golden"), facts.get("scaler")
     if not isinstance(golden, dict) or "raw" not in golden or values is None:
         return  # without a scaler, or of an earlier version
-    try:
-        scaler = Scaler.from_dict(values)
-        scaler.require_config(config)
-    except ScalerError as error:
-        raise OnnxFileError(path, f"its scaler does not fit its settings ({error})", "export it again") from error
+    scaler = decode_scaler(values, config, path)
     width = len(config.features)
-    raw = _decode_rows(golden["raw"], width, path)
-    windows = _decode_rows(golden.get("windows"), config.sequence_length * width, path)
+    raw = decode_rows(golden["raw"], (width,), "raw golden rows", path)
+    windows = decode_rows(golden.get("windows"), (config.sequence_length, width), "golden windows", path)
     if len(windows) == 0:
         return  # `Predictor` refuses it
     if len(raw) != len(windows) or not np.isfinite(raw).all():
         fault = f"the golden windows: expected {len(windows)} raw rows of finite numbers, got {len(raw)} rows"
         raise OnnxFileError(path, fault, _TAKE_ANOTHER_COPY)
-    require_same_scaling(scaler, raw, windows[:, -width:], path)
-
-
-def _decode_rows(text: Any, width: int, path: FilePath) -> np.ndarray:
-    """(rows, width) float32 from base64. Raises `OnnxFileError`."""
-    expected = f"golden windows: expected rows of {width} float32 numbers as base64"
-    if not isinstance(text, str):
-        raise OnnxFileError(path, f"{expected}, got {shorten_repr(text)}", _TAKE_ANOTHER_COPY)
-    try:
-        data = base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise OnnxFileError(path, f"{expected}, got other text ({error})", _TAKE_ANOTHER_COPY) from error
-    if len(data) % (4 * width):
-        raise OnnxFileError(path, f"{expected}, got {len(data)} bytes", _TAKE_ANOTHER_COPY)
-    return np.frombuffer(data, dtype="<f4").reshape(-1, width)
+    require_same_scaling(scaler, raw, windows[:, -1], path)
 
 
 def _describe_foreign(path: FilePath, reason: str) -> OnnxFileError:
@@ -469,6 +451,40 @@ def _collect_named(
     if not name.isascii():
         raise _DecodeError("expected a name in ASCII, got other bytes")
     found[name.decode()] = content
+
+# %% ../../nbs/inference/02_onnx_file.ipynb #2d58a692
+def decode_scaler(
+    values: Mapping[str, Any],  # from `Scaler.as_dict`
+    config: Config,  # of the same file
+    path: FilePath,  # of the file, for the message
+) -> Scaler:
+    """The scaler of a file. Raises `OnnxFileError` if it does not fit the settings of the file."""
+    try:
+        scaler = Scaler.from_dict(values)
+        scaler.require_config(config)
+    except ScalerError as error:
+        raise OnnxFileError(path, f"its scaler does not fit its settings ({error})", "export it again") from error
+    return scaler
+
+
+def decode_rows(
+    text: Any,  # base64
+    shape: tuple[int, ...],  # of one row
+    name: str,  # of the array, for the message
+    path: FilePath,  # of the file, for the message
+) -> np.ndarray:  # (rows, *shape) float32
+    """An array of the metadata. Raises `OnnxFileError`."""
+    expected = f"{name}: expected rows of {shape} float32 numbers as base64"
+    if not isinstance(text, str):
+        raise OnnxFileError(path, f"{expected}, got {shorten_repr(text)}", _TAKE_ANOTHER_COPY)
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise OnnxFileError(path, f"{expected}, got other text ({error})", _TAKE_ANOTHER_COPY) from error
+    rows, rest = divmod(len(data), 4 * math.prod(shape))
+    if rest:
+        raise OnnxFileError(path, f"{expected}, got {len(data)} bytes", _TAKE_ANOTHER_COPY)
+    return np.frombuffer(data, dtype="<f4").reshape(rows, *shape)
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #970e2fca
 def _parse_facts(text: bytes, data: bytes, path: FilePath) -> dict[str, Any]:

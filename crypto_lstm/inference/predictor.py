@@ -5,10 +5,8 @@
 # %% ../../nbs/inference/03_predictor.ipynb #5fc3401f
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from ..config import CLASSES, Config
 from ..data.candle_input import StreamError
 from ..data.feature_stream import FeatureStream, count_filled
 from ..data.live_stream import LiveStream
-from ..data.scaler import Scaler, ScalerError
+from ..data.scaler import Scaler
 from crypto_lstm.inference.decision import (
     CLOCK_SKEW_S,
     NO_TRADE,
@@ -36,7 +34,14 @@ from crypto_lstm.inference.decision import (
     require_max_age,
     require_probabilities,
 )
-from .onnx_file import INPUT, OnnxFileError, decode_onnx_file, open_session
+from crypto_lstm.inference.onnx_file import (
+    INPUT,
+    OnnxFileError,
+    decode_onnx_file,
+    decode_rows,
+    decode_scaler,
+    open_session,
+)
 from .policy import DecisionPolicy
 from ..storage.arrays import decode_npz
 from crypto_lstm.storage.manifest import (
@@ -94,18 +99,6 @@ def _require_metadata(facts: Mapping[str, Any], path: FilePath) -> None:
         raise OnnxFileError(path, f"expires: expected null or a date with a time zone, got {got}", _EXPORT_AGAIN)
 
 
-def _read_scaler(values: Any, config: Config, path: FilePath) -> Scaler | None:
-    """The scaler of the file; None if the file was exported without one. Raises `OnnxFileError` if it does not fit."""
-    if values is None:
-        return None
-    try:
-        scaler = Scaler.from_dict(values)
-        scaler.require_config(config)
-    except ScalerError as error:
-        raise OnnxFileError(path, f"its scaler does not fit its settings ({error})", _EXPORT_AGAIN) from error
-    return scaler
-
-
 def _read_policy(values: Any, path: FilePath) -> DecisionPolicy:
     """The decision policy of the file. Raises `OnnxFileError` if it is none of this version."""
     try:
@@ -119,27 +112,12 @@ def _decode_golden(golden: Any, config: Config, path: FilePath) -> tuple[np.ndar
     if not isinstance(golden, Mapping):
         raise OnnxFileError(path, f"expected golden windows and answers, got {shorten_repr(golden)}", _EXPORT_AGAIN)
     window = (config.sequence_length, len(config.features))
-    windows = _decode_array(golden.get("windows"), window, "golden windows", path)
-    answers = _decode_array(golden.get("probabilities"), (len(CLASSES),), "golden answers", path)
+    windows = decode_rows(golden.get("windows"), window, "golden windows", path)
+    answers = decode_rows(golden.get("probabilities"), (len(CLASSES),), "golden answers", path)
     if not 0 < len(windows) == len(answers):
         fault = f"expected as many golden answers as golden windows, got {len(answers)} and {len(windows)}"
         raise OnnxFileError(path, fault, _EXPORT_AGAIN)
     return windows, answers
-
-
-def _decode_array(text: Any, row: tuple[int, ...], name: str, path: FilePath) -> np.ndarray:
-    """(rows, *row) float32 from base64. Raises `OnnxFileError`."""
-    expected = f"{name}: expected rows of {row} float32 numbers as base64"
-    if not isinstance(text, str):
-        raise OnnxFileError(path, f"{expected}, got {shorten_repr(text)}", _EXPORT_AGAIN)
-    try:
-        data = base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise OnnxFileError(path, f"{expected}, got other text ({error})", _EXPORT_AGAIN) from error
-    rows, rest = divmod(len(data), 4 * math.prod(row))
-    if rest:
-        raise OnnxFileError(path, f"{expected}, got {len(data)} bytes", _EXPORT_AGAIN)
-    return np.frombuffer(data, dtype="<f4").reshape(rows, *row)
 
 # %% ../../nbs/inference/03_predictor.ipynb #8648b515
 _CHUNK = 64  # windows that one thread answers at a time
@@ -274,7 +252,7 @@ class _VerifiedNetwork:
         data, sha256, verified = _read_model(path, expected_sha256)
         facts, config, _ = decode_onnx_file(data, path)
         _require_metadata(facts, path)
-        scaler = _read_scaler(facts["scaler"], config, path)
+        scaler = None if facts["scaler"] is None else decode_scaler(facts["scaler"], config, path)
         policy = _read_policy(facts.get("policy"), path)
         windows, answers = _decode_golden(facts["golden"], config, path)
         network = _Network(open_session(data, threads))

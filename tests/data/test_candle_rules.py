@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crypto_lstm.data.candle_input import StreamError, parse_time, require_sound_candle, require_sound_candles
@@ -39,11 +39,13 @@ def is_sound(row: tuple[float, ...]) -> bool:
     return 0 < low <= opening <= high <= 1e100 and low <= close <= high and 0 <= volume <= 1e100
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_one_candle_is_sound_as_defined(row):
     assert (find_broken_rule(dict(zip(VALUE_COLUMNS, row, strict=True))) is None) == is_sound(row)
 
 
+@settings(deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=8))
 def test_a_frame_and_a_stream_accept_the_same_candles(rows):
     times = START_NS + MINUTE_NS * np.arange(len(rows))
@@ -62,6 +64,7 @@ def test_a_frame_and_a_stream_accept_the_same_candles(rows):
     assert str(caught.value) == f"row {first}: {of_one.value}" and format_time(int(times[first])) in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=8))
 def test_arrays_break_the_rules_that_single_candles_break(rows):
     columns = dict(zip(VALUE_COLUMNS, np.array(rows).T, strict=True))
@@ -90,12 +93,14 @@ def test_all_inputs_share_the_limits_of_dates(date, is_accepted):
                 parse_time(shape)
 
 
+@settings(deadline=None)
 @given(st.integers(946_684_800, 4_102_444_799), st.sampled_from([1, 10**3, 10**6, 10**9]))
 def test_the_size_of_an_epoch_shows_its_unit(seconds, per_second):
     times, unknown = epochs_to_ns(np.array([seconds * per_second]))
     assert (times.tolist(), unknown.tolist()) == ([seconds * 10**9], [False])
 
 
+@settings(deadline=None)
 @given(st.datetimes(datetime(1678, 1, 2), datetime(2261, 12, 30)), st.integers(0, 999))
 def test_times_are_exact_and_shown_as_pandas_shows_them(date, nanosecond):
     time = datetime_to_ns(date.replace(tzinfo=UTC)) + nanosecond
