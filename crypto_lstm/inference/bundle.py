@@ -56,6 +56,7 @@ from ..storage.manifest import FilePath, IntegrityError, SavedFileError, parse_j
 from ..storage.verified import FolderReport, atomic_folder, read_folder, verify_folder
 from ..utils.checks import list_first_names, shorten_repr
 from ..utils.display import html_table, text_table
+from ..utils.environment import require_unforked_tensorflow
 from ..utils.errors import CryptoLSTMError, escape_control
 
 if TYPE_CHECKING:
@@ -268,6 +269,7 @@ def _collect_weights(model: keras.Model) -> dict[str, np.ndarray]:
 
 def _predict_batches(model: keras.Model, windows: np.ndarray) -> np.ndarray:
     """Answers (windows, 3) float64, in batches of `GOLDEN` windows."""
+    require_unforked_tensorflow()
     parts = [np.empty((0, len(CLASSES)))]
     for start in range(0, len(windows), GOLDEN):
         batch = windows[start : start + GOLDEN]
@@ -581,7 +583,8 @@ def load_bundle(
     """Read, verify and test a bundle.
 
     A damaged bundle is refused. A forged bundle that is consistent is refused only with `expected_sha256`. Raises
-    `IntegrityError`, `BundleError`, `PinMismatchError` or `SchemaVersionError`, and `OSError` if there is no folder.
+    `IntegrityError`, `BundleError`, `PinMismatchError` or `SchemaVersionError`, `OSError` if there is no folder, and
+    `ForkedTensorFlowError` in a fork of a process that has used TensorFlow.
 
     Example:
         >>> import crypto_lstm as cl
@@ -589,6 +592,7 @@ def load_bundle(
         >>> bundle.config.sequence_length
         12
     """
+    require_unforked_tensorflow()
     found = read_folder(path, expected_sha256=expected_sha256, max_bytes=8 * MAX_PARAMETERS)
     content = _parse_bundle(found.path, found.facts, found.files)
     model = _assign_weights(_build_network(content.config), content.weights)

@@ -39,6 +39,7 @@ from crypto_lstm.inference.decision import (
 )
 from .onnx_file import INPUT, OnnxFileError, decode_onnx_file, open_session
 from ..storage.arrays import decode_npz
+from ..storage.lock import remove_stale_locks
 from crypto_lstm.storage.manifest import (
     FilePath,
     IntegrityError,
@@ -472,6 +473,7 @@ def load_run_predictor(
     pins = _read_run_pins(place / RUN_FILES["metadata"])
     if pins is None:
         return None
+    remove_stale_locks(place)  # of a process that was killed while it wrote the last files
     _verify_run_bundle(place / RUN_FILES["bundle"], pins["bundle"], expected_sha256)
     predictor = Predictor.load(place / RUN_FILES["onnx"], pins["onnx"])
     if predictor.metadata["bundle_sha256"] != pins["bundle"]:

@@ -25,7 +25,7 @@ from ..data.candles import require_candles
 from ..gpu import GpuStatus
 from ..inference.predictor import RUN_FILES
 from ..storage.checkpoints import CheckpointStore
-from ..storage.lock import LockedError, hold_lock
+from ..storage.lock import LockedError, hold_lock, remove_stale_locks
 from ..storage.manifest import IntegrityError, SavedFileError, read_json
 from ..storage.verified import manifest_path, read_file
 from ..utils.errors import CryptoLSTMError, Suggestion
@@ -148,6 +148,7 @@ def lock_run_folder(
             raise OutputFolderError.from_os_error(folder, error) from error
         for path in folder.glob(_WRITING):  # a killed process left them; the lock proves that nobody writes now
             shutil.rmtree(path, ignore_errors=True)
+        remove_stale_locks(folder)
         yield
 
 

@@ -23,6 +23,7 @@ from ..inference.bundle import Bundle, VerifyReport, load_bundle, verify_bundle
 from ..inference.predictor import choose_actions, require_probabilities
 from ..persistence import read_metadata
 from ..saving.model_schema import ModelFileError, silence_keras
+from ..storage.lock import remove_stale_locks
 from crypto_lstm.storage.manifest import (
     MANIFEST,
     FilePath,
@@ -35,6 +36,7 @@ from crypto_lstm.storage.manifest import (
 from ..storage.verified import manifest_path, read_file
 from .run_folder import FILES
 from ..utils.display import html_table, text_table
+from ..utils.environment import require_unforked_tensorflow
 
 # %% auto #0
 __all__ = ['predict_probabilities', 'predict_candles', 'LoadedRun', 'load_run', 'read_pinned', 'RunReport', 'verify_run']
@@ -46,8 +48,10 @@ def predict_probabilities(
 ) -> np.ndarray:  # (windows, 3) float64, rows sum to 1
     """The probabilities of SHORT, HOLD and LONG for each window.
 
-    Raises `InvalidPredictionError` for values that are negative or not finite, and for a row that does not sum to 1.
+    Raises `InvalidPredictionError` for values that are negative or not finite, and for a row that does not sum to 1,
+    `ForkedTensorFlowError` in a fork of a process that has used TensorFlow.
     """
+    require_unforked_tensorflow()
     with silence_keras():
         answers = model.predict(tf_dataset(windows), verbose=0).astype(np.float64)
     require_probabilities(answers)
@@ -143,6 +147,7 @@ _MAX_FILE = 2 << 30  # bytes
 def _load_metadata(folder: Path) -> dict[str, Any]:
     """The metadata of a run. Raises `ModelFileError` if a file of the run is missing or the metadata can't be used."""
     _require_run_files(folder)
+    remove_stale_locks(folder)  # of a process that was killed while it wrote the last files
     file = folder / FILES["metadata"]
     try:
         data = read_file(file, max_bytes=_MAX_METADATA).files[file.name]

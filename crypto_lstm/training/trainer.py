@@ -64,7 +64,7 @@ from crypto_lstm.training.run_folder import (
 )
 from .saved_run import load_run, predict_candles, predict_probabilities, read_pinned
 from ..utils.display import get_logger, html_table, text_table
-from ..utils.environment import require_session_dtypes
+from ..utils.environment import require_session_dtypes, require_unforked_tensorflow
 from ..utils.system import MB, memory_limit_mb, process_memory_mb
 
 if TYPE_CHECKING:
@@ -435,7 +435,8 @@ def train(
     logged.
 
     Raises before anything is written: a `CryptoLSTMError` for bad candles, settings or folders, and for a backend or
-    number format of Keras with which the model can't be saved (`KerasEnvironmentError`), `MemoryBudgetError` if
+    number format of Keras with which the model can't be saved (`KerasEnvironmentError`), `ForkedTensorFlowError` in
+    a fork of a process that has used TensorFlow, `MemoryBudgetError` if
     the estimate exceeds the memory, `ResumeMismatchError` for an unfinished run of other settings, candles or versions,
     `LockedError` if another process trains in the folder.
 
@@ -455,6 +456,7 @@ def train(
     """
     config = config or Config()
     require_save_interval(save_every_batches)
+    require_unforked_tensorflow()
     require_session_dtypes()
     require_saveable_plan(config)  # a network that can't be saved is refused before it is trained
     folder = check_output_folder(output_dir, resume)
