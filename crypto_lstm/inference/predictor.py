@@ -37,7 +37,7 @@ from crypto_lstm.inference.decision import (
     require_max_age,
     require_probabilities,
 )
-from .onnx_file import INPUT, OnnxFileError, decode_onnx_file, open_session
+from .onnx_file import INPUT, OnnxFileError, decode_onnx_file, describe_unfinished, open_session
 from ..storage.arrays import decode_npz
 from ..storage.lock import remove_stale_locks
 from crypto_lstm.storage.manifest import (
@@ -50,11 +50,13 @@ from crypto_lstm.storage.manifest import (
 )
 from ..storage.verified import atomic_file, manifest_path, read_file, verify_folder
 from ..utils.checks import shorten_repr
-from ..utils.display import html_table, text_table
+from ..utils.display import get_logger, html_table, text_table
 from ..utils.errors import CryptoLSTMError
 
 if TYPE_CHECKING:
     import onnxruntime
+
+_log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['GOLDEN_TOLERANCE', 'RUN_FILES', 'StateMismatchError', 'Predictor', 'load_run_predictor']
@@ -271,6 +273,9 @@ class _VerifiedNetwork:
         network = _Network(open_session(data, threads))
         deviation = _measure_deviation(network, windows, answers, path)
         metadata = {name: value for name, value in facts.items() if name != "golden"}
+        unfinished = describe_unfinished(metadata)
+        if unfinished:
+            _log.warning("%s: %s", Path(path).name, unfinished)
         return cls(Path(path), config, metadata, sha256, verified, deviation, network, scaler, fill_gaps)
 
     def probabilities(
@@ -294,7 +299,8 @@ class _VerifiedNetwork:
 
     def __repr__(self) -> str:
         market = f"{self.config.pair} {self.config.timeframe}"
-        return f"{type(self).__name__}({self.path.name!r}, {market!r}, sha256={self.sha256[:16]!r})"
+        unfinished = ", unfinished=True" if describe_unfinished(self.metadata) else ""
+        return f"{type(self).__name__}({self.path.name!r}, {market!r}, sha256={self.sha256[:16]!r}{unfinished})"
 
     def __str__(self) -> str:
         return text_table((self.path.name, ""), _describe_network(self))
@@ -309,8 +315,10 @@ def _describe_network(network: _VerifiedNetwork) -> list[tuple[str, str]]:
     tested = f"golden windows within {GOLDEN_TOLERANCE:g} of Keras"
     if not network.verified:
         tested += "; there is no manifest beside the file"
+    unfinished = describe_unfinished(network.metadata)
     return [
         ("market", f"{config.pair} {config.timeframe}, {config.sequence_length} candles"),
+        *([("warning", unfinished)] if unfinished else []),
         ("expires", str(network.metadata["expires"])),
         ("bundle", str(network.metadata["bundle_sha256"])),
         ("sha256", network.sha256),
@@ -333,7 +341,9 @@ def _predict_candles(network: _VerifiedNetwork, stream: FeatureStream, candles: 
     columns = {name.lower(): probabilities[:, number] for number, name in enumerate(CLASSES)}
     dates = fed.times[rows].view("datetime64[ns]")
     filled = count_filled(fed.filled, network.config.sequence_length)[rows]
-    return {"date": dates, **columns, "decision": choose_actions(probabilities), "filled": filled}
+    outside = network._require_scaler().count_out_of_range(fed.matrix)
+    counts = {"filled": filled, "out_of_range": count_filled(outside, network.config.sequence_length)[rows]}
+    return {"date": dates, **columns, "decision": choose_actions(probabilities), **counts}
 
 
 def _gather_windows(matrix: np.ndarray, rows: np.ndarray, config: Config) -> np.ndarray:
@@ -375,12 +385,13 @@ class Predictor(_VerifiedNetwork):
     def predict(
         self,
         candles: Any,  # a DataFrame, names to columns, a structured array, or rows as ccxt returns them
-    ) -> dict[str, np.ndarray]:  # date (datetime64[ns], UTC), short, hold, long, decision, filled: one per full window
+    ) -> dict[str, np.ndarray]:  # date (datetime64[ns], UTC), short to long, decision, filled, out_of_range
         """Probabilities and the most likely class for every candle that completes a window.
 
-        `filled` counts the candles of the window that were missing in a short gap and are filled, as in training. The
-        values equal those of `crypto_lstm.training.saved_run.predict_candles`. Raises `StreamError` and
-        `InvalidPredictionError`.
+        `filled` counts the candles of the window that were missing in a short gap and are filled, as in training.
+        `out_of_range` counts the values of the window that the training did not cover: beyond the clip, or of a feature
+        that was constant. There is one value for each full window. The values equal those of
+        `crypto_lstm.training.saved_run.predict_candles`. Raises `StreamError` and `InvalidPredictionError`.
         """
         return _predict_candles(self, self._make_stream(), candles)
 
@@ -401,7 +412,7 @@ class Predictor(_VerifiedNetwork):
 
     def _decide(self, stream: Any, now: Any, max_age_candles: float, clock_skew_s: float) -> Decision:
         expires = self.metadata["expires"]
-        return decide_newest(stream, self.probabilities, now, max_age_candles, expires, clock_skew_s)
+        return decide_newest(stream, self.probabilities, now, max_age_candles, expires, clock_skew_s, self._scaler)
 
     def warm_up(
         self,
@@ -490,8 +501,8 @@ def _read_run_pins(path: Path) -> dict[str, str] | None:
     except OSError:
         return None
     pins = metadata.get("sha256") if isinstance(metadata, dict) else None
-    if not isinstance(pins, dict) or not {"onnx", "bundle"} <= set(pins):
-        return None
+    if not isinstance(pins, dict) or not all(isinstance(pins.get(name), str) for name in ("onnx", "bundle")):
+        return None  # of an earlier version, or of a training of no finished epoch
     return pins
 
 

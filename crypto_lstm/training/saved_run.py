@@ -32,14 +32,17 @@ from crypto_lstm.storage.manifest import (
     SavedFileError,
     parse_json,
     read_bytes,
+    read_json,
 )
 from ..storage.verified import manifest_path, read_file
 from .run_folder import FILES
+from ..utils.checks import shorten_repr
 from ..utils.display import html_table, text_table
 from ..utils.environment import require_unforked_tensorflow
 
 # %% auto #0
-__all__ = ['predict_probabilities', 'predict_candles', 'LoadedRun', 'load_run', 'read_pinned', 'RunReport', 'verify_run']
+__all__ = ['predict_probabilities', 'predict_candles', 'LoadedRun', 'load_run', 'NoFinishedEpochError', 'read_pinned',
+           'RunReport', 'verify_run']
 
 # %% ../../nbs/training/03_saved_run.ipynb #1665ea40
 def predict_probabilities(
@@ -63,7 +66,7 @@ def predict_candles(
     scaler: Scaler,  # fitted on the training rows
     config: Config,  # of the training
     candles: pd.DataFrame,  # date, open, high, low, close, volume
-) -> pd.DataFrame:  # date, short, hold, long, decision, filled: one row for each candle with a full window
+) -> pd.DataFrame:  # date, short, hold, long, decision, filled, out_of_range: one row for each full window
     """Probabilities and the most likely class for every candle that has a full window, the newest included.
 
     The decision is NO_TRADE if two classes are equally likely. The probabilities are not calibrated: training balances
@@ -77,12 +80,13 @@ def predict_candles(
     >>> candles = cl.synthetic_candles(800, seed=2, timeframe="1h")
     >>> answers = cl.predict_candles(run.model, run.scaler, run.config, candles)
     >>> list(answers)
-    ['date', 'short', 'hold', 'long', 'decision', 'filled']
+    ['date', 'short', 'hold', 'long', 'decision', 'filled', 'out_of_range']
     """
     windows, ends = prediction_windows(candles, config, scaler)
     answers = predict_probabilities(model, windows)
     columns = {name.lower(): answers[:, number] for number, name in enumerate(CLASSES)}
-    columns |= {"decision": choose_actions(answers), "filled": ends["filled"].to_numpy()}
+    counts = {name: ends[name].to_numpy() for name in ("filled", "out_of_range")}
+    columns |= {"decision": choose_actions(answers), **counts}
     return pd.DataFrame({"date": ends["date"], **columns})
 
 # %% ../../nbs/training/03_saved_run.ipynb #09c45adc
@@ -119,7 +123,8 @@ def load_run(
 ) -> LoadedRun:
     """Load what a decision needs.
 
-    Raises `ModelFileError` if the folder is no finished run, `IntegrityError` if its content differs from what was
+    A training that was stopped early is loaded with a warning. Raises `ModelFileError` if the folder is no run with a
+    model (`NoFinishedEpochError` if no epoch was finished), `IntegrityError` if its content differs from what was
     saved, `PinMismatchError` for another bundle than the expected one.
 
     With the folder that the example of `train` writes:
@@ -161,14 +166,32 @@ def _load_metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
+class NoFinishedEpochError(ModelFileError):
+    """The folder holds a training that was stopped before its first epoch was finished: there is no model to use."""
+
+
 def _require_run_files(folder: Path) -> None:
     remedy = "use the folder that crypto-lstm train wrote (--output)"
     if not folder.exists():
         raise ModelFileError(folder, "no finished run, no such folder", remedy)
     names = [FILES[name] for name in ("metadata", *_PINNED, "bundle")]
     missing = [name for name in names if not (folder / name).exists()]
+    if FILES["bundle"] in missing:
+        _require_finished_epoch(folder)
     if missing:
         raise ModelFileError(folder, f"no finished run, it lacks {', '.join(missing)}", remedy)
+
+
+def _require_finished_epoch(folder: Path) -> None:
+    """Raise `NoFinishedEpochError` if the metadata of the run state that no epoch was finished."""
+    try:
+        metadata = read_json(folder / FILES["metadata"], max_bytes=_MAX_METADATA)
+    except (SavedFileError, OSError):  # the caller reports what is missing
+        return
+    if isinstance(metadata, dict) and type(metadata.get("epochs_finished")) is int and not metadata["epochs_finished"]:
+        reason = shorten_repr(metadata.get("stopped_by"))
+        fault = f"no epoch of the training was finished, {reason} stopped it: there is no model to use"
+        raise NoFinishedEpochError(folder, fault, "resume the training by the same call of train")
 
 
 def _not_metadata(file: Path, fault: str) -> ModelFileError:
@@ -205,10 +228,12 @@ class RunReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"ok": self.ok, "bundle": self.bundle.as_dict(), "files": dict(self.faults)}
+        known = {"ok": self.ok, "unfinished": self.bundle.unfinished}
+        return {**known, "bundle": self.bundle.as_dict(), "files": dict(self.faults)}
 
     def _title(self) -> str:
-        return f"{self.path.name}: {'every file is' if self.ok else 'NOT'} as it was saved"
+        unfinished = ", of an UNFINISHED training" if self.bundle.unfinished else ""
+        return f"{self.path.name}: {'every file is' if self.ok else 'NOT'} as it was saved{unfinished}"
 
     def _rows(self) -> list[tuple[str, str]]:
         return [(name, fault or "as it was saved") for name, fault in self.faults.items()]

@@ -208,7 +208,7 @@ def test_predict_writes_a_row_for_every_full_window(run_folder, candle_file, tmp
     assert main(words) == 0
     summary = json.loads(capsys.readouterr().out)
     answers = pd.read_csv(target) if suffix == ".csv" else pd.read_parquet(target)
-    assert list(answers.columns) == ["date", "part", "short", "hold", "long", "decision", "filled"]
+    assert list(answers.columns) == ["date", "part", "short", "hold", "long", "decision", "filled", "out_of_range"]
     assert len(answers) == summary["rows"] == 3000 - 719 - 11  # 30 days of hours for the mean, 12 for the window
     assert pd.Timestamp(answers["date"].iloc[-1]) == hourly()["date"].iloc[-1]
     chosen = answers[["short", "hold", "long"]].to_numpy().argmax(axis=1)
