@@ -53,6 +53,7 @@ from crypto_lstm.storage.manifest import (
 )
 from .storage.verified import atomic_file, atomic_folder, manifest_path, read_file, read_folder
 from .utils.display import get_logger, html_table, text_table
+from .utils.environment import require_unforked_tensorflow
 from .utils.errors import CryptoLSTMError
 from .utils.keras_internals import get_compile_settings, write_model_to_hdf5
 
@@ -483,7 +484,8 @@ def load_model(
     configuration. A file of plain Keras has no manifest: it loads with a warning in the log, and `load_report(model)`
     lists the points that could not be checked. A model that was saved before `compile` loads uncompiled. Its LSTM
     layers have the recurrent dropout of the configuration; without a configuration they are Keras' own, which drop per
-    sample. Raises `ModelFileError` (`ModelIntegrityError`, `UnsafeModelError`) and `ModelMismatchError`.
+    sample. Raises `ModelFileError` (`ModelIntegrityError`, `UnsafeModelError`), `ModelMismatchError`, and
+    `ForkedTensorFlowError` in a fork of a process that has used TensorFlow.
 
     Example:
         >>> import crypto_lstm as cl
@@ -492,6 +494,7 @@ def load_model(
         (None, 3)
     """
     require_keras()
+    require_unforked_tensorflow()
     source = _find_model(path)
     remedy = "take another copy, save it again, or try compile=False where only predictions are wanted"
     with _convert_storage_errors(source, "can't be read as a model", remedy):

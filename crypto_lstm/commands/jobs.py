@@ -116,7 +116,7 @@ def run_train(arguments: argparse.Namespace) -> Result:
     )
     if run.interrupted:
         print_status(f"stopped by {run.interrupted}: run the same command again to resume")
-    return report_run(run, [_write_predict_command(run)])
+    return report_run(run, [_write_predict_command(run)] if run.epochs_finished else [])
 
 
 def _write_predict_command(run: TrainingRun) -> str:
@@ -309,6 +309,18 @@ def _find_age(decisions: pd.DataFrame, model: _Model) -> list[str]:
     return warnings
 
 
+def _find_out_of_range(decisions: pd.DataFrame, model: _Model) -> list[str]:
+    """A warning if many values of some windows are out of the range of the training."""
+    from crypto_lstm.data.scaler import OUT_OF_RANGE_SHARE
+
+    values = model.config.sequence_length * len(model.config.features)
+    count = int((decisions["out_of_range"] > OUT_OF_RANGE_SHARE * values).sum())
+    if not count:
+        return []
+    share = f"more than {OUT_OF_RANGE_SHARE:.0%} of their values out of the range of the training"
+    return [f"Warning: {count:,} of {len(decisions):,} windows have {share}; the network has not seen such values."]
+
+
 def _load_predictor(path: Path, sha256: str | None) -> Predictor | None:
     """The ONNX model of a file or a run folder; None for a bundle alone."""
     from crypto_lstm.inference.predictor import Predictor, load_run_predictor
@@ -360,6 +372,7 @@ def run_predict(arguments: argparse.Namespace) -> Result:
         _write_table(decisions, output)
     print_status(f"{check_candles(candles, model.config.timeframe)}\n")
     warnings = [*_find_other_market(arguments.candles, model), *_find_age(decisions, model)]
+    warnings += _find_out_of_range(decisions, model)
     return _report_decisions(decisions, model, output, warnings)
 
 # %% ../../nbs/commands/04_jobs.ipynb #d170239f
@@ -428,6 +441,7 @@ def run_verify(arguments: argparse.Namespace) -> Result:
 
 
 def _verify_onnx(path: Path, sha256: str | None) -> Result:
+    from crypto_lstm.inference.onnx_file import describe_unfinished
     from crypto_lstm.inference.predictor import Predictor
 
     predictor = Predictor.load(path, sha256)
@@ -435,6 +449,7 @@ def _verify_onnx(path: Path, sha256: str | None) -> Result:
         "ok": predictor.verified,
         "sha256": predictor.sha256,
         "golden_deviation": predictor.golden_deviation,
+        "unfinished": describe_unfinished(predictor.metadata),
     }
     return Result(values, f"{_state_verdict(path, predictor.verified)}\n{predictor}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,11 +20,16 @@ from ..utils.checks import is_finite_number, shorten_repr
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
-__all__ = ['ScalerError', 'Scaler']
+__all__ = ['OUT_OF_RANGE_SHARE', 'ScalerError', 'Scaler']
 
 # %% ../../nbs/data/09_scaler.ipynb #7cfbc3b2
 class ScalerError(CryptoLSTMError, ValueError):
     """Values that make no scaler, or a matrix, a file or a configuration that does not fit a scaler."""
+
+
+OUT_OF_RANGE_SHARE = 0.05  # of the values of a window: a decision states it if more are out of range
+_CONSTANT_SPREAD = 1e-6  # of a feature in percent or as a ratio: less is rounding, and no scale
+_MOVED = 1e-5  # distance from the centre at which a constant feature has moved
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,11 @@ class Scaler:
     center: tuple[float, ...]  # subtracted
     scale: tuple[float, ...]  # divided by
     clip: float  # scaled values are limited to plus and minus this
+    constant: tuple[str, ...] = ()  # features that did not change in the training rows
 
     def __post_init__(self) -> None:
+        if len(set(self.constant)) != len(self.constant) or not set(self.constant) <= set(self.features):
+            raise ScalerError(f"constant features must be among {self.features}, got {shorten_repr(self.constant)}")
         numbers = (*self.center, *self.scale, self.clip)
         has_one_of_each = len(self.features) == len(self.center) == len(self.scale) > 0
         has_names = all(isinstance(name, str) for name in self.features)
@@ -51,9 +60,12 @@ class Scaler:
         matrix: np.ndarray,  # (training rows, features), all finite
         config: Config,  # scaler, features, feature_clip
     ) -> Self:
-        """Fit centre and scale with scikit-learn. A feature that never changes gets scale 1."""
+        """Fit centre and scale with scikit-learn. A feature that never changes gets scale 1 and is in `constant`."""
         center, scale = _fit_numbers(config.scaler, matrix)
-        return cls(config.scaler, config.features, tuple(center.tolist()), tuple(scale.tolist()), config.feature_clip)
+        is_constant = np.ptp(matrix, axis=0) <= _CONSTANT_SPREAD * np.maximum(1, np.abs(center))
+        constant = tuple(name for name, value in zip(config.features, is_constant, strict=True) if value)
+        numbers = tuple(center.tolist()), tuple(np.where(is_constant, 1.0, scale).tolist())
+        return cls(config.scaler, config.features, *numbers, config.feature_clip, constant)
 
     def scale_rows(
         self,
@@ -77,6 +89,35 @@ class Scaler:
     def _standardize(self, matrix: np.ndarray) -> np.ndarray:
         return (matrix.astype(np.float64) - np.array(self.center)) / np.array(self.scale)
 
+    @cached_property
+    def _limits(self) -> np.ndarray:
+        """(features,) float32: the smallest scaled value of each feature that the training did not cover."""
+        limits = np.full(len(self.features), self.clip, dtype=np.float32)
+        for number, name in enumerate(self.features):
+            if name in self.constant:
+                limits[number] = _MOVED * max(1.0, abs(self.center[number]))
+        return limits
+
+    def count_out_of_range(
+        self,
+        scaled: np.ndarray,  # (rows, features) from `scale_rows`
+    ) -> np.ndarray:  # (rows,) int
+        """How many values of each row the training did not cover: clipped ones, and constant features that moved."""
+        return np.count_nonzero(np.abs(scaled) >= self._limits, axis=1)
+
+    def describe_out_of_range(
+        self,
+        window: np.ndarray,  # (sequence_length, features) from `scale_rows`
+    ) -> str | None:
+        """A sentence if more than 5 % of the values of a window are out of the range of the training, else None."""
+        is_outside = np.abs(window) >= self._limits
+        count = int(np.count_nonzero(is_outside))
+        if count <= OUT_OF_RANGE_SHARE * window.size:
+            return None
+        counts = dict(zip(self.features, np.count_nonzero(is_outside, axis=0).tolist(), strict=True))
+        named = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
+        return f"{count} of the {window.size} values of the window are out of the range of the training ({named})"
+
     def require_config(self, config: Config) -> None:
         """Raise `ScalerError` unless this scaler has the features, the kind and the clip of `config`."""
         wanted = (config.features, config.scaler, config.feature_clip)
@@ -88,14 +129,16 @@ class Scaler:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them."""
         lists = {"features": list(self.features), "center": list(self.center), "scale": list(self.scale)}
-        return {"kind": self.kind, **lists, "clip": self.clip}
+        constant = {"constant": list(self.constant)} if self.constant else {}  # earlier versions did not write it
+        return {"kind": self.kind, **lists, "clip": self.clip, **constant}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """A scaler from the values of `as_dict`. Raises `ScalerError` for any other values."""
         _require_fields(values)
         center, scale = (tuple(map(float, values[name])) for name in ("center", "scale"))
-        return cls(values["kind"], tuple(values["features"]), center, scale, float(values["clip"]))
+        constant = tuple(values.get("constant", ()))
+        return cls(values["kind"], tuple(values["features"]), center, scale, float(values["clip"]), constant)
 
     def save(self, path: str | Path) -> Path:
         """Write the scaler as JSON, atomically."""
@@ -121,12 +164,16 @@ class Scaler:
 # %% ../../nbs/data/09_scaler.ipynb #ecdda447
 def _require_fields(values: Any) -> None:
     """Raise `ScalerError` unless `values` has the fields of a scaler, each of its type."""
-    if not isinstance(values, Mapping) or set(values) != {"kind", "features", "center", "scale", "clip"}:
+    names = {"kind", "features", "center", "scale", "clip"}
+    if not isinstance(values, Mapping) or set(values) - {"constant"} != names:
         raise ScalerError(f"a scaler has kind, features, center, scale and clip, got {shorten_repr(values)}")
     lists = [values[name] for name in ("features", "center", "scale")]
     has_lists = all(isinstance(value, (list, tuple)) for value in lists)
     if not has_lists or not isinstance(values["kind"], str) or not is_finite_number(values["clip"]):
         raise ScalerError(f"a scaler has a text as kind, three lists and a number as clip, got {shorten_repr(values)}")
+    constant = values.get("constant", [])
+    if not isinstance(constant, (list, tuple)) or not all(isinstance(name, str) for name in constant):
+        raise ScalerError(f"a scaler has a list of names as constant, got {shorten_repr(constant)}")
     features, *numbers = lists
     has_names = all(isinstance(name, str) for name in features) and len(set(features)) == len(features)
     if not has_names or not all(is_finite_number(number) for number in (*numbers[0], *numbers[1])):

@@ -254,6 +254,7 @@ class TrainingData:
     prior: tuple[float, ...]  # share of each class in the training part, before balancing
     dropped: dict[str, int]  # reason -> candles
     clipped: dict[str, int]  # feature -> scaled values that were clipped
+    warnings: tuple[str, ...] = ()  # sentences about candles from which little can be learnt
 
     @property
     def parts(self) -> dict[str, WindowDataset]:
@@ -284,6 +285,8 @@ class TrainingData:
             "prior": dict(zip(CLASSES, self.prior, strict=True)),
             "dropped": self.dropped,
             "clipped": self.clipped,
+            "constant": list(self.scaler.constant),
+            "warnings": list(self.warnings),
         }
 
     def _spans(self) -> dict[str, list[str]]:
@@ -304,11 +307,15 @@ class TrainingData:
 
     def __str__(self) -> str:
         dropped = text_table(["candles that end no window", "count"], self.dropped.items())
-        return text_table(_PART_COLUMNS, self._table()) + "\n\n" + dropped
+        warnings = [f"Warning: {warning}." for warning in self.warnings]
+        return "\n\n".join([text_table(_PART_COLUMNS, self._table()), dropped, *warnings])
 
     def _repr_html_(self) -> str:
         dropped = html_table(["reason", "candles"], self.dropped.items(), caption="Candles that end no window")
-        return html_table(_PART_COLUMNS, self._table(), caption="Training data") + dropped
+        parts = html_table(_PART_COLUMNS, self._table(), caption="Training data") + dropped
+        if not self.warnings:
+            return parts
+        return parts + html_table(["warning"], [[warning] for warning in self.warnings])
 
 # %% ../../nbs/data/10_windows.ipynb #2562bd0d
 def prepare(
@@ -353,6 +360,7 @@ def prepare(
         prior=tuple((counts / len(train)).tolist()),
         dropped={**targets.dropped, "purge gap": purged, "balance": len(train) - len(chosen)},
         clipped=dict(zip(config.features, clipped.tolist(), strict=True)),
+        warnings=tuple(_find_doubts(filled, scaler, int(train[-1]) + 1, config)),
     )
 
 # %% ../../nbs/data/10_windows.ipynb #87a3618c
@@ -435,6 +443,65 @@ def _require_batch(windows: int, config: Config) -> None:
         found = f"batch_size is {config.batch_size}, but only {windows} training windows are left"
         raise DataError(f"{found}. Set batch_size to {windows} or less")
 
+# %% ../../nbs/data/10_windows.ipynb #bc3a3dc1
+def _find_doubts(
+    filled: pd.DataFrame,
+    scaler: Scaler,
+    train_rows: int,  # rows up to the last training row
+    config: Config,
+) -> Iterator[str]:
+    """Sentences about features that are constant in the training rows, and about a price that does not move."""
+    centers = dict(zip(scaler.features, scaler.center, strict=True))
+    if scaler.constant:
+        named = ", ".join(f"{name} ({_round(centers[name])})" for name in scaler.constant)
+        yield f"constant in the training part, so nothing is learnt from it: {named}"
+    volume = filled["volume"].to_numpy()[:train_rows]
+    low, high = float(volume.min()), float(volume.max())
+    if high - low <= _STILL * max(1.0, high):
+        yield f"the volume is {_round(high)} in every candle of the training part: leave out its features"
+    yield from _describe_still_price(filled, config)
+
+
+def _round(value: float) -> str:
+    return f"{round(value, 6) + 0.0:.6g}"  # the sum turns -0.0 into 0.0
+
+
+_STILL = 1e-9  # of a value: smaller movements are rounding
+
+
+def _describe_still_price(filled: pd.DataFrame, config: Config) -> Iterator[str]:
+    """A sentence if the price stands still for a day of candles and a window, or for longer."""
+    shortest = max(config.day_candles, config.sequence_length)
+    starts, lengths = _find_runs(_mark_still_candles(filled))
+    is_long = lengths >= shortest
+    if not is_long.any():
+        return
+    longest = int(np.where(is_long, lengths, 0).argmax())
+    first, last = starts[longest], starts[longest] + lengths[longest] - 1
+    dates = [f"{filled['date'].iloc[row]:%Y-%m-%d %H:%M}" for row in (first, last)]
+    count = int(lengths[is_long].sum())
+    end = ", the last one" if last == len(filled) - 1 else ""
+    found = f"the price does not move in {count:,} of {len(filled):,} candles, the longest time from {dates[0]}"
+    yield f"{found} to {dates[1]}{end}: a dead market, such as after a delisting; leave these candles out"
+
+
+def _mark_still_candles(filled: pd.DataFrame, portion: int = 131_072) -> np.ndarray:
+    """(rows,) bool: highest, lowest and last price equal the last price of the candle before."""
+    close, high, low = (filled[name].to_numpy() for name in ("close", "high", "low"))
+    still = np.zeros(len(close), dtype=bool)
+    for start in range(1, len(close), portion):
+        rows = slice(start, start + portion)
+        before = close[start - 1 : start - 1 + len(close[rows])]
+        room = _STILL * before
+        still[rows] = (np.abs(high[rows] - before) <= room) & (np.abs(low[rows] - before) <= room)
+    return still
+
+
+def _find_runs(marks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First place and length of each run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], marks, [False]])))
+    return edges[::2], edges[1::2] - edges[::2]
+
 # %% ../../nbs/data/10_windows.ipynb #44f10091
 def prediction_windows(
     candles: pd.DataFrame,  # date, open, high, low, close, volume
@@ -443,8 +510,9 @@ def prediction_windows(
 ) -> tuple[WindowDataset, pd.DataFrame]:  # batches without labels; the last candle of each window (index: 0, 1, ...)
     """Every full window that ends with a candle of the input, scaled as in training.
 
-    Filled candles are part of windows and end none; the column `filled` counts them in each window. Raises `DataError`
-    without any window, and for a scaler of other features.
+    Filled candles are part of windows and end none; the column `filled` counts them in each window, and `out_of_range`
+    the values that the training did not cover. Raises `DataError` without any window, and for a scaler of other
+    features.
     """
     if scaler.features != config.features:
         found = f"the scaler is for the features {scaler.features}, the configuration has {config.features}"
@@ -460,4 +528,5 @@ def prediction_windows(
     dataset = WindowDataset(matrix, rows, sequence_length=config.sequence_length, batch_size=config.batch_windows)
     ends = filled.iloc[rows].reset_index(drop=True)
     ends["filled"] = count_filled(filled["filled"].to_numpy(), config.sequence_length)[rows]
+    ends["out_of_range"] = count_filled(scaler.count_out_of_range(matrix), config.sequence_length)[rows]
     return dataset, ends

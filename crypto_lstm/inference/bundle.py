@@ -43,8 +43,10 @@ from crypto_lstm.inference.decision import (
 from crypto_lstm.inference.onnx_file import (
     GOLDEN_REAL,
     OnnxFileError,
+    describe_unfinished,
     disable_tf32,
     is_in_calendar,
+    is_training_fact,
     make_probe_rows,
     require_same_scaling,
     restore_raw,
@@ -56,11 +58,14 @@ from ..storage.arrays import decode_npz
 from ..storage.manifest import FilePath, IntegrityError, SavedFileError, parse_json
 from ..storage.verified import FolderReport, atomic_folder, read_folder, verify_folder
 from ..utils.checks import list_first_names, shorten_repr
-from ..utils.display import html_table, text_table
+from ..utils.display import get_logger, html_table, text_table
+from ..utils.environment import require_unforked_tensorflow
 from ..utils.errors import CryptoLSTMError, escape_control
 
 if TYPE_CHECKING:
     import keras
+
+_log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['FILES', 'GOLDEN', 'TOLERANCE', 'Shapes', 'BundleError', 'list_weight_shapes', 'encode_weights', 'decode_weights',
@@ -221,6 +226,10 @@ def _require_matching_facts(facts: Mapping[str, Any], config: Config, scaler: Sc
     if not is_expiry(expires) or not is_in_calendar(expires):
         got = shorten_repr(expires)
         raise BundleError(path, f"expires: expected null or a date with a time zone, got {got}")
+    training = facts.get("training")  # older versions did not write it
+    if not is_training_fact(training):
+        got = shorten_repr(training)
+        raise BundleError(path, f"training: expected finished and wanted epochs, and an interruption, got {got}")
 
 # %% ../../nbs/inference/04_bundle.ipynb #5f2438bf
 @contextlib.contextmanager
@@ -269,6 +278,7 @@ def _collect_weights(model: keras.Model) -> dict[str, np.ndarray]:
 
 def _predict_batches(model: keras.Model, windows: np.ndarray) -> np.ndarray:
     """Answers (windows, 3) float64, in batches of `GOLDEN` windows."""
+    require_unforked_tensorflow()
     parts = [np.empty((0, len(CLASSES)))]
     for start in range(0, len(windows), GOLDEN):
         batch = windows[start : start + GOLDEN]
@@ -298,7 +308,8 @@ def save_bundle(
 ) -> FolderReport:  # its `sha256` pins the bundle
     """Write a bundle in one atomic step.
 
-    Raises `ModelMismatchError`, `BundleError` and `SaveError`; the previous content of `path` is then unchanged.
+    Raises `ModelMismatchError`, `BundleError` (also for a training of no finished epoch) and `SaveError`; the previous
+    content of `path` is then unchanged.
 
     Example:
         >>> import crypto_lstm as cl
@@ -313,6 +324,7 @@ def save_bundle(
         True
     """
     config, data = run.config, run.data
+    training = _describe_training(run, Path(path))
     validate_model(run.model, config)
     _require_matching_scaler(data.scaler, config, Path(path))
     golden = _choose_golden(data, config)
@@ -323,6 +335,7 @@ def save_bundle(
         **build_facts(config, data.scaler),
         "policy": getattr(run, "policy", DecisionPolicy()).as_dict(),
         "data": _describe_data(data),
+        "training": training,
         "versions": _list_versions(),
         "notes": _check_notes(notes),
         "expires": None if expires is None else _require_zone(expires).isoformat(),
@@ -422,6 +435,20 @@ def _require_zone(moment: datetime) -> datetime:
         raise BundleError("expires", fault, "give a date before the year 9999, with tzinfo=datetime.UTC") from error
 
 
+def _describe_training(run: Any, path: Path) -> dict[str, Any] | None:
+    """The epochs that were finished and wanted, and what stopped the training; None for a run that does not know.
+
+    Raises `BundleError` if no epoch was finished: such a network has learnt from a part of the data.
+    """
+    epochs = getattr(run, "epochs_finished", None)
+    if epochs is None:
+        return None
+    if epochs == 0:
+        fault = f"no epoch of the training was finished, {run.unfinished} stopped it: no bundle was made"
+        raise BundleError(path, fault, "resume the training by the same call of train")
+    return {"epochs": epochs, "epochs_wanted": run.config.epochs, "interrupted": run.unfinished}
+
+
 def _describe_data(data: Any) -> dict[str, Any]:
     """A fingerprint of the data for training, validation and test: dates (ns) and the scaled matrix."""
     dates = data.dates.astype("datetime64[ns, UTC]")
@@ -468,7 +495,8 @@ class Bundle:
 
     def __repr__(self) -> str:
         market = f"{self.config.pair} {self.config.timeframe}"
-        return f"Bundle({self.path.name!r}, {market!r}, sha256={self.sha256[:16]!r})"
+        unfinished = ", unfinished=True" if describe_unfinished(self.metadata) else ""
+        return f"Bundle({self.path.name!r}, {market!r}, sha256={self.sha256[:16]!r}{unfinished})"
 
     def probabilities(
         self,
@@ -498,9 +526,8 @@ class Bundle:
         stream = FeatureStream(self.config, self.scaler.scale_rows)
         try:
             stream.feed(candles)
-            expires = self.metadata.get("expires")
-            choose = self.policy.choose
-            return decide_newest(stream, self._predict_windows, now, max_age_candles, expires, clock_skew_s, choose)
+            limits = (now, max_age_candles, self.metadata.get("expires"), clock_skew_s)
+            return decide_newest(stream, self._predict_windows, *limits, self.scaler, self.policy.choose)
         except (CryptoLSTMError, tf.errors.OpError, MemoryError, ArithmeticError) as error:
             return Decision.from_error(error)
 
@@ -594,7 +621,8 @@ def load_bundle(
     """Read, verify and test a bundle.
 
     A damaged bundle is refused. A forged bundle that is consistent is refused only with `expected_sha256`. Raises
-    `IntegrityError`, `BundleError`, `PinMismatchError` or `SchemaVersionError`, and `OSError` if there is no folder.
+    `IntegrityError`, `BundleError`, `PinMismatchError` or `SchemaVersionError`, `OSError` if there is no folder, and
+    `ForkedTensorFlowError` in a fork of a process that has used TensorFlow.
 
     Example:
         >>> import crypto_lstm as cl
@@ -602,12 +630,16 @@ def load_bundle(
         >>> bundle.config.sequence_length
         12
     """
+    require_unforked_tensorflow()
     found = read_folder(path, expected_sha256=expected_sha256, max_bytes=8 * MAX_PARAMETERS)
     content = _parse_bundle(found.path, found.facts, found.files)
     model = _assign_weights(_build_network(content.config), content.weights)
     windows, expected = _join_golden(content.golden), content.golden["probabilities"]
     deviation = _measure_deviation(_predict_golden(model, windows), expected, TOLERANCE, found.path)
     metadata = {**found.facts, "created": found.created}
+    unfinished = describe_unfinished(metadata)
+    if unfinished:
+        _log.warning("%s: %s", found.path.name, unfinished)
     facts = (content.scaler, content.config, metadata, found.sha256, deviation, windows, content.policy)
     return Bundle(found.path, model, *facts)
 
@@ -625,13 +657,20 @@ class VerifyReport:
         """Whether the bundle may be used."""
         return self.fault is None
 
+    @property
+    def unfinished(self) -> str | None:
+        """A sentence about a training that was stopped early; None if it ended by itself, or if nothing is known."""
+        return describe_unfinished(self.folder.facts) if self.ok else None
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         folder = self.folder.as_dict()
-        return {"ok": self.ok, "fault": self.fault, "golden_deviation": self.golden_deviation, "folder": folder}
+        known = {"ok": self.ok, "fault": self.fault, "unfinished": self.unfinished}
+        return {**known, "golden_deviation": self.golden_deviation, "folder": folder}
 
     def __repr__(self) -> str:
-        return f"VerifyReport({self.folder.path.name!r}, ok={self.ok}, fault={shorten_repr(self.fault)})"
+        unfinished = ", unfinished=True" if self.unfinished else ""
+        return f"VerifyReport({self.folder.path.name!r}, ok={self.ok}, fault={shorten_repr(self.fault)}{unfinished})"
 
     def __str__(self) -> str:
         lines = [f"{self._title()}, sha256 {self.folder.sha256 or 'unknown'}"]
@@ -647,7 +686,8 @@ class VerifyReport:
         return html_table(("bundle", ""), rows, caption=self._title()) + self.folder._repr_html_()
 
     def _title(self) -> str:
-        verdict = "a good bundle" if self.ok else "NOT to be used"
+        good = "a good bundle of an UNFINISHED training" if self.unfinished else "a good bundle"
+        verdict = good if self.ok else "NOT to be used"
         return f"{escape_control(self.folder.path.name)}: {verdict}"
 
 
@@ -659,6 +699,8 @@ def _describe_report(report: VerifyReport) -> list[tuple[str, str]]:
     data = facts.get("data")
     if isinstance(data, dict):
         rows.append(("last candle", str(data.get("last_candle"))))
+    if report.unfinished:
+        rows.append(("warning", report.unfinished))
     rows.append(("files", str(len(report.folder.files))))
     rows.append(("verdict", f"golden answers within {TOLERANCE:g}" if report.ok else "does not load"))
     return rows

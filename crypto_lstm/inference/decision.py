@@ -23,6 +23,7 @@ from crypto_lstm.data.candle_rules import (
 )
 from ..data.feature_stream import FeatureStream
 from ..data.live_stream import LiveStream
+from ..data.scaler import Scaler
 from ..utils.checks import is_finite_number, shorten_repr
 from ..utils.display import html_table
 from ..utils.errors import CryptoLSTMError
@@ -259,6 +260,7 @@ def decide_newest(
     max_age_candles: float = 1.0,  # largest accepted age of the newest candle since its close, in candles
     expires: str | None = None,  # expiry of the model
     clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
+    scaler: Scaler | None = None,  # of the stream: the reason states a window out of the range of its training
     choose: Callable[[np.ndarray], Decision] = choose_action,  # probabilities (3,) -> decision: `DecisionPolicy.choose`
 ) -> Decision:
     """The decision for the newest candle, shared by `Bundle` and `Predictor`.
@@ -277,10 +279,14 @@ def decide_newest(
         raise InvalidPredictionError(f"the newest candle ({format_time(time)}) does not complete a window, {missing}")
     decision = choose(predict(window[None])[0])
     filled = stream.filled_in_window()
-    if not filled:
-        return decision
-    share = f"{filled} of the {stream.config.sequence_length} candles of the window were missing and are filled"
-    return replace(decision, reason=f"{decision.reason}; {share}")
+    notes = []
+    if filled:
+        length = stream.config.sequence_length
+        notes.append(f"{filled} of the {length} candles of the window were missing and are filled")
+    outside = None if scaler is None else scaler.describe_out_of_range(window)
+    if outside:
+        notes.append(outside)
+    return replace(decision, reason="; ".join([decision.reason, *notes])) if notes else decision
 
 
 def describe_missing(

@@ -23,7 +23,7 @@ from ..data.candle_rules import read_utc_offset
 from ..data.scaler import Scaler, ScalerError
 from ..storage.manifest import FilePath, IntegrityError, SchemaVersionError, parse_json
 from ..storage.verified import atomic_file
-from ..utils.checks import shorten_repr
+from ..utils.checks import is_whole_number, shorten_repr
 
 if TYPE_CHECKING:
     import keras
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'GOLDEN_REAL', 'EXPORT_TOLERANCE', 'OnnxFileError',
            'list_keras_shapes', 'list_onnx_shapes', 'convert_keras_weights', 'encode_onnx_file', 'make_probe_rows',
-           'restore_raw', 'require_same_scaling', 'decode_onnx_file', 'decode_scaler', 'decode_rows', 'open_session',
-           'export_onnx', 'is_in_calendar', 'disable_tf32']
+           'restore_raw', 'require_same_scaling', 'decode_onnx_file', 'decode_scaler', 'decode_rows',
+           'is_training_fact', 'describe_unfinished', 'open_session', 'export_onnx', 'is_in_calendar', 'disable_tf32']
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #8cac0da2
 class OnnxFileError(IntegrityError):
@@ -376,6 +376,9 @@ def decode_onnx_file(
     config = _parse_config(facts, path)
     arrays = _decode_arrays(tensors, config, path)
     _require_bound_scaler(facts, config, path)
+    if not is_training_fact(facts.get("training")):
+        fault = f"training: expected finished and wanted epochs, got {shorten_repr(facts['training'])}"
+        raise OnnxFileError(path, fault, "export it again")
     expires = facts.get("expires")
     if isinstance(expires, str) and not is_in_calendar(expires):
         fault = f"expires: expected null or a date with a time zone, got {shorten_repr(expires)}"
@@ -532,6 +535,30 @@ def _decode_arrays(
         arrays[name] = np.frombuffer(tensors[name], dtype="<f4").reshape(shape)
     return arrays
 
+# %% ../../nbs/inference/02_onnx_file.ipynb #97396d11
+def is_training_fact(
+    value: Any,  # `training` in the metadata of a bundle or an ONNX file
+) -> bool:
+    """Whether this is None (unknown), or the epochs that were finished, those that were wanted, and an interruption."""
+    if value is None:
+        return True
+    if not isinstance(value, Mapping) or set(value) != {"epochs", "epochs_wanted", "interrupted"}:
+        return False
+    has_counts = is_whole_number(value["epochs"], 1) and is_whole_number(value["epochs_wanted"], 1)
+    interrupted = value["interrupted"]
+    return has_counts and (interrupted is None or (isinstance(interrupted, str) and interrupted.isprintable()))
+
+
+def describe_unfinished(
+    metadata: Mapping[str, Any],  # of a bundle or an ONNX file
+) -> str | None:
+    """A sentence about a training that was stopped early; None if it ended by itself, or if nothing is known."""
+    training = metadata.get("training")
+    if training is None or training["interrupted"] is None:
+        return None
+    epochs = f"{training['epochs']} of {training['epochs_wanted']} epochs"
+    return f"the training is unfinished: {training['interrupted']} stopped it after {epochs}"
+
 # %% ../../nbs/inference/02_onnx_file.ipynb #cd63cc16
 def open_session(
     data: bytes,  # content of a file that `decode_onnx_file` accepted
@@ -602,6 +629,7 @@ def _collect_facts(source: Any, scaler: Any, expiry: str | None) -> dict[str, An
         "bundle_sha256": getattr(source, "sha256", None),
         "policy": None if policy is None else policy.as_dict(),
         "data": metadata.get("data"),
+        "training": metadata.get("training"),
         "notes": metadata.get("notes", {}),
     }
 

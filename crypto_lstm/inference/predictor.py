@@ -40,10 +40,12 @@ from crypto_lstm.inference.onnx_file import (
     decode_onnx_file,
     decode_rows,
     decode_scaler,
+    describe_unfinished,
     open_session,
 )
 from .policy import DecisionPolicy
 from ..storage.arrays import decode_npz
+from ..storage.lock import remove_stale_locks
 from crypto_lstm.storage.manifest import (
     FilePath,
     IntegrityError,
@@ -54,11 +56,13 @@ from crypto_lstm.storage.manifest import (
 )
 from ..storage.verified import atomic_file, manifest_path, read_file, verify_folder
 from ..utils.checks import shorten_repr
-from ..utils.display import html_table, text_table
+from ..utils.display import get_logger, html_table, text_table
 from ..utils.errors import CryptoLSTMError
 
 if TYPE_CHECKING:
     import onnxruntime
+
+_log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['GOLDEN_TOLERANCE', 'RUN_FILES', 'StateMismatchError', 'Predictor', 'load_run_predictor']
@@ -258,6 +262,9 @@ class _VerifiedNetwork:
         network = _Network(open_session(data, threads))
         deviation = _measure_deviation(network, windows, answers, path)
         metadata = {name: value for name, value in facts.items() if name != "golden"}
+        unfinished = describe_unfinished(metadata)
+        if unfinished:
+            _log.warning("%s: %s", Path(path).name, unfinished)
         return cls(Path(path), config, metadata, sha256, verified, deviation, policy, network, scaler, fill_gaps)
 
     def probabilities(
@@ -284,7 +291,8 @@ class _VerifiedNetwork:
 
     def __repr__(self) -> str:
         market = f"{self.config.pair} {self.config.timeframe}"
-        return f"{type(self).__name__}({self.path.name!r}, {market!r}, sha256={self.sha256[:16]!r})"
+        unfinished = ", unfinished=True" if describe_unfinished(self.metadata) else ""
+        return f"{type(self).__name__}({self.path.name!r}, {market!r}, sha256={self.sha256[:16]!r}{unfinished})"
 
     def __str__(self) -> str:
         return text_table((self.path.name, ""), _describe_network(self))
@@ -299,9 +307,11 @@ def _describe_network(network: _VerifiedNetwork) -> list[tuple[str, str]]:
     tested = f"golden windows within {GOLDEN_TOLERANCE:g} of Keras"
     if not network.verified:
         tested += "; there is no manifest beside the file"
+    unfinished = describe_unfinished(network.metadata)
     return [
         ("market", f"{config.pair} {config.timeframe}, {config.sequence_length} candles"),
         ("decides by", str(network.policy)),
+        *([("warning", unfinished)] if unfinished else []),
         ("expires", str(network.metadata["expires"])),
         ("bundle", str(network.metadata["bundle_sha256"])),
         ("sha256", network.sha256),
@@ -323,7 +333,9 @@ def _predict_candles(network: _VerifiedNetwork, stream: FeatureStream, candles: 
     columns = network.policy.choose_rows(np.concatenate(answers))
     dates = fed.times[rows].view("datetime64[ns]")
     filled = count_filled(fed.filled, network.config.sequence_length)[rows]
-    return {"date": dates, **columns, "filled": filled}
+    outside = network._require_scaler().count_out_of_range(fed.matrix)
+    counts = {"filled": filled, "out_of_range": count_filled(outside, network.config.sequence_length)[rows]}
+    return {"date": dates, **columns, **counts}
 
 
 def _gather_windows(matrix: np.ndarray, rows: np.ndarray, config: Config) -> np.ndarray:
@@ -351,10 +363,9 @@ def _decide(
     clock_skew_s: float,
 ) -> Decision:
     """The decision for the newest candle of a stream. Any fault of the data or the network gives NO_TRADE."""
-    expires = network.metadata["expires"]
-    choose = network.policy.choose
+    limits = (now, max_age_candles, network.metadata["expires"], clock_skew_s)
     try:
-        return decide_newest(stream, network.probabilities, now, max_age_candles, expires, clock_skew_s, choose)
+        return decide_newest(stream, network.probabilities, *limits, network._scaler, network.policy.choose)
     except _FAULTS as error:
         return Decision.from_error(error)
 
@@ -386,8 +397,9 @@ class Predictor(_VerifiedNetwork):
 
         Columns: `date` (datetime64[ns], UTC); `short`, `hold`, `long` (probabilities, calibrated if the model has a
         calibration); `expected_long`, `expected_short` (expected return after costs in percent, NaN without a rule);
-        `decision`; `filled`, the candles of the window that were missing in a short gap and are filled, as in training.
-        The values equal those of `crypto_lstm.training.saved_run.predict_candles`. Raises `StreamError` and
+        `decision`; `filled`, the candles of the window that were missing in a short gap and are filled, as in training;
+        `out_of_range`, the values of the window that the training did not cover: beyond the clip, or of a feature that
+        was constant. They equal those of `crypto_lstm.training.saved_run.predict_candles`. Raises `StreamError` and
         `InvalidPredictionError`.
         """
         return _predict_candles(self, self._make_stream(), candles)
@@ -474,6 +486,7 @@ def load_run_predictor(
     pins = _read_run_pins(place / RUN_FILES["metadata"])
     if pins is None:
         return None
+    remove_stale_locks(place)  # of a process that was killed while it wrote the last files
     _verify_run_bundle(place / RUN_FILES["bundle"], pins["bundle"], expected_sha256)
     predictor = Predictor.load(place / RUN_FILES["onnx"], pins["onnx"])
     if predictor.metadata["bundle_sha256"] != pins["bundle"]:
@@ -490,8 +503,8 @@ def _read_run_pins(path: Path) -> dict[str, str] | None:
     except OSError:
         return None
     pins = metadata.get("sha256") if isinstance(metadata, dict) else None
-    if not isinstance(pins, dict) or not {"onnx", "bundle"} <= set(pins):
-        return None
+    if not isinstance(pins, dict) or not all(isinstance(pins.get(name), str) for name in ("onnx", "bundle")):
+        return None  # of an earlier version, or of a training of no finished epoch
     return pins
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from ..utils.checks import is_whole_number
 from ..utils.errors import CryptoLSTMError, escape_control
 
 # %% auto #0
-__all__ = ['absolute_path', 'hash_name', 'LockedError', 'hold_lock']
+__all__ = ['absolute_path', 'hash_name', 'LockedError', 'hold_lock', 'remove_stale_locks']
 
 # %% ../../nbs/storage/02_lock.ipynb #825500ee
 def absolute_path(
@@ -72,40 +73,77 @@ def hold_lock(
     """
     target = absolute_path(path)
     file = target.parent / f".lock-{hash_name(target.name)}"
-    descriptor = _acquire_lock(file, target, wait_s)
+    lock = _acquire_lock(file, target, wait_s)
     try:
         yield
     finally:
-        _release_lock(descriptor, file)
+        _release_lock(lock, file)
+
+# %% ../../nbs/storage/02_lock.ipynb #9c44ea5a
+_CLOSED = -1
+_MAX_NOTE = 8192  # bytes of the note in a lock file
+
+
+class _LockFile:
+    """An open lock file. `descriptor` is `_CLOSED` after `close`, and in a process that was forked."""
+
+    def __init__(self, file: Path, flags: int = 0) -> None:
+        self.descriptor = os.open(file, os.O_RDWR | flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        _open_locks.add(self)
+
+    def close(self) -> None:
+        """Unlock and close the file."""
+        _open_locks.discard(self)
+        descriptor = self.descriptor
+        self.descriptor = _CLOSED
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+_open_locks: set[_LockFile] = set()  # of this process
+
+
+def _close_inherited_locks() -> None:
+    """Close the lock files of the parent in a forked child. Closing a copy of a descriptor does not unlock the file."""
+    for lock in list(_open_locks):
+        lock.close()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_close_inherited_locks)
 
 # %% ../../nbs/storage/02_lock.ipynb #2e88eec3
-def _acquire_lock(file: Path, target: Path, wait_s: float) -> int:
-    """A descriptor of the locked file. Raises `LockedError` after `wait_s` seconds."""
-    end = time.monotonic() + wait_s
+_SHORTEST_WAIT_S = 0.05  # `remove_stale_locks` may hold the lock for an instant
+
+
+def _acquire_lock(file: Path, target: Path, wait_s: float) -> _LockFile:
+    """The locked file. Raises `LockedError` after `wait_s` seconds."""
+    end = time.monotonic() + max(wait_s, _SHORTEST_WAIT_S)
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        lock = _LockFile(file, os.O_CREAT)
         is_ours = False
         try:
-            is_ours = _try_lock(descriptor) and _is_same_file(descriptor, file)
+            is_ours = _try_lock(lock.descriptor) and _is_same_file(lock.descriptor, file)
             if is_ours:
-                _write_holder(descriptor, target)
-                return descriptor
+                _write_holder(lock.descriptor, target)
+                return lock
             if time.monotonic() >= end:
-                raise _make_locked_error(target, os.read(descriptor, 8192))
+                raise _make_locked_error(target, os.read(lock.descriptor, _MAX_NOTE))
         except BaseException:
-            _release_lock(descriptor, file if is_ours else None)
+            _release_lock(lock, file if is_ours else None)
             raise
-        _release_lock(descriptor, None)
+        _release_lock(lock, None)
         time.sleep(0.01)
 
 
-def _release_lock(descriptor: int, file: Path | None) -> None:
+def _release_lock(lock: _LockFile, file: Path | None) -> None:
     """Remove the lock file if it is ours, and then unlock it. A process that waited for this file opens a new one."""
+    if lock.descriptor == _CLOSED:  # a forked child leaves the block of its parent, which still holds the lock
+        return
     with contextlib.suppress(OSError):
         if file is not None:
             os.unlink(file)  # noqa: PTH108  (os.*: tests make each call fail; Windows keeps open files)
-    with contextlib.suppress(OSError):
-        os.close(descriptor)
+    lock.close()
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -153,3 +191,29 @@ def _make_locked_error(target: Path, note: bytes) -> LockedError:
     if not isinstance(facts, dict) or not is_whole_number(facts.get("pid"), minimum=1):
         return LockedError(target)
     return LockedError(target, facts["pid"], str(facts.get("host")), str(facts.get("since")))
+
+# %% ../../nbs/storage/02_lock.ipynb #3d5bac18
+def remove_stale_locks(
+    folder: FilePath,
+) -> list[Path]:  # the files that were removed
+    """Remove the lock files in a folder that no process holds. Files that this process may not remove stay."""
+    removed = []
+    for file in sorted(Path(folder).glob(f".lock-{'[0-9a-f]' * 8}")):
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(file.lstat().st_mode) and _remove_if_free(file):
+                removed.append(file)
+    return removed
+
+
+def _remove_if_free(file: Path) -> bool:
+    """Remove a lock file with the note of a writer, or with none yet. Whether nobody held it."""
+    lock = _LockFile(file)
+    try:
+        is_free = _try_lock(lock.descriptor) and _is_same_file(lock.descriptor, file)
+        note = os.read(lock.descriptor, _MAX_NOTE) if is_free else b""
+        is_stale = is_free and (not note or note.startswith(b'{"pid"'))
+        if is_stale:
+            os.unlink(file)  # noqa: PTH108  (as in `_release_lock`)
+        return is_stale
+    finally:
+        lock.close()

@@ -28,13 +28,14 @@ from ..config import Config, ConfigError
 from ..data.windows import WindowDataset, tf_dataset
 from ..profiling.memory_monitor import MemoryMonitorCallback
 from ..storage.arrays import decode_npz
-from ..storage.atomic import sha256_file
+from ..storage.atomic import sha256_file, write_json
 from ..storage.checkpoints import CheckpointStore
-from ..storage.manifest import IntegrityError, parse_json
+from ..storage.manifest import IntegrityError, SavedFileError, parse_json, read_json
 from ..storage.verified import VerifiedContent, manifest_path
-from .run_folder import STATE, require_same_run
+from .run_folder import STATE, STOP_NOTE, require_same_run
 from ..utils.checks import is_whole_number, shorten_repr
 from ..utils.display import get_logger
+from ..utils.errors import escape_control
 
 _log = get_logger(__name__)
 
@@ -94,6 +95,7 @@ class SavedState:
     over: bool  # the training is finished
     arrays: Mapping[str, np.ndarray] = field(repr=False)
     values: Mapping[str, Any] = field(repr=False)
+    lost: tuple[str, ...] = ()  # sentences about files that were removed while the training ran
 
     def __str__(self) -> str:
         if self.over or self.epoch >= self.config.epochs:
@@ -124,7 +126,27 @@ def read_resumable_state(
     saved = read_state(folder)
     if saved:
         require_same_run(folder, saved.identity, identity)
+        for loss in [*saved.lost, *_describe_lost_steps(folder, saved)]:
+            _log.warning(loss)
     return saved
+
+# %% ../../nbs/training/02_checkpointing.ipynb #bfdc1375
+def _describe_lost_steps(folder: Path, saved: SavedState) -> list[str]:
+    """A sentence about the steps that an exception cost; empty if there was none, or if nothing was lost."""
+    try:
+        note = read_json(folder / STATE / STOP_NOTE, max_bytes=4096)
+    except (SavedFileError, OSError):
+        return []
+    names = ("epoch", "batch", "batches")
+    is_note = isinstance(note, dict) and all(is_whole_number(note.get(name), 0) for name in names)
+    if not is_note or not isinstance(note.get("error"), str):
+        return []
+    steps = (note["epoch"] - saved.epoch) * note["batches"] + note["batch"] - saved.batch
+    if steps <= 0:
+        return []
+    place = f"in epoch {note['epoch'] + 1}, after step {note['batch']} of {note['batches']}"
+    lost = f"{steps} steps since the last state are lost and done again"
+    return [f"{escape_control(note['error'])} stopped the training {place}: {lost}"]
 
 # %% ../../nbs/training/02_checkpointing.ipynb #6a880de7
 _MAX_VALUES = 64 << 20  # bytes
@@ -152,7 +174,15 @@ def _parse_state(found: VerifiedContent) -> SavedState:
         over=bool(facts.get("over")),
         arrays=_parse_arrays(found),
         values=_parse_values(found),
+        lost=_parse_lost(found),
     )
+
+
+def _parse_lost(found: VerifiedContent) -> tuple[str, ...]:
+    lost = found.facts.get("lost", [])
+    if not isinstance(lost, list) or not all(isinstance(text, str) for text in lost):
+        raise _not_a_state(found, f"expected sentences as lost, got {shorten_repr(lost)}")
+    return tuple(map(escape_control, lost))
 
 
 def _not_a_state(found: VerifiedContent, fault: str) -> IntegrityError:
@@ -330,7 +360,10 @@ class TrainingBackup(keras.callbacks.History):
         self.stopped_inside_epoch = False
         self.last_saved = "No finite state was saved"  # a sentence for error messages
         self._facts = dict(facts)
+        self._lost = list(saved.lost) if saved else []
+        self._newest: Path | None = saved.path if saved else None  # checkpoint
         self._epoch = 0
+        self._done = saved.batch if saved else 0  # finished steps of the epoch
         self._saved = saved
         self._stops_after_epoch = False
         if saved:
@@ -341,6 +374,7 @@ class TrainingBackup(keras.callbacks.History):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Restore the sums of the metrics if the epoch resumes in the middle: Keras has just set them to zero."""
         self._epoch = epoch
+        self._done = self._saved.batch if self._saved else 0
         if self._saved and self._saved.batch:
             one_hot = np.eye(self.model.output_shape[-1], dtype="float32")
             self.model.compute_metrics(None, one_hot, one_hot)  # creates the variables of the metrics
@@ -350,6 +384,7 @@ class TrainingBackup(keras.callbacks.History):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Save the state if the interval is over, or if a callback stops the training."""
         done = batch + 1
+        self._done = done
         if done == self.batches:
             self._stops_after_epoch = self.model.stop_training
             self.model.stop_training = False
@@ -381,16 +416,42 @@ class TrainingBackup(keras.callbacks.History):
         variables |= _name_arrays("optimizer", self.model.optimizer.variables)
         if not _are_finite(variables, self.callbacks):
             return
+        self._note_removed_files(f"step {batch} of epoch {epoch + 1}" if batch else f"epoch {epoch}")
         values, arrays = self._collect(batch)
         arrays |= variables
         facts = {**self._facts, "epoch": epoch, "batch": batch, "batches": self.batches, "over": over}
+        facts["lost"] = self._lost
         store = CheckpointStore(self.folder / STATE, max_to_keep=2)
         with store.save(facts=facts, needs_bytes=sum(array.nbytes for array in arrays.values())) as new:
             (new / "values.json").write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
             with open(new / "arrays.npz", "wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
+        self._newest = store.list_checkpoints()[0]
         place = f"step {batch} of epoch {epoch + 1}" if batch else f"epoch {epoch}"
         self.last_saved = f"The last finite state, after {place}, is kept in {str(self.folder / STATE)!r}"
+
+    def _note_removed_files(self, place: str) -> None:
+        """Warn of files that were removed while the training ran, and write the best model again."""
+        if self._newest is not None and not self._newest.exists():
+            self._lose(f"{str(self.folder / STATE)!r} was removed before {place}: the older states are lost")
+        path = self.folder / CHECKPOINT_NAME
+        best = [callback.best for callback in self.callbacks if isinstance(callback, BestCheckpoint)]
+        if any(value is not None for value in best) and not path.exists():
+            _write_best_model(self.model, self.callbacks, path)
+            result = "it is written again from the weights of the best epoch" if path.exists() else "it is lost"
+            self._lose(f"{str(path)!r} was removed before {place}: {result}")
+
+    def _lose(self, sentence: str) -> None:
+        _log.warning(sentence)
+        self._lost.append(sentence)
+
+    def note_stop(self, error: BaseException) -> None:
+        """Note where an exception stopped the training, so that the next run can state how many steps are lost."""
+        if self._newest is None or not self._newest.exists():
+            return
+        note = {"epoch": self._epoch, "batch": self._done, "batches": self.batches, "error": type(error).__name__}
+        with contextlib.suppress(OSError):  # the training has failed already
+            write_json(self.folder / STATE / STOP_NOTE, note)
 
     def _collect(self, batch: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The values and arrays of the state, without the variables of the network and of the optimizer."""
@@ -419,6 +480,8 @@ def restore_training(
     path = folder / CHECKPOINT_NAME
     if saved.values["checkpoint"] == _hash_if_present(path):
         return
+    if not path.is_file():
+        _log.warning("%s was removed: it is written again from the weights of the best epoch", path)
     for file in (path, manifest_path(path)):
         file.unlink(missing_ok=True)
     _write_best_model(model, callbacks, path)
@@ -529,21 +592,25 @@ def resume_fit(
         backup.save(0, 0)
     train.epoch = (saved.epoch if saved else 0) - 1
     model.stop_training = bool(saved and saved.over)
-    with callbacks.training():
-        validation_data = tf_dataset(validation)
-        for fit in _plan_fits(train, epochs, saved):
-            if model.stop_training:
-                break
-            callbacks.offset = fit.offset
-            model.fit(
-                tf_dataset(fit.windows),
-                validation_data=validation_data,
-                initial_epoch=fit.first,
-                epochs=fit.end,
-                callbacks=callbacks,
-                verbose=verbose,
-                shuffle=False,  # otherwise Keras warns that it can't shuffle a pipeline
-            )
+    try:
+        with callbacks.training():
+            validation_data = tf_dataset(validation)
+            for fit in _plan_fits(train, epochs, saved):
+                if model.stop_training:
+                    break
+                callbacks.offset = fit.offset
+                model.fit(
+                    tf_dataset(fit.windows),
+                    validation_data=validation_data,
+                    initial_epoch=fit.first,
+                    epochs=fit.end,
+                    callbacks=callbacks,
+                    verbose=verbose,
+                    shuffle=False,  # otherwise Keras warns that it can't shuffle a pipeline
+                )
+    except BaseException as error:
+        backup.note_stop(error)
+        raise
     return backup.history
 
 # %% ../../nbs/training/02_checkpointing.ipynb #8f8799fd

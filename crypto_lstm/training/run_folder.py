@@ -25,14 +25,15 @@ from ..data.candle_report import require_candles
 from ..gpu import GpuStatus
 from ..inference.predictor import RUN_FILES
 from ..storage.checkpoints import CheckpointStore
-from ..storage.lock import LockedError, hold_lock
+from ..storage.lock import LockedError, hold_lock, remove_stale_locks
 from ..storage.manifest import IntegrityError, SavedFileError, read_json
 from ..storage.verified import manifest_path, read_file
-from ..utils.errors import CryptoLSTMError, Suggestion
+from ..utils.checks import shorten_repr
+from ..utils.errors import CryptoLSTMError, Suggestion, escape_control
 
 # %% auto #0
-__all__ = ['FILES', 'STATE', 'check_output_folder', 'lock_run_folder', 'fingerprint_candles', 'list_versions', 'run_identity',
-           'ResumeMismatchError', 'require_same_run', 'is_finished_run', 'delete_training_state']
+__all__ = ['FILES', 'STATE', 'STOP_NOTE', 'check_output_folder', 'lock_run_folder', 'fingerprint_candles', 'list_versions',
+           'run_identity', 'ResumeMismatchError', 'require_same_run', 'is_finished_run', 'delete_training_state']
 
 # %% ../../nbs/training/01_run_folder.ipynb #5b7c93ab
 FILES = {
@@ -51,6 +52,7 @@ FILES = {
     "confusion_matrix": "confusion_matrix.png",
 }
 STATE = "state"  # folder of the checkpoints, in that of the run; deleted when the run is finished
+STOP_NOTE = "stopped.json"  # in that folder: where an exception stopped the training
 _MAX_METADATA = 64 << 20  # bytes
 _WRITING = f".writing-{'[0-9a-f]' * 8}-*"  # work folder of a save that has not ended
 _LOCK = f".lock-{'[0-9a-f]' * 8}"
@@ -88,6 +90,10 @@ def _require_usable_name(folder: Path) -> None:
 def _require_own_run(folder: Path, resume: bool) -> None:
     place = f"the folder {str(folder)!r} is not empty"
     if not _has_run(folder):
+        lost = _describe_lost_run(folder)
+        if lost is not None:
+            remedy = "Nothing is overwritten: move the folder away, or choose another"
+            raise OutputFolderError(f"{place}, it holds a training {lost}. {remedy}")
         raise OutputFolderError(f"{place}: nothing is overwritten, choose another or move it away")
     if not resume:
         suggestion = Suggestion({"resume": True}, "to continue that run")
@@ -117,15 +123,35 @@ def _has_run(folder: Path) -> bool:
     return has_checkpoint or _read_finished_metadata(folder) is not None
 
 
-def _read_finished_metadata(folder: Path) -> dict[str, Any] | None:
-    """The metadata of a finished run; None if the folder holds none."""
+def _read_metadata(folder: Path) -> dict[str, Any] | None:
+    """The metadata of a run, finished or not; None if the folder holds none."""
     try:
         metadata = read_json(folder / FILES["metadata"], max_bytes=_MAX_METADATA)
     except (SavedFileError, FileNotFoundError):
         return None
-    is_of_run = isinstance(metadata, dict) and "crypto_lstm" in metadata
-    is_finished = is_of_run and metadata.get("interrupted", "") is None
+    return metadata if isinstance(metadata, dict) and "crypto_lstm" in metadata else None
+
+
+def _read_finished_metadata(folder: Path) -> dict[str, Any] | None:
+    """The metadata of a finished run; None if the folder holds none."""
+    metadata = _read_metadata(folder)
+    is_finished = metadata is not None and metadata.get("interrupted", "") is None
     return metadata if is_finished else None
+
+
+def _describe_lost_run(folder: Path) -> str | None:
+    """The end of a sentence about a training that can't be resumed, because its state was removed; None without one."""
+    state = f"its state ({str(folder / STATE)!r}) is missing, so it can't be resumed"
+    metadata = _read_metadata(folder)
+    if metadata is not None:
+        epochs = metadata.get("epochs_finished", metadata.get("epochs_run"))
+        cause = metadata.get("interrupted")
+        return f"that {escape_control(str(cause))} stopped after {shorten_repr(epochs)} finished epochs: {state}"
+    try:
+        facts = read_file(folder / FILES["checkpoint"]).facts
+    except (SavedFileError, OSError):
+        return None
+    return f"whose best epoch was number {shorten_repr(facts.get('epoch'))}: {state}"
 
 # %% ../../nbs/training/01_run_folder.ipynb #e5808cb9
 @contextlib.contextmanager
@@ -148,6 +174,7 @@ def lock_run_folder(
             raise OutputFolderError.from_os_error(folder, error) from error
         for path in folder.glob(_WRITING):  # a killed process left them; the lock proves that nobody writes now
             shutil.rmtree(path, ignore_errors=True)
+        remove_stale_locks(folder)
         yield
 
 
@@ -281,6 +308,7 @@ def delete_training_state(folder: Path) -> None:
     for path in [*CheckpointStore(state).list_checkpoints(), *state.glob(_WRITING)]:
         shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
+        (state / STOP_NOTE).unlink(missing_ok=True)
         for path in state.glob(_LOCK):
             path.unlink()
         state.rmdir()  # fails if the folder is not empty

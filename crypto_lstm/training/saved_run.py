@@ -24,6 +24,7 @@ from ..inference.decision import require_probabilities
 from ..inference.policy import DecisionPolicy
 from ..persistence import read_metadata
 from ..saving.model_schema import ModelFileError, silence_keras
+from ..storage.lock import remove_stale_locks
 from crypto_lstm.storage.manifest import (
     MANIFEST,
     FilePath,
@@ -32,13 +33,17 @@ from crypto_lstm.storage.manifest import (
     SavedFileError,
     parse_json,
     read_bytes,
+    read_json,
 )
 from ..storage.verified import manifest_path, read_file
 from .run_folder import FILES
+from ..utils.checks import shorten_repr
 from ..utils.display import html_table, text_table
+from ..utils.environment import require_unforked_tensorflow
 
 # %% auto #0
-__all__ = ['predict_probabilities', 'predict_candles', 'LoadedRun', 'load_run', 'read_pinned', 'RunReport', 'verify_run']
+__all__ = ['predict_probabilities', 'predict_candles', 'LoadedRun', 'load_run', 'NoFinishedEpochError', 'read_pinned',
+           'RunReport', 'verify_run']
 
 # %% ../../nbs/training/03_saved_run.ipynb #1665ea40
 def predict_probabilities(
@@ -47,8 +52,10 @@ def predict_probabilities(
 ) -> np.ndarray:  # (windows, 3) float64, rows sum to 1
     """The probabilities of SHORT, HOLD and LONG for each window.
 
-    Raises `InvalidPredictionError` for values that are negative or not finite, and for a row that does not sum to 1.
+    Raises `InvalidPredictionError` for values that are negative or not finite, and for a row that does not sum to 1,
+    `ForkedTensorFlowError` in a fork of a process that has used TensorFlow.
     """
+    require_unforked_tensorflow()
     with silence_keras():
         answers = model.predict(tf_dataset(windows), verbose=0).astype(np.float64)
     require_probabilities(answers)
@@ -76,12 +83,13 @@ def predict_candles(
     >>> candles = cl.synthetic_candles(800, seed=2, timeframe="1h")
     >>> answers = cl.predict_candles(run.model, run.scaler, run.config, candles, run.policy)
     >>> list(answers)
-    ['date', 'short', 'hold', 'long', 'expected_long', 'expected_short', 'decision', 'filled']
+    ['date', 'short', 'hold', 'long', 'expected_long', 'expected_short', 'decision', 'filled', 'out_of_range']
     """
     windows, ends = prediction_windows(candles, config, scaler)
     answers = predict_probabilities(model, windows)
     columns = (policy or DecisionPolicy()).choose_rows(answers)
-    return pd.DataFrame({"date": ends["date"], **columns, "filled": ends["filled"].to_numpy()})
+    counts = {name: ends[name].to_numpy() for name in ("filled", "out_of_range")}
+    return pd.DataFrame({"date": ends["date"], **columns, **counts})
 
 # %% ../../nbs/training/03_saved_run.ipynb #09c45adc
 @dataclass(frozen=True)
@@ -122,7 +130,8 @@ def load_run(
 ) -> LoadedRun:
     """Load what a decision needs.
 
-    Raises `ModelFileError` if the folder is no finished run, `IntegrityError` if its content differs from what was
+    A training that was stopped early is loaded with a warning. Raises `ModelFileError` if the folder is no run with a
+    model (`NoFinishedEpochError` if no epoch was finished), `IntegrityError` if its content differs from what was
     saved, `PinMismatchError` for another bundle than the expected one.
 
     With the folder that the example of `train` writes:
@@ -150,6 +159,7 @@ _MAX_FILE = 2 << 30  # bytes
 def _load_metadata(folder: Path) -> dict[str, Any]:
     """The metadata of a run. Raises `ModelFileError` if a file of the run is missing or the metadata can't be used."""
     _require_run_files(folder)
+    remove_stale_locks(folder)  # of a process that was killed while it wrote the last files
     file = folder / FILES["metadata"]
     try:
         data = read_file(file, max_bytes=_MAX_METADATA).files[file.name]
@@ -163,14 +173,32 @@ def _load_metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
+class NoFinishedEpochError(ModelFileError):
+    """The folder holds a training that was stopped before its first epoch was finished: there is no model to use."""
+
+
 def _require_run_files(folder: Path) -> None:
     remedy = "use the folder that crypto-lstm train wrote (--output)"
     if not folder.exists():
         raise ModelFileError(folder, "no finished run, no such folder", remedy)
     names = [FILES[name] for name in ("metadata", *_PINNED, "bundle")]
     missing = [name for name in names if not (folder / name).exists()]
+    if FILES["bundle"] in missing:
+        _require_finished_epoch(folder)
     if missing:
         raise ModelFileError(folder, f"no finished run, it lacks {', '.join(missing)}", remedy)
+
+
+def _require_finished_epoch(folder: Path) -> None:
+    """Raise `NoFinishedEpochError` if the metadata of the run state that no epoch was finished."""
+    try:
+        metadata = read_json(folder / FILES["metadata"], max_bytes=_MAX_METADATA)
+    except (SavedFileError, OSError):  # the caller reports what is missing
+        return
+    if isinstance(metadata, dict) and type(metadata.get("epochs_finished")) is int and not metadata["epochs_finished"]:
+        reason = shorten_repr(metadata.get("stopped_by"))
+        fault = f"no epoch of the training was finished, {reason} stopped it: there is no model to use"
+        raise NoFinishedEpochError(folder, fault, "resume the training by the same call of train")
 
 
 def _not_metadata(file: Path, fault: str) -> ModelFileError:
@@ -207,10 +235,12 @@ class RunReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"ok": self.ok, "bundle": self.bundle.as_dict(), "files": dict(self.faults)}
+        known = {"ok": self.ok, "unfinished": self.bundle.unfinished}
+        return {**known, "bundle": self.bundle.as_dict(), "files": dict(self.faults)}
 
     def _title(self) -> str:
-        return f"{self.path.name}: {'every file is' if self.ok else 'NOT'} as it was saved"
+        unfinished = ", of an UNFINISHED training" if self.bundle.unfinished else ""
+        return f"{self.path.name}: {'every file is' if self.ok else 'NOT'} as it was saved{unfinished}"
 
     def _rows(self) -> list[tuple[str, str]]:
         return [(name, fault or "as it was saved") for name, fault in self.faults.items()]

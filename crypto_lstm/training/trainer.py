@@ -64,7 +64,7 @@ from crypto_lstm.training.run_folder import (
 )
 from .saved_run import load_run, predict_candles, predict_probabilities, read_pinned
 from ..utils.display import get_logger, html_table, text_table
-from ..utils.environment import require_session_dtypes
+from ..utils.environment import require_session_dtypes, require_unforked_tensorflow
 from ..utils.system import MB, memory_limit_mb, process_memory_mb
 
 if TYPE_CHECKING:
@@ -73,9 +73,12 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 # %% auto #0
-__all__ = ['PREPARED_COPIES', 'TrainingRun', 'train']
+__all__ = ['EARLY_STOPPING', 'PREPARED_COPIES', 'TrainingRun', 'train']
 
 # %% ../../nbs/training/04_trainer.ipynb #3b50ee66
+EARLY_STOPPING = "early stopping"  # the regular end of a training that no longer improves
+
+
 @dataclass(frozen=True, repr=False)
 class TrainingRun:
     """The result of `train`. `paths` names the files; `validation` and `test` compare the model with its baselines."""
@@ -94,6 +97,8 @@ class TrainingRun:
     paths: dict[str, Path]  # names as in `FILES`
     identity: dict[str, Any]  # facts that must be equal for a resume, see `run_identity`
     resumed_at: str | None = None  # epoch and step of a resume; "finished" if the run was only read from its files
+    stopped_by: str | None = None  # None: all epochs; "early stopping", the name of a signal, or "a callback"
+    partial_epochs: int = 0  # 1 if it stopped inside its last epoch
 
     @property
     def epochs_run(self) -> int:
@@ -101,9 +106,22 @@ class TrainingRun:
         return len(self.history.get("loss", []))
 
     @property
-    def bundle_sha256(self) -> str:
-        """SHA-256 of the bundle, 64 hexadecimal digits. `load_bundle(path, expected_sha256=...)` accepts no other."""
-        return sha256_file(self.paths["bundle"] / MANIFEST)
+    def epochs_finished(self) -> int:
+        """Epochs of which every step was done."""
+        return self.epochs_run - self.partial_epochs
+
+    @property
+    def unfinished(self) -> str | None:
+        """The signal or "a callback" that ended the training early; None after its last epoch or early stopping."""
+        return None if self.stopped_by == EARLY_STOPPING else self.stopped_by
+
+    @property
+    def bundle_sha256(self) -> str | None:
+        """SHA-256 of the bundle, 64 hexadecimal digits. `load_bundle(path, expected_sha256=...)` accepts no other.
+
+        None if no epoch was finished: there is no bundle then.
+        """
+        return sha256_file(self.paths["bundle"] / MANIFEST) if self.epochs_finished else None
 
     @property
     def peak_mb(self) -> float | None:
@@ -128,11 +146,14 @@ class TrainingRun:
             "config": self.config.as_dict(),
             "classes": list(CLASSES),
             "epochs_run": self.epochs_run,
+            "epochs_finished": self.epochs_finished,
             "interrupted": self.interrupted,
+            "stopped_by": self.stopped_by,
             "resumed_at": self.resumed_at,
             "identity": self.identity,
             "validation": self.validation.as_dict(),
             "test": self.test.as_dict(),
+            "warnings": list(self.data.warnings),
             "windows": self.data.as_dict(),
             "memory": {"estimate": self.estimate.as_dict(), "measured_peak_mb": self.peak_mb},
             "device": self.gpu.as_dict(),
@@ -147,26 +168,31 @@ class TrainingRun:
     def __str__(self) -> str:
         validation = f"Validation, used to choose the epoch: {self.validation.verdict}."
         width = min(100, get_terminal_size((100, 24)).columns)
-        return "\n\n".join([text_table(["run", ""], _report_rows(self)), fill(validation, width), str(self.test)])
+        warnings = [fill(f"Warning: {warning}.", width) for warning in self.data.warnings]
+        table = text_table(["run", ""], _report_rows(self))
+        return "\n\n".join([table, *warnings, fill(validation, width), str(self.test)])
 
     def _repr_html_(self) -> str:
         caption = f"Training run, {self.config.pair} {self.config.timeframe}"
         rows = _report_rows(self)
+        rows += [("warning", warning) for warning in self.data.warnings]
         rows += [("validation, used to choose the epoch", self.validation.verdict), ("test", self.test.verdict)]
         return html_table(["run", ""], rows, caption=caption) + self.test._repr_html_()
 
 # %% ../../nbs/training/04_trainer.ipynb #2ca98064
 def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:
-    epochs = f"{run.epochs_run} of {run.config.epochs}"
+    epochs = f"{run.epochs_finished} of {run.config.epochs}"
+    if run.stopped_by:
+        epochs += f", stopped by {run.stopped_by}"
     if run.interrupted:
-        epochs += f", stopped by {run.interrupted}: the same call resumes it"
+        epochs += ": the same call resumes it"
     memory = f"estimated {run.estimate.process_peak_mb:.0f} MB"
     if run.peak_mb is not None:
         memory += f", measured {run.peak_mb:.0f} MB"
     return [
         ("epochs", epochs),
         ("memory peak", memory),
-        ("bundle sha256", run.bundle_sha256),
+        ("bundle sha256", run.bundle_sha256 or "no bundle: no epoch was finished"),
         ("files", f"{len(run.paths)} in {run.output_dir.name}"),
     ]
 
@@ -274,8 +300,13 @@ def _run_job(
         restore_training(job.saved, model, callbacks, job.folder)
     history = _fit(job, model, backup, estimate, verbose)
     run = _evaluate_run(job, model, history, _memory_records(callbacks), estimate)
-    resumed_at = str(job.saved) if job.saved else None
-    return replace(run, interrupted=_find_interruption(backup), resumed_at=resumed_at)
+    return replace(
+        run,
+        interrupted=_find_interruption(backup),
+        resumed_at=str(job.saved) if job.saved else None,
+        stopped_by=_find_stop(backup, run.epochs_run, job.data.config.epochs),
+        partial_epochs=int(backup.stopped_inside_epoch),
+    )
 
 
 def _fit(
@@ -318,6 +349,18 @@ def _find_interruption(backup: TrainingBackup) -> str | None:
     if stoppers and stoppers[0].signal_name:
         return stoppers[0].signal_name
     return "a callback" if backup.stopped_inside_epoch else None
+
+
+def _find_stop(backup: TrainingBackup, epochs: int, wanted: int) -> str | None:
+    """What ended the training before its last epoch, as `TrainingRun.stopped_by`."""
+    if backup.stopped_inside_epoch:
+        return _find_interruption(backup)
+    if epochs >= wanted:
+        return None
+    early = [callback for callback in backup.callbacks if isinstance(callback, keras.callbacks.EarlyStopping)]
+    if any(callback.stopped_epoch for callback in early):
+        return EARLY_STOPPING
+    return _find_interruption(backup) or "a callback"
 
 # %% ../../nbs/training/04_trainer.ipynb #6a8aa118
 _STATELESS = (keras.callbacks.LambdaCallback, keras.callbacks.TensorBoard)
@@ -373,11 +416,18 @@ def _load_finished_run(
     loaded = load_run(folder)
     sha256 = loaded.metadata["sha256"]["model"]
     model = load_model(folder / FILES["model"], loaded.config, expected_sha256=sha256)
-    job = _Job(prepare(candles, loaded.config), folder, gpu, identity, tensorboard)
+    data = prepare(candles, loaded.config)
+    _log_doubts(data)
+    job = _Job(data, folder, gpu, identity, tensorboard)
     history = _read_json_of(job, loaded.metadata, "history")
     memory_history = _read_json_of(job, loaded.metadata, "memory")
     run = _evaluate_run(job, model, history, memory_history, job.estimate())
-    return replace(run, resumed_at="finished")
+    return replace(run, resumed_at="finished", stopped_by=loaded.metadata.get("stopped_by"))
+
+
+def _log_doubts(data: TrainingData) -> None:
+    for warning in data.warnings:
+        _log.warning(warning)
 
 
 def _read_json_of(job: _Job, metadata: Any, name: str) -> Any:
@@ -395,8 +445,11 @@ def _write_run(run: TrainingRun, cleaning: dict[str, Any]) -> None:
     hashes: dict[str, str | None] = {}
     for name in ("config", "scaler", "model", "history", "memory"):
         hashes[name] = sha256_file(run.paths[name])
-    hashes["bundle"] = save_bundle(run, run.paths["bundle"]).sha256
-    hashes["onnx"] = export_onnx(load_bundle(run.paths["bundle"], hashes["bundle"]), run.paths["onnx"])
+    if run.epochs_finished:
+        hashes["bundle"] = save_bundle(run, run.paths["bundle"]).sha256
+        hashes["onnx"] = export_onnx(load_bundle(run.paths["bundle"], hashes["bundle"]), run.paths["onnx"])
+    else:
+        _log.warning("no epoch was finished: there is no bundle and no ONNX file; the same call resumes the training")
     head = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "sha256": hashes,
@@ -435,7 +488,8 @@ def train(
     logged.
 
     Raises before anything is written: a `CryptoLSTMError` for bad candles, settings or folders, and for a backend or
-    number format of Keras with which the model can't be saved (`KerasEnvironmentError`), `MemoryBudgetError` if
+    number format of Keras with which the model can't be saved (`KerasEnvironmentError`), `ForkedTensorFlowError` in
+    a fork of a process that has used TensorFlow, `MemoryBudgetError` if
     the estimate exceeds the memory, `ResumeMismatchError` for an unfinished run of other settings, candles or versions,
     `LockedError` if another process trains in the folder.
 
@@ -455,6 +509,7 @@ def train(
     """
     config = config or Config()
     require_save_interval(save_every_batches)
+    require_unforked_tensorflow()
     require_session_dtypes()
     require_saveable_plan(config)  # a network that can't be saved is refused before it is trained
     folder = check_output_folder(output_dir, resume)
@@ -472,6 +527,7 @@ def train(
             config = saved.config
             _warn_of_lost_states(callbacks)
         data = _prepare_data(candles, config, on_memory, gpu, resumes=saved is not None)
+        _log_doubts(data)
         job = _Job(data, folder, gpu, identity, tensorboard, saved)
         stopper = StopOnSignal()
         own = create_callbacks(data.config, folder, tensorboard=tensorboard)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ from .errors import CryptoLSTMError
 
 # %% auto #0
 __all__ = ['KerasEnvironmentError', 'find_keras_config', 'find_environment_fault', 'require_keras_environment',
-           'require_session_dtypes', 'capture_stderr', 'load_tensorflow']
+           'require_session_dtypes', 'ForkedTensorFlowError', 'require_unforked_tensorflow', 'capture_stderr',
+           'load_tensorflow']
 
 # %% ../../nbs/utils/07_environment.ipynb #e0000005
 class KerasEnvironmentError(CryptoLSTMError, RuntimeError):
@@ -134,6 +136,43 @@ def require_session_dtypes() -> None:
     if policy not in _POLICIES:
         fault = f"Keras' dtype policy is {policy!r}, models are saved in {' or '.join(_POLICIES)}"
         raise KerasEnvironmentError(f"{fault}: call keras.config.set_dtype_policy('float32')")
+
+# %% ../../nbs/utils/07_environment.ipynb #4b2fd4b9
+class ForkedTensorFlowError(CryptoLSTMError, RuntimeError):
+    """This process was forked after TensorFlow had started: its threads are missing here, and a call would not end."""
+
+
+_fork_of_user: list[int] = []  # the process that had started TensorFlow before this one was forked from it
+
+
+def _has_tensorflow_started() -> bool:
+    """Whether TensorFlow has run an operation in this process, or in the one that it was forked from.
+
+    Source: `tensorflow.python.eager.context.Context.ensure_initialized` (TensorFlow 2), which sets the handle.
+    """
+    module = sys.modules.get("tensorflow.python.eager.context")
+    context = getattr(module, "_context", None)
+    return getattr(context, "_context_handle", None) is not None
+
+
+def _note_fork() -> None:
+    if _has_tensorflow_started() and not _fork_of_user:
+        _fork_of_user.append(os.getppid())
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def require_unforked_tensorflow() -> None:
+    """Raise `ForkedTensorFlowError` in a process that was forked after TensorFlow had started."""
+    if _fork_of_user:
+        raise ForkedTensorFlowError(
+            f"process {os.getpid()} is a fork of process {_fork_of_user[0]}, which had used TensorFlow: the threads of "
+            "TensorFlow do not exist here, and a call would wait for ever. Start the process with "
+            "multiprocessing.get_context('spawn'), fork before TensorFlow is used, or decide with Predictor, which "
+            "needs no TensorFlow"
+        )
 
 # %% ../../nbs/utils/07_environment.ipynb #e000000a
 @contextlib.contextmanager

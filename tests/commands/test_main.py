@@ -19,7 +19,7 @@ from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.inference.onnx_file import export_onnx
 from crypto_lstm.training.saved_run import load_run
 
-ANSWERS = ("short", "hold", "long", "expected_long", "expected_short", "decision", "filled")
+ANSWERS = ("short", "hold", "long", "expected_long", "expected_short", "decision", "filled", "out_of_range")
 COMMAND = Path(sys.executable).parent / "crypto-lstm"
 SMALL = {"timeframe": "1h", "sequence_length": 12, "future_window": 24, "lstm_units": (8, 4), "dense_units": (4,)}
 SMALL |= {"batch_size": 64, "epochs": 2}
