@@ -326,14 +326,23 @@ def _take_signals(
     exits: np.ndarray,  # (signals,) candle at whose close the position is free again
     slots: int,
 ) -> tuple[np.ndarray, np.ndarray]:  # numbers of the signals that are traded, and their slots
-    if slots == 1:
-        following = np.searchsorted(rows, exits).tolist()  # the first signal when the position is free again
-        taken, signal = [], 0
-        while signal < len(following):
-            taken.append(signal)
-            signal = following[signal]
-        return np.array(taken, dtype=np.int64), np.zeros(len(taken), dtype=np.int64)
-    return _take_into_slots(rows.tolist(), exits.tolist(), slots)
+    if slots > 1:
+        return _take_into_slots(rows.tolist(), exits.tolist(), slots)
+    following = _find_following(rows, exits)  # the first signal when the position is free again
+    taken, signal = [], 0
+    while signal < len(following):
+        taken.append(signal)
+        signal = following.item(signal)
+    return np.array(taken, dtype=np.int64), np.zeros(len(taken), dtype=np.int64)
+
+
+def _find_following(rows: np.ndarray, exits: np.ndarray) -> np.ndarray:
+    """(exits,) int32: the first place in `rows` whose row is not before the exit, as `np.searchsorted` finds it."""
+    if not len(rows):
+        return np.zeros(0, dtype=np.int32)
+    is_row = np.zeros(max(int(rows[-1]), int(exits.max())) + 2, dtype=bool)
+    is_row[rows + 1] = True
+    return np.cumsum(is_row, dtype=np.int32)[exits]  # rows before each exit; a table is faster than a search
 
 
 def _take_into_slots(rows: list[int], exits: list[int], slots: int) -> tuple[np.ndarray, np.ndarray]:
@@ -351,14 +360,20 @@ def _take_into_slots(rows: list[int], exits: list[int], slots: int) -> tuple[np.
     return np.array(taken, dtype=np.int64), np.array(places, dtype=np.int64)
 
 
-def _compute_stakes(nets: np.ndarray, places: np.ndarray, slots: int) -> np.ndarray:
-    """(trades,) value of each position at entry, as a share of the starting capital: what its slot holds."""
+def _compute_stakes(nets: np.ndarray, places: np.ndarray, slots: int) -> tuple[np.ndarray, float]:
+    """(trades,) value of each position at entry, which is what its slot holds; and what all slots hold at the end.
+
+    Both are multiples of the starting capital.
+    """
     stakes = np.empty(len(nets))
+    capital = 0.0
     for place in range(slots):
         chosen = places == place
         growth = np.maximum(1 + nets[chosen] / 100, 0.0)
-        stakes[chosen] = np.concatenate([[1.0], np.cumprod(growth)[:-1]])[: len(growth)] / slots
-    return stakes
+        held = np.concatenate([[1.0], np.cumprod(growth)]) / slots
+        stakes[chosen] = held[:-1]
+        capital += float(held[-1])
+    return stakes, capital
 
 # %% ../../nbs/evaluation/05_simulator.ipynb #7c1cad8d
 class _Book(NamedTuple):
@@ -370,6 +385,7 @@ class _Book(NamedTuple):
     prices: np.ndarray  # of the entries, before slippage
     stakes: np.ndarray  # value at entry, as a share of the starting capital
     rows: np.ndarray  # of the signals, as candles of the market
+    capital: float  # at the end, as a multiple of the start
 
 
 def _open_book(
@@ -388,8 +404,8 @@ def _open_book(
     bills = {side: _settle(market, parts[side], side, costs) for side in _SIDES}
     trades = _Trades(*(np.where(is_long, *pair) for pair in zip(parts["long"], parts["short"], strict=True)))
     bill = _Bill(*(np.where(is_long, *pair) for pair in zip(bills["long"], bills["short"], strict=True)))
-    stakes = _compute_stakes(bill.net, places, slots)
-    book = _Book(is_long, trades, bill, market.opens[trades.entry], stakes, rows)
+    stakes, capital = _compute_stakes(bill.net, places, slots)
+    book = _Book(is_long, trades, bill, market.opens[trades.entry], stakes, rows, capital)
     return book if (stakes > 0).all() else _keep(book, stakes > 0)
 
 
@@ -397,7 +413,7 @@ def _keep(book: _Book, kept: np.ndarray) -> _Book:
     """The book without the trades of empty slots."""
     trades = _Trades(*(values[kept] for values in book.trades))
     bill = _Bill(*(values[kept] for values in book.bill))
-    return _Book(book.is_long[kept], trades, bill, book.prices[kept], book.stakes[kept], book.rows[kept])
+    return _Book(book.is_long[kept], trades, bill, book.prices[kept], book.stakes[kept], book.rows[kept], book.capital)
 
 
 def _compute_equity(market: _Market, book: _Book, costs: Costs) -> np.ndarray:
@@ -495,18 +511,18 @@ def _sum_costs(book: _Book) -> dict[str, float]:
     parts = {"fee": book.bill.fee, "slippage": book.bill.slippage, "funding": book.bill.funding}
     return {name: float((book.stakes * values).sum()) for name, values in parts.items()}
 
-# %% ../../nbs/evaluation/05_simulator.ipynb #614669d3
-def _random_returns(
+# %% ../../nbs/evaluation/05_simulator.ipynb #83bdd2c9
+def _trade_at_random(
     rows: np.ndarray,  # (rows,) that have an entry, ascending
     ends: _Ends,
     longs: int,  # trades of one run
     shorts: int,
     runs: int,
     seed: int,
-) -> np.ndarray:  # (runs,) total return, percent
-    """Total returns of accounts with one slot that trade at random times."""
+) -> np.ndarray:  # (runs,) capital at the end, as a multiple of the start
+    """Accounts with one slot that trade at random times."""
     generator = np.random.default_rng(seed)
-    free_at = {side: np.searchsorted(rows, ends.exits[side]).astype(np.int32) for side in _SIDES}
+    free_at = {side: _find_following(rows, ends.exits[side]) for side in _SIDES}
     growth = {side: np.log(np.maximum(1 + ends.nets[side] / 100, 1e-12)) for side in _SIDES}
     idle = _count_idle(free_at, longs, shorts)
     place = np.zeros(runs, dtype=np.int64)  # where the next idle time begins
@@ -525,7 +541,7 @@ def _random_returns(
         start = np.minimum(place, len(rows) - 1)
         total += np.where(is_long, growth["long"][start], growth["short"][start]) * active
         place = np.where(active, np.where(is_long, free_at["long"][start], free_at["short"][start]), place)
-    return 100 * np.expm1(total)
+    return np.exp(total)
 
 
 def _count_idle(free_at: dict[str, np.ndarray], longs: int, shorts: int) -> int:
@@ -542,17 +558,24 @@ def _run_random(
     slots: int,
     runs: int,
     seed: int,
-) -> np.ndarray:  # (runs,) total return, percent; empty without trades or runs
+) -> np.ndarray:  # (runs,) capital at the end, as a multiple of the start; empty without trades or runs
     """As many trades as the book has. Each slot makes an equal part of them with its share of the capital."""
     longs = int(book.is_long.sum())
     shorts = len(book.is_long) - longs
     if not runs or not longs + shorts:
         return np.zeros(0)
-    returns = np.zeros(runs)
+    capital = np.zeros(runs)
     for slot in range(slots):
         counts = ((longs + slot) // slots, (shorts + slot) // slots)
-        returns += _random_returns(rows, ends, *counts, runs, seed + slot) / slots
-    return returns
+        capital += _trade_at_random(rows, ends, *counts, runs, seed + slot) / slots
+    return capital
+
+
+def _rank_among(capital: float, others: np.ndarray) -> float | None:
+    """Percent of the others that have less; ties count half. None without others."""
+    if not len(others):
+        return None
+    return 100 * float(np.mean(others < capital) + np.mean(others == capital) / 2)
 
 # %% ../../nbs/evaluation/05_simulator.ipynb #1088a007
 @dataclass(frozen=True, repr=False, eq=False)
@@ -572,18 +595,10 @@ class Simulation:
     comparisons: dict[str, dict[str, Any]]  # buy and hold, always long, always short -> the same figures
     comparison_equity: dict[str, np.ndarray]  # the same accounts -> (candles,)
     random_returns: np.ndarray  # (runs,) total return in percent of accounts that trade at random times
+    random_percentile: float | None  # percent of them that returned less, ties count half; None without a trade
     ignored: dict[str, int]  # reason -> signals that were not traded
     costs: Costs
     max_positions: int
-
-    @property
-    def random_percentile(self) -> float | None:
-        """Percent of the random accounts that returned less; ties count half. None without random accounts."""
-        if not len(self.random_returns):
-            return None
-        total = self.figures["total_return_pct"]
-        below = np.mean(self.random_returns < total) + np.mean(self.random_returns == total) / 2
-        return 100 * float(below)
 
     def as_dict(self) -> dict[str, Any]:
         """All figures as plain values, for JSON; without trades and equity."""
@@ -739,13 +754,15 @@ def simulate(
     book = _trade(setting, classes[is_entered])
     figures, equity = _measure(setting, book)
     others = _compare(setting)
+    random_capital = _run_random(setting.rows, ends, book, max_positions, random_runs, seed)
     return Simulation(
         trades=_list_trades(book, market, first, config),
         equity=pd.Series(equity, index=pd.DatetimeIndex(filled["date"].iloc[first : first + stop]), name="equity"),
         figures=figures,
         comparisons={name: account[0] for name, account in others.items()},
         comparison_equity={name: account[1] for name, account in others.items()},
-        random_returns=_run_random(setting.rows, ends, book, max_positions, random_runs, seed),
+        random_returns=100 * (random_capital - 1),
+        random_percentile=_rank_among(book.capital, random_capital),
         ignored=_count_ignored(classes, is_entered, book),
         costs=costs,
         max_positions=max_positions,
