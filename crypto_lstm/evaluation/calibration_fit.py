@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ..config import CLASSES, HOLD, LONG, SHORT
+from ..config import CLASSES, LONG, SHORT
 from .metrics import row_log_loss
 from ..inference.calibration import Calibration, CalibrationError, compute_shares
 from ..utils.display import CLASS_COLOURS, GREY, html_table, new_axes, text_table
@@ -72,6 +72,7 @@ def calibration_error(
 # %% ../../nbs/evaluation/03_calibration_fit.ipynb #9e0f6d52
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.1, 20.0
 _MAX_NEWTON_STEPS = 50
+_MAX_ROWS = 100_000  # of one fit, evenly spaced in time: neighbouring windows overlap, and tell nearly the same
 _FREE = (SHORT, LONG)  # classes with a bias of their own; the others are relative to HOLD
 
 
@@ -146,6 +147,8 @@ def _minimise(scores: np.ndarray, labels: np.ndarray, start: np.ndarray, free: l
 
 def _fit_values(scores: np.ndarray, labels: np.ndarray, start: npt.ArrayLike = (1.0, 0.0, 0.0)) -> np.ndarray:
     """(3,) slope and biases. A slope outside its limits is set to the limit, and the biases are fitted again."""
+    step = -(-len(labels) // _MAX_ROWS)
+    scores, labels = scores[::step], labels[::step]
     values = _minimise(scores, labels, np.asarray(start, dtype=np.float64), [0, 1, 2])
     slope = np.clip(values[0], 1 / _MAX_TEMPERATURE, 1 / _MIN_TEMPERATURE)
     if slope != values[0]:
@@ -387,16 +390,16 @@ def plot_reliability(
     """Draw observed shares by mean probability for each class. The first name has open marks, the others full ones."""
     ax = new_axes(ax, figsize=(5.6, 4.6))
     ax.plot([0, 1], [0, 1], ":", color=GREY, lw=1.2)
+    errors = []
     for place, (name, values) in enumerate(probabilities.items()):
         table = reliability_table(labels, values, bins)
-        error = calibration_error(labels, values, bins)
+        errors.append(f"{name} {calibration_error(labels, values, bins):.3f}")
         for label, colour in zip(CLASSES, CLASS_COLOURS, strict=True):
             part = table[table["class"] == label]
             face = "none" if place == 0 and len(probabilities) > 1 else colour
             style: dict[str, Any] = {"color": colour, "markerfacecolor": face, "ms": 5, "lw": 0.8}
-            title = f"{label}, {name}" if label != CLASSES[HOLD] else f"{label}, {name} (ECE {error:.3f})"
-            ax.plot(part["mean_probability"], part["share"], "o-", label=title, **style)
+            ax.plot(part["mean_probability"], part["share"], "o-", label=f"{label}, {name}", **style)
     ax.set(xlabel="mean probability of a bin", ylabel="share of rows of that class", xlim=(0, 1), ylim=(0, 1))
-    ax.set_title("Reliability: calibrated probabilities lie on the diagonal")
+    ax.set_title(f"Calibrated probabilities lie on the diagonal\nECE: {', '.join(errors)}")
     ax.legend(fontsize=8, frameon=False)
     return ax
