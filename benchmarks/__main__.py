@@ -47,6 +47,9 @@ BENCHMARKS = {
     "reliability": Benchmark(
         "reliability.suite", "kills, disk errors, changed bytes, attacks and NaN, beside plain Keras", "an hour"
     ),
+    "coverage": Benchmark(
+        "evaluation.coverage", "how many 99 % intervals of the metrics hold the true value", "20 minutes"
+    ),
     "live": Benchmark(
         "reliability.live", "a bot's stream with lost and late candles against a plain oracle", "5 minutes"
     ),
