@@ -50,6 +50,9 @@ BENCHMARKS = {
     "coverage": Benchmark(
         "evaluation.coverage", "how many 99 % intervals of the metrics hold the true value", "20 minutes"
     ),
+    "luck": Benchmark(
+        "evaluation.luck", "how often the best of 100 models convinces, with an edge and without", "5 minutes"
+    ),
     "live": Benchmark(
         "reliability.live", "a bot's stream with lost and late candles against a plain oracle", "5 minutes"
     ),
