@@ -47,6 +47,12 @@ BENCHMARKS = {
     "reliability": Benchmark(
         "reliability.suite", "kills, disk errors, changed bytes, attacks and NaN, beside plain Keras", "an hour"
     ),
+    "coverage": Benchmark(
+        "evaluation.coverage", "how many 99 % intervals of the metrics hold the true value", "20 minutes"
+    ),
+    "luck": Benchmark(
+        "evaluation.luck", "how often the best of 100 models convinces, with an edge and without", "5 minutes"
+    ),
     "live": Benchmark(
         "reliability.live", "a bot's stream with lost and late candles against a plain oracle", "5 minutes"
     ),
