@@ -24,6 +24,7 @@ from ..data.scaler import Scaler, ScalerError
 from ..storage.manifest import FilePath, IntegrityError, SchemaVersionError, parse_json
 from ..storage.verified import atomic_file
 from ..utils.checks import is_whole_number, shorten_repr
+from ..utils.environment import require_unforked_tensorflow
 
 if TYPE_CHECKING:
     import keras
@@ -574,7 +575,8 @@ def export_onnx(
     The file holds the weights, the settings, the scaler, and golden windows with the answers of Keras. Before it is put
     in place, onnxruntime must reproduce these answers within 1e-5.
 
-    Raises `ConfigError`, `OnnxFileError` and `SaveError`.
+    Raises `ConfigError`, `OnnxFileError`, `SaveError`, and `ForkedTensorFlowError` in a fork of a process that has used
+    TensorFlow.
 
     Example:
         >>> import crypto_lstm as cl
@@ -583,6 +585,7 @@ def export_onnx(
         >>> cl.Predictor.load("copy.onnx", expected_sha256=sha256).verified
         True
     """
+    require_unforked_tensorflow()
     model = getattr(source, "model", source)
     config = getattr(source, "config", config) or _infer_config(model)
     scaler = getattr(source, "scaler", scaler)
