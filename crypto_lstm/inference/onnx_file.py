@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'GOLDEN_REAL', 'EXPORT_TOLERANCE', 'OnnxFileError',
            'list_keras_shapes', 'list_onnx_shapes', 'convert_keras_weights', 'encode_onnx_file', 'make_probe_rows',
-           'restore_raw', 'require_same_scaling', 'decode_onnx_file', 'is_training_fact', 'describe_unfinished',
+           'restore_raw', 'require_same_scaling', 'is_training_fact', 'describe_unfinished', 'decode_onnx_file',
            'open_session', 'export_onnx', 'is_in_calendar', 'disable_tf32']
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #8cac0da2
@@ -362,6 +362,30 @@ def require_same_scaling(
 
 _SCALING_TOLERANCE = 1e-6  # of a scaled value; the arithmetic is exact, so the difference is 0
 
+# %% ../../nbs/inference/02_onnx_file.ipynb #97396d11
+def is_training_fact(
+    value: Any,  # `training` in the metadata of a bundle or an ONNX file
+) -> bool:
+    """Whether this is None (unknown), or the epochs that were finished, those that were wanted, and an interruption."""
+    if value is None:
+        return True
+    if not isinstance(value, Mapping) or set(value) != {"epochs", "epochs_wanted", "interrupted"}:
+        return False
+    has_counts = is_whole_number(value["epochs"], 1) and is_whole_number(value["epochs_wanted"], 1)
+    interrupted = value["interrupted"]
+    return has_counts and (interrupted is None or (isinstance(interrupted, str) and interrupted.isprintable()))
+
+
+def describe_unfinished(
+    metadata: Mapping[str, Any],  # of a bundle or an ONNX file
+) -> str | None:
+    """A sentence about a training that was stopped early; None if it ended by itself, or if nothing is known."""
+    training = metadata.get("training")
+    if training is None or training["interrupted"] is None:
+        return None
+    epochs = f"{training['epochs']} of {training['epochs_wanted']} epochs"
+    return f"the training is unfinished: {training['interrupted']} stopped it after {epochs}"
+
 # %% ../../nbs/inference/02_onnx_file.ipynb #92884af7
 def decode_onnx_file(
     data: bytes,  # content of a file
@@ -519,30 +543,6 @@ def _decode_arrays(
             raise _describe_foreign(path, f"{name}: expected {expected:,} bytes, got {got:,}")
         arrays[name] = np.frombuffer(tensors[name], dtype="<f4").reshape(shape)
     return arrays
-
-# %% ../../nbs/inference/02_onnx_file.ipynb #97396d11
-def is_training_fact(
-    value: Any,  # `training` in the metadata of a bundle or an ONNX file
-) -> bool:
-    """Whether this is None (unknown), or the epochs that were finished, those that were wanted, and an interruption."""
-    if value is None:
-        return True
-    if not isinstance(value, Mapping) or set(value) != {"epochs", "epochs_wanted", "interrupted"}:
-        return False
-    has_counts = is_whole_number(value["epochs"], 1) and is_whole_number(value["epochs_wanted"], 1)
-    interrupted = value["interrupted"]
-    return has_counts and (interrupted is None or (isinstance(interrupted, str) and interrupted.isprintable()))
-
-
-def describe_unfinished(
-    metadata: Mapping[str, Any],  # of a bundle or an ONNX file
-) -> str | None:
-    """A sentence about a training that was stopped early; None if it ended by itself, or if nothing is known."""
-    training = metadata.get("training")
-    if training is None or training["interrupted"] is None:
-        return None
-    epochs = f"{training['epochs']} of {training['epochs_wanted']} epochs"
-    return f"the training is unfinished: {training['interrupted']} stopped it after {epochs}"
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #cd63cc16
 def open_session(
