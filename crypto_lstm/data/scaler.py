@@ -62,7 +62,9 @@ class Scaler:
     ) -> Self:
         """Fit centre and scale with scikit-learn. A feature that never changes gets scale 1 and is in `constant`."""
         center, scale = _fit_numbers(config.scaler, matrix)
-        is_constant = np.ptp(matrix, axis=0) <= _CONSTANT_SPREAD * np.maximum(1, np.abs(center))
+        is_constant = np.ptp(matrix, axis=0) <= _CONSTANT_SPREAD * np.maximum(1, np.abs(matrix[0]))
+        if config.scaler == "none":  # whose centre is 0: a movement is measured from the constant value
+            center = np.where(is_constant, matrix[0], center)
         constant = tuple(name for name, value in zip(config.features, is_constant, strict=True) if value)
         numbers = tuple(center.tolist()), tuple(np.where(is_constant, 1.0, scale).tolist())
         return cls(config.scaler, config.features, *numbers, config.feature_clip, constant)

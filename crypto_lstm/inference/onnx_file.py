@@ -24,6 +24,7 @@ from ..data.scaler import Scaler, ScalerError
 from ..storage.manifest import FilePath, IntegrityError, SchemaVersionError, parse_json
 from ..storage.verified import atomic_file
 from ..utils.checks import is_whole_number, shorten_repr
+from ..utils.environment import require_unforked_tensorflow
 
 if TYPE_CHECKING:
     import keras
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'GOLDEN_REAL', 'EXPORT_TOLERANCE', 'OnnxFileError',
            'list_keras_shapes', 'list_onnx_shapes', 'convert_keras_weights', 'encode_onnx_file', 'make_probe_rows',
-           'restore_raw', 'require_same_scaling', 'decode_onnx_file', 'decode_scaler', 'decode_rows',
-           'is_training_fact', 'describe_unfinished', 'open_session', 'export_onnx', 'is_in_calendar', 'disable_tf32']
+           'restore_raw', 'require_same_scaling', 'is_training_fact', 'describe_unfinished', 'decode_onnx_file',
+           'decode_scaler', 'decode_rows', 'open_session', 'export_onnx', 'is_in_calendar', 'disable_tf32']
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #8cac0da2
 class OnnxFileError(IntegrityError):
@@ -361,6 +362,30 @@ def require_same_scaling(
 
 _SCALING_TOLERANCE = 1e-6  # of a scaled value; the arithmetic is exact, so the difference is 0
 
+# %% ../../nbs/inference/02_onnx_file.ipynb #97396d11
+def is_training_fact(
+    value: Any,  # `training` in the metadata of a bundle or an ONNX file
+) -> bool:
+    """Whether this is None (unknown), or the epochs that were finished, those that were wanted, and an interruption."""
+    if value is None:
+        return True
+    if not isinstance(value, Mapping) or set(value) != {"epochs", "epochs_wanted", "interrupted"}:
+        return False
+    has_counts = is_whole_number(value["epochs"], 1) and is_whole_number(value["epochs_wanted"], 1)
+    interrupted = value["interrupted"]
+    return has_counts and (interrupted is None or (isinstance(interrupted, str) and interrupted.isprintable()))
+
+
+def describe_unfinished(
+    metadata: Mapping[str, Any],  # of a bundle or an ONNX file
+) -> str | None:
+    """A sentence about a training that was stopped early; None if it ended by itself, or if nothing is known."""
+    training = metadata.get("training")
+    if training is None or training["interrupted"] is None:
+        return None
+    epochs = f"{training['epochs']} of {training['epochs_wanted']} epochs"
+    return f"the training is unfinished: {training['interrupted']} stopped it after {epochs}"
+
 # %% ../../nbs/inference/02_onnx_file.ipynb #92884af7
 def decode_onnx_file(
     data: bytes,  # content of a file
@@ -535,30 +560,6 @@ def _decode_arrays(
         arrays[name] = np.frombuffer(tensors[name], dtype="<f4").reshape(shape)
     return arrays
 
-# %% ../../nbs/inference/02_onnx_file.ipynb #97396d11
-def is_training_fact(
-    value: Any,  # `training` in the metadata of a bundle or an ONNX file
-) -> bool:
-    """Whether this is None (unknown), or the epochs that were finished, those that were wanted, and an interruption."""
-    if value is None:
-        return True
-    if not isinstance(value, Mapping) or set(value) != {"epochs", "epochs_wanted", "interrupted"}:
-        return False
-    has_counts = is_whole_number(value["epochs"], 1) and is_whole_number(value["epochs_wanted"], 1)
-    interrupted = value["interrupted"]
-    return has_counts and (interrupted is None or (isinstance(interrupted, str) and interrupted.isprintable()))
-
-
-def describe_unfinished(
-    metadata: Mapping[str, Any],  # of a bundle or an ONNX file
-) -> str | None:
-    """A sentence about a training that was stopped early; None if it ended by itself, or if nothing is known."""
-    training = metadata.get("training")
-    if training is None or training["interrupted"] is None:
-        return None
-    epochs = f"{training['epochs']} of {training['epochs_wanted']} epochs"
-    return f"the training is unfinished: {training['interrupted']} stopped it after {epochs}"
-
 # %% ../../nbs/inference/02_onnx_file.ipynb #cd63cc16
 def open_session(
     data: bytes,  # content of a file that `decode_onnx_file` accepted
@@ -591,7 +592,8 @@ def export_onnx(
     answers of Keras. Before it is put
     in place, onnxruntime must reproduce these answers within 1e-5.
 
-    Raises `ConfigError`, `OnnxFileError` and `SaveError`.
+    Raises `ConfigError`, `OnnxFileError`, `SaveError`, and `ForkedTensorFlowError` in a fork of a process that has used
+    TensorFlow.
 
     Example:
         >>> import crypto_lstm as cl
@@ -600,6 +602,7 @@ def export_onnx(
         >>> cl.Predictor.load("copy.onnx", expected_sha256=sha256).verified
         True
     """
+    require_unforked_tensorflow()
     model = getattr(source, "model", source)
     config = getattr(source, "config", config) or _infer_config(model)
     scaler = getattr(source, "scaler", scaler)

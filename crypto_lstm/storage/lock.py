@@ -113,7 +113,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(after_in_child=_close_inherited_locks)
 
 # %% ../../nbs/storage/02_lock.ipynb #2e88eec3
-_SHORTEST_WAIT_S = 0.05  # `remove_stale_locks` may hold the lock for an instant
+_SHORTEST_WAIT_S = 0.2  # `remove_stale_locks` may hold the lock for an instant
 
 
 def _acquire_lock(file: Path, target: Path, wait_s: float) -> _LockFile:
