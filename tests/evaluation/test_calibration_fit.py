@@ -23,6 +23,7 @@ from crypto_lstm.evaluation.calibration_fit import (
 )
 from crypto_lstm.evaluation.metrics import correct_prior
 from crypto_lstm.evaluation.rule_fit import fit_rule
+from crypto_lstm.evaluation.simulator import simulate
 from crypto_lstm.inference.calibration import Calibration, CalibrationError, RollingPrior
 
 THIRDS = (1 / 3, 1 / 3, 1 / 3)
@@ -280,3 +281,22 @@ def test_a_rule_is_the_mean_of_its_rows_and_of_nothing_else():
     mixed.iloc[800:] = other.iloc[800:]
     assert fit_rule(mixed[:800], config, slippage_pct=0.05, margin_pct=0.01) == rule
     assert type(rule).from_dict(json.loads(json.dumps(rule.as_dict()))) == rule
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("memory", [1, 120])
+def test_a_fair_market_is_hardly_traded(seed, memory):
+    """Noise that thinks it knows: argmax trades most of 8,000 windows, the rule on calibrated answers at most 20."""
+    config = Config(sequence_length=60, future_window=60)
+    outcomes = make_labels(synthetic_candles(24_200, seed=seed), config)
+    generator = np.random.default_rng(seed)
+    noise = generator.normal(size=(24_000 // memory, 3)).repeat(memory, axis=0)
+    answers = softmax(noise)  # of a network trained on balanced classes
+    train, validation, test = outcomes[:8000], outcomes[8200:15_900], outcomes[16_000:24_000]
+    prior = np.bincount(train["label"], minlength=3) / len(train)
+    labels, rows = validation["label"].to_numpy(), validation.index.to_numpy()
+    fit = fit_calibration(answers[8200:15_900], labels, rows, THIRDS, prior, purge_gap=119)
+    decisions = fit_rule(train, config).choose_classes(fit.calibration.apply(answers[16_000:]))
+    assert np.count_nonzero(answers[16_000:].argmax(axis=1) != HOLD) > 4000
+    trades = simulate(synthetic_candles(24_200, seed=seed), test.index, decisions, config, random_runs=0).trades
+    assert len(trades) <= 20

@@ -61,7 +61,7 @@ def trade_once(candles: pd.DataFrame, decision: int, config: Config = HAND, **co
         ("end of the data, long", [CALM, CALM, (100, 100.6, 99.5, 100.3)], LONG, "stop", 100.3, "end"),
         ("end of the data at the entry", [CALM, (100, 100.6, 99.5, 100.3)], SHORT, "stop", 100.3, "end"),
         ("a gap delays the entry", [CALM, None, (101, 103.1, 101, 103), CALM, CALM], LONG, "stop", 103.02, "target"),
-        ("a gap delays the time limit", [CALM, CALM, CALM, None, (99.6, 100, 99.5, 100)], LONG, "stop", 99.6, "timeout"),
+        ("a gap delays the time limit", [CALM, CALM, CALM, None, (99.6, 100, 99, 100)], LONG, "stop", 99.6, "timeout"),
         ("a break of the data", [CALM, CALM, None, None, None, (98, 99, 97, 98), CALM], LONG, "stop", 98, "break"),
         ("barriers are relative to the entry", [CALM, (101, 101, 99.9, 100), CALM], LONG, "stop", 99.99, "stop"),
     ],
