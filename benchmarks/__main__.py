@@ -56,6 +56,9 @@ BENCHMARKS = {
     "live": Benchmark(
         "reliability.live", "a bot's stream with lost and late candles against a plain oracle", "5 minutes"
     ),
+    "simulation": Benchmark(
+        "judgement.simulation", "two million decisions calibrated, decided and simulated: time, memory", "2 minutes"
+    ),
 }
 
 

@@ -112,16 +112,17 @@ def _read_market(
     segment_end = np.searchsorted(segment, segment, side="right").astype(np.int32) - 1
     times = part["date"].dt.as_unit("ns").astype("int64").to_numpy()
     opens, highs, lows, closes = (part[name].to_numpy(np.float64) for name in ("open", "high", "low", "close"))
-    slippage = np.full(count, float(costs.slippage_pct))
+    slippage = np.broadcast_to(float(costs.slippage_pct), count)  # one number in memory
     if costs.spread_share:
         spread = _read_column(candles, filled, SPREAD_COLUMN)[span]
         _require_column(spread, is_real, times, SPREAD_COLUMN)
-        slippage += costs.spread_share * np.where(is_real, spread, 0.0)
-    rates = _find_due(times) * costs.funding_pct_per_8h
+        slippage = slippage + costs.spread_share * np.where(is_real, spread, 0.0)
+    funding = np.broadcast_to(0.0, count)
     if costs.use_funding_column:
         column = _read_column(candles, filled, FUNDING_COLUMN)[span]
-        rates = _read_rates(column, next_real, times, config)
-    funding = np.cumsum(rates * opens)
+        funding = np.cumsum(_read_rates(column, next_real, times, config) * opens)
+    elif costs.funding_pct_per_8h:
+        funding = np.cumsum(_find_due(times) * costs.funding_pct_per_8h * opens)
     return _Market(times, opens, highs, lows, closes, is_real, next_real, segment, segment_end, slippage, funding)
 
 
@@ -418,20 +419,31 @@ def _keep(book: _Book, kept: np.ndarray) -> _Book:
 
 def _compute_equity(market: _Market, book: _Book, costs: Costs) -> np.ndarray:
     """(candles,) equity at each close; the capital is 1."""
-    count = len(market.times)
-    entry, exits = book.trades.entry.astype(np.int64), book.trades.exit.astype(np.int64)
     profit = book.stakes * np.maximum(book.bill.net / 100, -1.0)
-    equity = 1 + np.cumsum(np.bincount(exits, weights=profit, minlength=count))
-    held = exits - entry  # candles at whose close the position is open
+    settled = np.bincount(book.trades.exit, weights=profit, minlength=len(market.times))
+    equity = 1 + np.cumsum(settled, dtype=np.float64)
+    held = np.cumsum(book.trades.exit - book.trades.entry)  # candles at whose close a position is open
+    portions = np.searchsorted(held, np.arange(_PORTION, held[-1] if len(held) else 0, _PORTION))
+    edges = np.unique(np.concatenate([[0], portions, [len(held)]]))
+    for first, end in zip(edges[:-1], edges[1:], strict=True):
+        _add_open_positions(equity, market, book, slice(first, end), costs)
+    return np.maximum(equity, 0.0, out=equity)
+
+
+def _add_open_positions(equity: np.ndarray, market: _Market, book: _Book, part: slice, costs: Costs) -> None:
+    """Add, in place, what a part of the trades would gain at the closes before their exits."""
+    entry, exits, opened = book.trades.entry[part], book.trades.exit[part], book.prices[part]
+    held = exits - entry
     trade = np.repeat(np.arange(len(held)), held)
     candle = np.arange(len(trade)) - np.repeat(np.cumsum(held) - held, held) + entry[trade]
-    sign = np.where(book.is_long, 1.0, -1.0)
-    opened = book.prices
-    entry_cost = (costs.fee_pct + market.slippage[entry]) / 100
-    moved = sign[trade] * (market.closes[candle] / opened[trade] - 1) - entry_cost[trade]
-    paid = sign[trade] * (market.funding[candle] - market.funding[entry][trade]) / opened[trade] / 100
-    equity += np.bincount(candle, weights=book.stakes[trade] * (moved - paid), minlength=count)
-    return np.maximum(equity, 0.0)
+    if not len(candle):
+        return
+    sign = np.where(book.is_long[part], 1.0, -1.0)[trade]
+    moved = sign * (market.closes[candle] / opened[trade] - 1)
+    funding = sign * (market.funding[candle] - market.funding[entry][trade]) / opened[trade]
+    paid = (funding + costs.fee_pct + market.slippage[entry][trade]) / 100
+    first, last = int(candle.min()), int(candle.max())
+    equity[first : last + 1] += np.bincount(candle - first, weights=book.stakes[part][trade] * (moved - paid))
 
 # %% ../../nbs/evaluation/05_simulator.ipynb #06251366
 _YEAR_DAYS = 365

@@ -1,0 +1,1 @@
+"""How fast decisions are judged and simulated, and what memory that takes."""
