@@ -1,13 +1,13 @@
 """Invented markets and answers of a model whose metrics are known, for benchmarks of intervals and of luck.
 
 A market is a random walk of five-minute candles. Its labels look four hours ahead, the model's window is one hour. The
-model answers from two autoregressive processes, for the direction and for the size of a move. Their memory is a setting:
-the hours in which their autocorrelation falls to 1/e.
+model answers from two autoregressive processes, for the direction and for the size of a move. Their memory is a
+setting: the hours in which their autocorrelation falls to 1/e.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,15 @@ class History:
     decisions: np.ndarray  # (rows,)
     log_loss_gain: np.ndarray  # (rows,) nats, over `PRIOR`
     net_return: np.ndarray  # (rows,) percent after fees; 0 for HOLD
+
+    def take_first(self, rows: int) -> History:
+        """The same history, ended after `rows` rows."""
+        return History(*(column[:rows] for column in list_columns(self)))
+
+
+def list_columns(history: History) -> list[np.ndarray]:
+    """The columns of a history, in the order of its fields."""
+    return [getattr(history, field.name) for field in fields(history)]
 
 
 def make_process(generator: np.random.Generator, rows: int, decay: float) -> np.ndarray:
