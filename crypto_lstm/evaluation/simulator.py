@@ -15,8 +15,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from ..config import CLASSES, HOLD, LONG, SHORT, Config
+from ..data.candle_report import describe_bad_value
 from ..data.candle_rules import MINUTE_NS, format_time
-from ..data.candles import describe_bad_value, ensure_filled
+from ..data.candles import ensure_filled
 from ..data.labels import first_touch
 from ..utils.checks import is_finite_number, is_whole_number, shorten_repr
 from ..utils.display import BLUE, GREEN, GREY, ORANGE, RED, html_table, new_axes, text_table
