@@ -344,6 +344,14 @@ class Failing(keras.callbacks.Callback):
             act()
 
 
+class Failure(Exception):
+    pass
+
+
+def fail() -> None:
+    raise Failure
+
+
 class PredictingFailure(keras.callbacks.Callback):
     """Predict at the end of each epoch, with a callback whose `on_predict_begin` may fail in the second one."""
 
@@ -354,14 +362,6 @@ class PredictingFailure(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         shape = (4, SMALL.sequence_length, len(SMALL.features))
         self.model.predict(np.zeros(shape, "float32"), verbose=0, callbacks=[self.inner])
-
-
-class Failure(Exception):
-    pass
-
-
-def fail() -> None:
-    raise Failure
 
 
 def interrupt() -> None:
