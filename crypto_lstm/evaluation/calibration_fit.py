@@ -5,6 +5,7 @@
 # %% ../../nbs/evaluation/03_calibration_fit.ipynb #7d1cba53
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -219,7 +220,7 @@ class CalibrationFit:
         return f"CalibrationFit({facts}, rows={self.rows})"
 
     def __str__(self) -> str:
-        return text_table(["calibration", ""], self._rows(), width=80) + f"\n{self.reason}"
+        return text_table(["calibration", ""], self._rows(), width=80) + "\n" + textwrap.fill(self.reason, 80)
 
     def _repr_html_(self) -> str:
         return html_table(["calibration", ""], self._rows(), caption=self.reason)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -20,7 +21,7 @@ from ..data.candle_rules import MINUTE_NS, format_time
 from ..data.candles import ensure_filled
 from ..data.labels import first_touch
 from ..utils.checks import is_finite_number, is_whole_number, shorten_repr
-from ..utils.display import BLUE, GREEN, GREY, ORANGE, RED, html_table, new_axes, text_table
+from ..utils.display import BLUE, GREEN, GREY, PURPLE, RED, html_table, new_axes, text_table
 from ..utils.errors import CryptoLSTMError
 
 if TYPE_CHECKING:
@@ -632,7 +633,7 @@ class Simulation:
         return f"Simulation(trades={len(self.trades)}, total_return_pct={total:.2f})"
 
     def __str__(self) -> str:
-        return text_table(*_build_table(self), width=80) + "\n" + _describe_chance(self)
+        return text_table(*_build_table(self), width=80) + "\n" + textwrap.fill(_describe_chance(self), 80)
 
     def _repr_html_(self) -> str:
         header, rows = _build_table(self)
@@ -856,7 +857,7 @@ def plot_trades(
     for trade in trades.itertuples():
         colour = GREEN if trade.net_pct > 0 else RED
         ax.plot([trade.entry_time, trade.exit_time], [trade.entry_price, trade.exit_price], color=colour, lw=2)
-    for side, mark, colour in (("long", "^", BLUE), ("short", "v", ORANGE)):
+    for side, mark, colour in (("long", "^", BLUE), ("short", "v", PURPLE)):
         chosen = trades[trades["side"] == side]
         style: dict[str, Any] = {"color": colour, "ms": 7, "mec": "black", "mew": 0.5}
         ax.plot(chosen["entry_time"], chosen["entry_price"], mark, label=f"{side} entered", **style)

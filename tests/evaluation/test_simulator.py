@@ -395,7 +395,7 @@ def test_a_result_has_one_line_and_a_table_of_80_columns():
     candles = synthetic_candles(300, timeframe="1h")
     found = simulate(candles, np.arange(250), np.arange(250) % 3, HAND, random_runs=10)
     assert "\n" not in repr(found)
-    assert max(map(len, str(found).splitlines()[:-1])) <= 80
+    assert max(map(len, str(found).splitlines())) <= 80
     json.dumps(found.as_dict(), allow_nan=False)
 
 
