@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -29,7 +29,7 @@ from ..utils.display import html_table, text_table
 
 # %% auto #0
 __all__ = ['Finding', 'Result', 'PolicyFit', 'fit_policy', 'Answers', 'choose_finding', 'choose_result', 'choose_advice',
-           'Account', 'Judgement', 'Trials', 'judge']
+           'Trials', 'Account', 'Judgement', 'judge']
 
 # %% ../../nbs/evaluation/10_judgement.ipynb #7a97c239
 @dataclass(frozen=True)
@@ -185,6 +185,14 @@ def _describe_result(result: Result, simulation: Simulation, net: Interval, days
     return f"{account} ({mean}), which chance explains."
 
 # %% ../../nbs/evaluation/10_judgement.ipynb #a89ebefb
+@dataclass(frozen=True)
+class Trials:
+    """How many settings were tried on the same test part, from the ledger."""
+
+    count: int = 1
+    variance: float = 0.0  # of their Sharpe ratios per trade
+
+
 @dataclass(frozen=True, eq=False)
 class Account:
     """One model on the part: how well it answers, and what its decisions return in the simulator."""
@@ -261,6 +269,10 @@ class Judgement:
     def verdict(self) -> str:
         """The three sentences."""
         return " ".join(self.sentences)
+
+    def with_trials(self, trials: Trials) -> Judgement:
+        """The same judgement, with luck measured against as many trials."""
+        return replace(self, luck=_measure_luck(self.model.simulation, trials))
 
     def as_dict(self) -> dict[str, Any]:
         """All figures as plain values, for JSON."""
@@ -355,14 +367,6 @@ def _list_html_notes(judgement: Judgement) -> list[str]:
     return notes + [f"<p>Caution: {html.escape(caution)}</p>" for caution in judgement.cautions]
 
 # %% ../../nbs/evaluation/10_judgement.ipynb #4757902b
-@dataclass(frozen=True)
-class Trials:
-    """How many settings were tried on the same test part, from the ledger."""
-
-    count: int = 1
-    variance: float = 0.0  # of their Sharpe ratios per trade
-
-
 def judge(
     name: str,  # of the part: validation, test, walk-forward
     candles: pd.DataFrame,  # the history of the rows, and the candles after them
