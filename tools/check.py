@@ -10,8 +10,10 @@ TensorFlow takes several times as long.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -50,8 +52,8 @@ def list_checks() -> list[Check]:
     tests = sorted((ROOT / "tests").rglob("test_*.py"))
     notebooks = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
     found = [
-        command("wheel and sdist, in a new environment", sys.executable, "tools/wheel.py"),
-        command("reliability: kills, faults, mutations, attacks, resumes, NaN", *benchmark("reliability", "--quick")),
+        Check("wheel and sdist, in a new environment", check_wheel),
+        Check("reliability: kills, faults, mutations, attacks, resumes, NaN", check_reliability),
         *(test_check(path) for path in tests),
         *(notebook_check(path) for path in notebooks),
         command("memory forecast of one training (reports)", *benchmark("memory", "--quick", "1")),
@@ -72,6 +74,20 @@ def rank(check: Check) -> int:
 
 def benchmark(*words: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks", *words]
+
+
+def check_wheel() -> int:
+    """Run `tools/wheel.py` in this process, which has imported TensorFlow."""
+    sys.path.append(str(ROOT / "tools"))
+    runpy.run_path(str(ROOT / "tools" / "wheel.py"), run_name="__main__")
+    return 0
+
+
+def check_reliability() -> int:
+    """Run the quick round in this process, which has imported TensorFlow and not used it."""
+    from benchmarks.reliability import suite
+
+    return suite.main(["--quick"])
 
 
 def command(name: str, *words: str) -> Check:
@@ -167,6 +183,8 @@ def import_libraries() -> None:
     import tensorflow
 
     del h5py, keras, matplotlib, nbdev, pandas, pyarrow, pytest, sklearn, tensorflow
+    gc.collect()
+    gc.freeze()  # the collector of a forked process leaves these objects, and so their memory stays shared
 
 
 # ---------------------------------------------------------------- results

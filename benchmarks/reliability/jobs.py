@@ -17,6 +17,7 @@ FULL = {
     "kills": 400,
     "kills, saved_model": 400,
     "kills, Keras": 100,
+    "timed saves": 3,
     "share": 1.0,
     "limits": 40,
     "mutations": 5000,
@@ -31,17 +32,18 @@ FULL = {
     "rounds": 15,
 }
 QUICK = {
-    "kills": 12,
-    "kills, saved_model": 6,  # a save takes 20 times as long as the others
+    "kills": 8,
+    "kills, saved_model": 3,  # a save takes 20 times as long as the others
     "kills, Keras": 0,
+    "timed saves": 1,
     "share": 0.02,
     "limits": 2,
-    "mutations": 150,
+    "mutations": 100,
     "mutations, no manifest": 0,
     "mutations, Keras": 0,
     "resume": (1, 2),
     "resume, Keras": (0, 0),
-    "decisions": 30,
+    "decisions": 20,
     "trainings": 2,
     "market": 8,
     "nan, Keras": (0, 0),
@@ -78,7 +80,7 @@ def memory_disk() -> tempfile.TemporaryDirectory[str]:
 # ---------------------------------------------------------------- one job
 
 
-def kill_job(kind: str, plain: bool, kills: int) -> Job:
+def kill_job(kind: str, plain: bool, kills: int, timed: int) -> Job:
     """SIGKILL at random moments of saves, on the disk, within 1.6 times the duration of a save: to its last steps."""
     from support import crash_injection as faults
     from support import save_load_cases as saves
@@ -88,9 +90,13 @@ def kill_job(kind: str, plain: bool, kills: int) -> Job:
 
     def job(seed: int) -> Result:
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as aside:
-            with faults.Apart(lambda: lambda: time_save(make(Path(aside))[0])) as measure:
-                seconds = measure()
-            with faults.Apart(lambda: make(Path(folder))[1]) as read:
+
+            def start() -> Callable[..., Any]:
+                read = make(Path(folder))[1]
+                return lambda timing=False: time_save(make(Path(aside))[0], timed) if timing else read()
+
+            with faults.Apart(start) as read:
+                seconds = read(True)
                 save, longest_s = make(Path(folder))[0], 1.6 * seconds
                 report = faults.kill_rounds(save, read, kills=kills, seed=seed, longest_s=longest_s, prepare=build)
         broken = [*report.lost, *report.torn]
@@ -108,9 +114,9 @@ def kill_job(kind: str, plain: bool, kills: int) -> Job:
     return job
 
 
-def time_save(save: Callable[[int], None]) -> float:
-    """Median seconds of a save, after a first one that is not counted."""
-    times = [time_call(lambda number=number: save(number)) for number in range(1, 5)]
+def time_save(save: Callable[[int], None], timed: int) -> float:
+    """Median seconds of a number of saves, after a first one that is not counted."""
+    times = [time_call(lambda number=number: save(number)) for number in range(1, timed + 2)]
     return statistics.median(times[1:])
 
 
@@ -244,9 +250,9 @@ def list_kills(counts: dict[str, Any]) -> Named:
 
     for kind in sorted(saves.KINDS, key=KILL_ORDER.index):
         kills = counts["kills, saved_model"] if kind == "saved_model" else counts["kills"]
-        yield kind, kill_job(kind, False, kills)
+        yield kind, kill_job(kind, False, kills, counts["timed saves"])
     for kind in saves.PLAIN if counts["kills, Keras"] else ():
-        yield f"{kind}, Keras", kill_job(kind, True, counts["kills, Keras"])
+        yield f"{kind}, Keras", kill_job(kind, True, counts["kills, Keras"], counts["timed saves"])
 
 
 def list_faults(counts: dict[str, Any]) -> Named:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support import forked
 
 from crypto_lstm.commands.main import main
 from crypto_lstm.config import Config, ConfigError
@@ -299,8 +300,8 @@ def test_a_signal_ends_training_with_all_files(candle_file, tmp_path):
 
 def test_a_second_signal_stops_at_once_and_names_what_is_left(candle_file, tmp_path):
     run = tmp_path / "run"
-    words = [COMMAND, "train", "--candles", candle_file, "--output", run, "--json", "--set", *SETTINGS, "epochs=1000"]
-    process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = ["train", "--candles", candle_file, "--output", run, "--json", "--set", *SETTINGS, "epochs=1000"]
+    process = forked.start(forked.MAIN, *words)
     for line in process.stderr:
         if line.startswith("epoch 2"):
             break
@@ -309,7 +310,7 @@ def test_a_second_signal_stops_at_once_and_names_what_is_left(candle_file, tmp_p
         if "again" in line or "once more" in line:
             break
     os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate()
     assert process.returncode == 130 and "Traceback" not in err
     result = json.loads(out)  # either the second came in time, or the files were already being written
     assert "interrupted" in result or "holds what was written so far" in result["error"]["message"]
@@ -350,6 +351,8 @@ def test_doctor_reports_a_package_that_cannot_be_imported(module):
     """The package is installed, but its import fails: the report has a fault with its fix, and no traceback."""
     script = f"""
 import sys
+for name in [name for name in sys.modules if name.split(".")[0] == {module!r}]:
+    del sys.modules[name]
 class Broken:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == {module!r}:
@@ -358,7 +361,7 @@ sys.meta_path.insert(0, Broken())
 from crypto_lstm.commands.main import main
 sys.exit(main(["doctor", "--json"]))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = forked.run(script)
     diagnosis = json.loads(done.stdout)
     faults = {check["name"]: check["remedy"] for check in diagnosis["checks"] if check["state"] == "fault"}
     assert done.returncode == 1 and not diagnosis["healthy"] and "Traceback" not in done.stderr
