@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ FULL = {
     "share": 1.0,
     "limits": 40,
     "mutations": 5000,
+    "attacks at every place": True,
     "mutations, no manifest": 50,
     "mutations, Keras": 150,
     "resume": (10, 5),
@@ -39,6 +41,7 @@ QUICK = {
     "share": 0.02,
     "limits": 2,
     "mutations": 100,
+    "attacks at every place": False,
     "mutations, no manifest": 0,
     "mutations, Keras": 0,
     "resume": (1, 2),
@@ -168,14 +171,18 @@ def mutation_job(kind: str, plain: bool, n: int) -> Job:
     return job
 
 
-def attack_job(name: str) -> Job:
-    """Reproductions of published attacks on model files or folders."""
+def attack_job(kind: str, every_place: bool) -> Job:
+    """Reproductions of published attacks on model files, at every place or at one that the seed chooses, or folders."""
     from support import attacks
 
     def job(seed: int) -> Result:
+        dice = None if every_place else random.Random(seed)
         with tempfile.TemporaryDirectory() as folder:
-            report = getattr(attacks, name)(Path(folder))
-        return {"done": report.done, "bad": len(report.wrong), "broken": report.wrong[:5], "seed": None}
+            if kind == "folders":
+                report = attacks.on_folders(Path(folder))
+            else:
+                report = attacks.on_model_files(Path(folder), dice)
+        return {"done": report.done, "bad": len(report.wrong), "broken": report.wrong[:5], "seed": seed}
 
     return job
 
@@ -280,8 +287,8 @@ def list_mutations(counts: dict[str, Any]) -> Named:
 
 
 def list_attacks(counts: dict[str, Any]) -> Named:
-    yield "model files", attack_job("on_model_files")
-    yield "folders", attack_job("on_folders")
+    for kind in ("model files", "folders"):
+        yield kind, attack_job(kind, bool(counts["attacks at every place"]))
 
 
 def list_resumes(counts: dict[str, Any]) -> Named:
