@@ -31,9 +31,14 @@ ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg", "PYTHONDONTWRIT
 LONGEST = (  # these start first, so that both cores end together
     "wheel and sdist",
     "reliability",
+    "memory forecast",
+    "tests/profiling",
+    "tests/training",
+    "tests/test_traced_graph.py",
     "tests/storage/test_faults.py",
     "tests/inference/test_predictor.py",
     "tests/commands/test_main.py",
+    "nbs/tutorials/01",
 )
 FORKING = ("tests/storage/test_verified.py",)  # need no TensorFlow; each runs in a process of its own
 

@@ -300,8 +300,8 @@ def test_a_signal_ends_training_with_all_files(candle_file, tmp_path):
 
 def test_a_second_signal_stops_at_once_and_names_what_is_left(candle_file, tmp_path):
     run = tmp_path / "run"
-    words = ["train", "--candles", candle_file, "--output", run, "--json", "--set", *SETTINGS, "epochs=1000"]
-    process = forked.start(forked.MAIN, *words)
+    words = [COMMAND, "train", "--candles", candle_file, "--output", run, "--json", "--set", *SETTINGS, "epochs=1000"]
+    process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.startswith("epoch 2"):
             break
@@ -310,7 +310,7 @@ def test_a_second_signal_stops_at_once_and_names_what_is_left(candle_file, tmp_p
         if "again" in line or "once more" in line:
             break
     os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in err
     result = json.loads(out)  # either the second came in time, or the files were already being written
     assert "interrupted" in result or "holds what was written so far" in result["error"]["message"]
