@@ -3,9 +3,9 @@
     check.py [WORD ...]    only checks whose name contains one of the words
 
 Tests and notebooks need TensorFlow, whose import takes 5 seconds. This process imports it once, does not use it, and
-forks a process for each file of tests and each notebook: each starts from the same fresh state. Other checks are
-commands. So are the tests in `FORKING`: they fork thousands of times, and a fork of a process that has imported
-TensorFlow takes several times as long.
+forks a process for each file of tests, each notebook and each benchmark: each starts from the same fresh state. Other
+checks are commands. So are the tests in `FORKING`: they fork thousands of times, and a fork of a process that has
+imported TensorFlow takes several times as long.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def list_checks() -> list[Check]:
         Check("reliability: kills, faults, mutations, attacks, resumes, NaN", check_reliability),
         *(test_check(path) for path in tests),
         *(notebook_check(path) for path in notebooks),
-        command("memory forecast of one training (reports)", *benchmark("memory", "--quick", "1")),
+        Check("memory forecast of one training (reports)", check_memory),
         command("notebooks clean and exported", sys.executable, "tools/exported.py"),
         command("README in step with nbs/index.ipynb", sys.executable, "tools/readme.py", "--check"),
         command("imports run down only", f"{BIN}/lint-imports"),
@@ -77,10 +77,6 @@ def rank(check: Check) -> int:
     return places[0] if places else len(LONGEST)
 
 
-def benchmark(*words: str) -> list[str]:
-    return [sys.executable, "-m", "benchmarks", *words]
-
-
 def check_wheel() -> int:
     """Run `tools/wheel.py` in this process, which has imported TensorFlow."""
     sys.path.append(str(ROOT / "tools"))
@@ -93,6 +89,14 @@ def check_reliability() -> int:
     from benchmarks.reliability import suite
 
     return suite.main(["--quick"])
+
+
+def check_memory() -> int:
+    """Measure one configuration, in processes of its own, and report it beside its forecast."""
+    from benchmarks.memory import forecasts
+
+    forecasts.main(["--quick", "1"])
+    return 0
 
 
 def command(name: str, *words: str) -> Check:
