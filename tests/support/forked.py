@@ -23,7 +23,7 @@ MAIN = "import sys; from crypto_lstm.commands.main import main; sys.exit(main(sy
 
 
 class Forker:
-    """The process that forks the children. It ends with the process that started it."""
+    """The process that forks the children. It ends with the process that started it. Its standard error is not shown."""
 
     def __init__(self) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
@@ -33,6 +33,7 @@ class Forker:
             return
         try:
             self.pipe.close()
+            redirect(os.devnull, 2)  # TensorFlow's notes
             serve(theirs)
         finally:
             os._exit(0)
