@@ -23,7 +23,7 @@ MAIN = "import sys; from crypto_lstm.commands.main import main; sys.exit(main(sy
 
 
 class Forker:
-    """The process that forks the children. It ends with the process that started it. Its standard error is not shown."""
+    """The process that forks the children. It ends with the process that started it, and shows no standard error."""
 
     def __init__(self) -> None:
         self.pipe, theirs = multiprocessing.Pipe()
