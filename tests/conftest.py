@@ -5,3 +5,13 @@ import os
 # Before TensorFlow and matplotlib are imported: no greetings of TensorFlow, and plots without a screen.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+from support import forked  # noqa: E402
+
+
+def pytest_configure() -> None:
+    forked.start_forker()
+
+
+def pytest_unconfigure() -> None:
+    forked.stop_forker()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import subprocess
-import sys
 import zipfile
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support import forked
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.callbacks import save_checkpoint
@@ -160,6 +159,7 @@ def test_other_precisions_and_unknown_lengths_use_keras_loop():
 
 WITHOUT_THIS_PACKAGE = """
 import json, sys
+assert not [name for name in sys.modules if name.startswith("crypto_lstm")]
 sys.modules["crypto_lstm"] = None  # cannot be imported
 import keras
 import numpy as np
@@ -210,9 +210,9 @@ def loaded_without_this_package(saved_models, tmp_path_factory):
     windows = tmp_path_factory.mktemp("windows") / "windows.npy"
     np.save(windows, saved_windows())
     jobs = {name: (str(saved.model), name.split()[1]) for name, (_, _, saved, _, _) in saved_models.items()}
-    command = [sys.executable, "-c", WITHOUT_THIS_PACKAGE, str(windows), json.dumps(jobs)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    results = (json.loads(line) for line in printed.splitlines() if line.startswith("["))
+    done = forked.run(WITHOUT_THIS_PACKAGE, windows, json.dumps(jobs))
+    done.check_returncode()
+    results = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
     return {name: (outputs, layers) for name, outputs, layers in results}
 
 

@@ -93,7 +93,7 @@ def test_the_formula_equals_the_kept_bytes_of_the_traced_loops(rates, units, tim
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rates", RATES)
+@pytest.mark.parametrize("rates", [RATES[0], RATES[-1]])  # all rates: with small networks, below
 def test_a_traced_step_gives_the_estimate_of_the_closed_form(rates, kind):
     config = make_config(kind, rates, batch_size=32)
     model, variant = build_network(kind, config)

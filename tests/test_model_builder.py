@@ -148,9 +148,18 @@ def test_the_memory_monitor_records_each_epoch():
     assert all(record["peak_mb"] >= record["memory_mb"] * 0.99 > 100 for record in monitor.memory_history)
 
 
-@pytest.mark.parametrize("format", ["saved_model", "keras", "h5"])
-def test_a_saved_model_loads_with_equal_predictions_and_is_checked_against_the_configuration(format, tmp_path):
+@pytest.fixture(scope="module")
+def predicting():
+    """A small network and what it predicts."""
     model = DualWindowLSTMBuilder(SMALL).build_model()
+    return model, model.predict(batches()[0], verbose=0)
+
+
+@pytest.mark.parametrize("format", ["saved_model", "keras", "h5"])
+def test_a_saved_model_loads_with_equal_predictions_and_is_checked_against_the_configuration(
+    format, predicting, tmp_path
+):
+    model, expected = predicting
     saved = save_model(model, tmp_path / "deep.keras.h5.folder" / "model", format=format, config=SMALL)
     assert saved.model.name == {"saved_model": "model", "keras": "model.keras", "h5": "model.h5"}[format]
     assert "trading_decisions" in saved.summary.read_text(encoding="utf-8")
@@ -158,8 +167,7 @@ def test_a_saved_model_loads_with_equal_predictions_and_is_checked_against_the_c
     loaded = DualWindowLSTMBuilder(SMALL).load_model(saved.model)
     assert isinstance(loaded, keras.Model)
     assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
-    windows = batches()[0]
-    assert np.array_equal(loaded.predict(windows, verbose=0), model.predict(windows, verbose=0))
+    assert np.array_equal(loaded.predict(batches()[0], verbose=0), expected)
     with pytest.raises(ModelMismatchError, match="input shape"):
         load_model(saved.model, config=SMALL.replace(sequence_length=24))
 
@@ -191,7 +199,7 @@ def test_usage_example_1_builds_a_model_and_estimates_its_memory(capsys):
 def test_usage_examples_2_and_3_train_save_load_and_predict(tmp_path):
     config = SMALL.replace(timeframe="1h", future_window=24, long_tp_pct=2, short_tp_pct=2)
     config = config.replace(long_sl_pct=2, short_sl_pct=2)
-    data = prepare(synthetic_candles(4000, seed=3, timeframe="1h"), config)
+    data = prepare(synthetic_candles(2500, seed=3, timeframe="1h"), config)
     train_generator, val_generator = data.train, data.validation
     model_output_dir, save_path = tmp_path, tmp_path / "model"
     model_builder = DualWindowLSTMBuilder(config)
@@ -219,9 +227,13 @@ def test_usage_examples_2_and_3_train_save_load_and_predict(tmp_path):
         assert load_report(loaded_model).verified
 
 
-@pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_a_trained_model_of_plain_keras_loads_unverified(suffix, tmp_path, caplog):
-    layers = keras.layers  # the original architecture in plain Keras, without this package
+ORIGINAL_WINDOWS = np.random.default_rng(0).normal(size=(8, 120, 8)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The original network in plain Keras, trained for two steps, and what it predicts."""
+    layers = keras.layers
     inputs = layers.Input(shape=(120, 8), name="lstm_input")
     x = inputs
     for i, units in enumerate([128, 64, 32]):
@@ -237,12 +249,18 @@ def test_a_trained_model_of_plain_keras_loads_unverified(suffix, tmp_path, caplo
         loss="categorical_crossentropy",
         metrics=["accuracy", "categorical_accuracy"],
     )
-    windows = np.random.default_rng(0).normal(size=(8, 120, 8)).astype("float32")
-    model.fit(windows, np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2, 0, 1]], batch_size=4, verbose=0)
+    labels = np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2, 0, 1]]
+    model.fit(ORIGINAL_WINDOWS, labels, batch_size=4, verbose=0)
+    return model, model.predict(ORIGINAL_WINDOWS, verbose=0)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_trained_model_of_plain_keras_loads_unverified(suffix, plain, tmp_path, caplog):
+    model, expected = plain
     model.save(tmp_path / f"theirs{suffix}")
 
     loaded = DualWindowLSTMBuilder().load_model(tmp_path / f"theirs{suffix}")
-    assert np.array_equal(loaded.predict(windows, verbose=0), model.predict(windows, verbose=0))
+    assert np.array_equal(loaded.predict(ORIGINAL_WINDOWS, verbose=0), expected)
     for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
         assert np.array_equal(ours.numpy(), theirs.numpy())
     report = load_report(loaded)

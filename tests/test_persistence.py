@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import re
-import subprocess
-import sys
 import time
 from unittest import mock
 
 import keras
 import numpy as np
 import pytest
+from support import forked
 
 from crypto_lstm import persistence
 from crypto_lstm.architecture import build_model, layer_plan
@@ -51,29 +50,6 @@ def saved(model, tmp_path_factory):
 
 
 # the layer plan and the formats
-
-
-def test_build_model_makes_the_documented_network():
-    model = build_model()
-    assert model.name == "CryptoTradingLSTM_V3"
-    assert (model.input_shape, model.output_shape) == ((None, 120, 8), (None, 3))
-    assert model.count_params() == 133_603
-    assert [layer.name for layer in model.layers] == [
-        "lstm_input",
-        "lstm_layer_1_128units",
-        "lstm_layer_2_64units",
-        "lstm_layer_3_32units",
-        "dense_layer_1_32units",
-        "dropout_1",
-        "dense_layer_2_16units",
-        "dropout_2",
-        "trading_decisions",
-    ]
-    lstm = [layer for layer in model.layers if layer.name.startswith("lstm_layer")]
-    assert [(layer.dropout, layer.recurrent_dropout) for layer in lstm] == [(0.3, 0.3)] * 3
-    assert [layer.return_sequences for layer in lstm] == [True, True, False]
-    assert type(model.optimizer).__name__ == "Adam" and model.loss == "categorical_crossentropy"
-    assert not build_model(CONFIG, compile_model=False).compiled
 
 
 def test_the_layer_plan_counts_the_weights_that_keras_builds():
@@ -320,8 +296,7 @@ model.fit(np.ones((8, 12, 8)), np.eye(3)[[0, 1, 2, 0, 1, 2, 0, 1]], verbose=0)
 np.save(sys.argv[2], model.predict(np.ones((2, 12, 8)), verbose=0))
 save_model(model, sys.argv[1], format=sys.argv[3], config=config)
 """
-    command = [sys.executable, "-c", script, tmp_path / "mixed", tmp_path / "outputs.npy", format]
-    subprocess.run(command, check=True, capture_output=True)
+    forked.run(script, tmp_path / "mixed", tmp_path / "outputs.npy", format).check_returncode()
     model = load_model(tmp_path / "mixed")
     assert np.array_equal(model.predict(np.ones((2, 12, 8)), verbose=0), np.load(tmp_path / "outputs.npy"))
     assert type(model.optimizer).__name__ == "LossScaleOptimizer" and int(model.optimizer.iterations.numpy()) == 1

@@ -2,11 +2,10 @@
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support import forked
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,7 +27,7 @@ def split_columns(line: str) -> list[str]:
 def output(tmp_path_factory):
     """What README's Python prints, run as written in an empty folder by a process of its own."""
     folder = tmp_path_factory.mktemp("readme")
-    done = subprocess.run([sys.executable, "-c", CODE + REPORT], cwd=folder, capture_output=True, text=True)
+    done = forked.run(CODE + REPORT, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -54,24 +54,23 @@ def run(*words: str | Path, cwd: Path) -> str:
 
 
 def create_environment(path: Path, *installations: Sequence[str | Path]) -> Path:
-    """A new environment; each installation holds the words of one `pip install`.
+    """A new environment; each installation holds the words of one `pip install`. The pip is that of this environment.
 
     Python compiles modules when they are imported: compiling all of TensorFlow takes a minute.
     """
-    venv.create(path, with_pip=True)
+    venv.create(path)
+    pip = (sys.executable, "-m", "pip", "--python", path / "bin" / "python")
     for words in installations:
-        run(path / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile", *words, cwd=path)
+        run(*pip, "install", "--quiet", "--no-compile", *words, cwd=path)
     return path
 
 
 def measure_size_mb(environment: Path) -> float:
-    """Size of the installed packages, without pip, setuptools and compiled modules; MB."""
+    """Size of the installed packages, without compiled modules; MB."""
     packages = next((environment / "lib").glob("python*/site-packages"))
     size = 0
     for file in packages.rglob("*"):
-        top = file.relative_to(packages).parts[0]
-        left_out = top.startswith(("pip", "setuptools", "_distutils")) or file.suffix == ".pyc"
-        if file.is_file() and not file.is_symlink() and not left_out:
+        if file.is_file() and not file.is_symlink() and file.suffix != ".pyc":
             size += file.stat().st_size
     return size / 1e6
 

@@ -3,15 +3,17 @@
     check.py [WORD ...]    only checks whose name contains one of the words
 
 Tests and notebooks need TensorFlow, whose import takes 5 seconds. This process imports it once, does not use it, and
-forks a process for each file of tests and each notebook: each starts from the same fresh state. Other checks are
-commands. So are the tests in `FORKING`: they fork thousands of times, and a fork of a process that has imported
-TensorFlow takes several times as long.
+forks a process for each file of tests, each notebook and each benchmark: each starts from the same fresh state. Other
+checks are commands. So are the tests in `FORKING`: they fork thousands of times, and a fork of a process that has
+imported TensorFlow takes several times as long.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -29,9 +31,14 @@ ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg", "PYTHONDONTWRIT
 LONGEST = (  # these start first, so that both cores end together
     "wheel and sdist",
     "reliability",
+    "memory forecast",
+    "tests/profiling",
+    "tests/training",
+    "tests/test_traced_graph.py",
     "tests/storage/test_faults.py",
     "tests/inference/test_predictor.py",
     "tests/commands/test_main.py",
+    "nbs/tutorials/01",
 )
 FORKING = ("tests/storage/test_verified.py",)  # need no TensorFlow; each runs in a process of its own
 
@@ -50,11 +57,11 @@ def list_checks() -> list[Check]:
     tests = sorted((ROOT / "tests").rglob("test_*.py"))
     notebooks = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
     found = [
-        command("wheel and sdist, in a new environment", sys.executable, "tools/wheel.py"),
-        command("reliability: kills, faults, mutations, attacks, resumes, NaN", *benchmark("reliability", "--quick")),
+        Check("wheel and sdist, in a new environment", check_wheel),
+        Check("reliability: kills, faults, mutations, attacks, resumes, NaN", check_reliability),
         *(test_check(path) for path in tests),
         *(notebook_check(path) for path in notebooks),
-        command("memory forecast of one training (reports)", *benchmark("memory", "--quick", "1")),
+        Check("memory forecast of one training (reports)", check_memory),
         command("notebooks clean and exported", sys.executable, "tools/exported.py"),
         command("README in step with nbs/index.ipynb", sys.executable, "tools/readme.py", "--check"),
         command("imports run down only", f"{BIN}/lint-imports"),
@@ -70,8 +77,26 @@ def rank(check: Check) -> int:
     return places[0] if places else len(LONGEST)
 
 
-def benchmark(*words: str) -> list[str]:
-    return [sys.executable, "-m", "benchmarks", *words]
+def check_wheel() -> int:
+    """Run `tools/wheel.py` in this process, which has imported TensorFlow."""
+    sys.path.append(str(ROOT / "tools"))
+    runpy.run_path(str(ROOT / "tools" / "wheel.py"), run_name="__main__")
+    return 0
+
+
+def check_reliability() -> int:
+    """Run the quick round in this process, which has imported TensorFlow and not used it."""
+    from benchmarks.reliability import suite
+
+    return suite.main(["--quick"])
+
+
+def check_memory() -> int:
+    """Measure one configuration, in processes of its own, and report it beside its forecast."""
+    from benchmarks.memory import forecasts
+
+    forecasts.main(["--quick", "1"])
+    return 0
 
 
 def command(name: str, *words: str) -> Check:
@@ -167,6 +192,8 @@ def import_libraries() -> None:
     import tensorflow
 
     del h5py, keras, matplotlib, nbdev, pandas, pyarrow, pytest, sklearn, tensorflow
+    gc.collect()
+    gc.freeze()  # the collector of a forked process leaves these objects, and so their memory stays shared
 
 
 # ---------------------------------------------------------------- results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,17 +15,19 @@ from benchmarks.speed.workers import time_call
 PARTS = ("kills", "faults", "mutations", "attacks", "resume", "nan", "speed")
 KILL_ORDER = ("saved_model", "bundle", "keras", "h5", "training state")  # the longest first
 COUNTS: dict[str, tuple[Any, Any]] = {  # of a full run; of a quick one
-    "kills": (400, 12),
-    "kills, saved_model": (400, 6),  # a save takes 20 times as long as the others
+    "kills": (400, 8),
+    "kills, saved_model": (400, 3),  # a save takes 20 times as long as the others
     "kills, Keras": (100, 0),
+    "timed saves": (3, 1),
     "share": (1.0, 0.02),
     "limits": (40, 2),
-    "mutations": (5000, 150),
+    "mutations": (5000, 100),
+    "attacks at every place": (True, False),
     "mutations, no manifest": (50, 0),
     "mutations, Keras": (150, 0),
     "resume": ((10, 5), (1, 2)),
     "resume, Keras": ((5, 2), (0, 0)),
-    "decisions": (280, 30),
+    "decisions": (280, 20),
     "trainings": (40, 2),
     "market": (80, 8),
     "nan, Keras": ((100, 8), (0, 0)),
@@ -63,7 +66,7 @@ def memory_disk() -> tempfile.TemporaryDirectory[str]:
 # ---------------------------------------------------------------- one job
 
 
-def kill_job(kind: str, plain: bool, kills: int) -> Job:
+def kill_job(kind: str, plain: bool, kills: int, timed: int) -> Job:
     """SIGKILL at random moments of saves, on the disk, within 1.6 times the duration of a save: to its last steps."""
     from support import crash_injection as faults
     from support import save_load_cases as saves
@@ -73,9 +76,13 @@ def kill_job(kind: str, plain: bool, kills: int) -> Job:
 
     def job(seed: int) -> Result:
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as aside:
-            with faults.Apart(lambda: lambda: time_save(make(Path(aside))[0])) as measure:
-                seconds = measure()
-            with faults.Apart(lambda: make(Path(folder))[1]) as read:
+
+            def start() -> Callable[..., Any]:
+                read = make(Path(folder))[1]
+                return lambda timing=False: time_save(make(Path(aside))[0], timed) if timing else read()
+
+            with faults.Apart(start) as read:
+                seconds = read(True)
                 save, longest_s = make(Path(folder))[0], 1.6 * seconds
                 report = faults.kill_rounds(save, read, kills=kills, seed=seed, longest_s=longest_s, prepare=build)
         broken = [*report.lost, *report.torn]
@@ -93,9 +100,9 @@ def kill_job(kind: str, plain: bool, kills: int) -> Job:
     return job
 
 
-def time_save(save: Callable[[int], None]) -> float:
-    """Median seconds of a save, after a first one that is not counted."""
-    times = [time_call(lambda number=number: save(number)) for number in range(1, 5)]
+def time_save(save: Callable[[int], None], timed: int) -> float:
+    """Median seconds of a number of saves, after a first one that is not counted."""
+    times = [time_call(lambda number=number: save(number)) for number in range(1, timed + 2)]
     return statistics.median(times[1:])
 
 
@@ -147,14 +154,18 @@ def mutation_job(kind: str, plain: bool, n: int) -> Job:
     return job
 
 
-def attack_job(name: str) -> Job:
-    """Reproductions of published attacks on model files or folders."""
+def attack_job(kind: str, every_place: bool) -> Job:
+    """Reproductions of published attacks on model files, at every place or at one that the seed chooses, or folders."""
     from support import attacks
 
     def job(seed: int) -> Result:
+        dice = None if every_place else random.Random(seed)
         with tempfile.TemporaryDirectory() as folder:
-            report = getattr(attacks, name)(Path(folder))
-        return {"done": report.done, "bad": len(report.wrong), "broken": report.wrong[:5], "seed": None}
+            if kind == "folders":
+                report = attacks.on_folders(Path(folder))
+            else:
+                report = attacks.on_model_files(Path(folder), dice)
+        return {"done": report.done, "bad": len(report.wrong), "broken": report.wrong[:5], "seed": seed}
 
     return job
 
@@ -229,9 +240,9 @@ def list_kills(counts: dict[str, Any]) -> Named:
 
     for kind in sorted(saves.KINDS, key=KILL_ORDER.index):
         kills = counts["kills, saved_model"] if kind == "saved_model" else counts["kills"]
-        yield kind, kill_job(kind, False, kills)
+        yield kind, kill_job(kind, False, kills, counts["timed saves"])
     for kind in saves.PLAIN if counts["kills, Keras"] else ():
-        yield f"{kind}, Keras", kill_job(kind, True, counts["kills, Keras"])
+        yield f"{kind}, Keras", kill_job(kind, True, counts["kills, Keras"], counts["timed saves"])
 
 
 def list_faults(counts: dict[str, Any]) -> Named:
@@ -259,8 +270,8 @@ def list_mutations(counts: dict[str, Any]) -> Named:
 
 
 def list_attacks(counts: dict[str, Any]) -> Named:
-    yield "model files", attack_job("on_model_files")
-    yield "folders", attack_job("on_folders")
+    for kind in ("model files", "folders"):
+        yield kind, attack_job(kind, bool(counts["attacks at every place"]))
 
 
 def list_resumes(counts: dict[str, Any]) -> Named:

@@ -328,12 +328,17 @@ def _wrap(sentences: Iterable[str], width: int = 80) -> str:
 def _build_tables(judgement: Judgement) -> list[_Table]:
     days = f"{judgement.name}: {judgement.rows:,} windows in {judgement.days:,.0f} days"
     chance = {"balanced_accuracy": f"{judgement.chance:.3f}", "mcc": "0", "direction": "0.5", "log_loss_gain": "0"}
-    metrics = [
-        [title, str(judgement.intervals[name]), chance.get(name, "-")] for name, title in _METRIC_TITLES.items()
-    ]
+    metrics = []
+    for name, title in _METRIC_TITLES.items():
+        metrics.append([title, _write_interval(judgement.intervals[name]), chance.get(name, "-")])
     rows = [_list_account(account) for account in (judgement.model, *judgement.rivals)]
     header = ["model", "balanced", "log-loss", "trades", "return", "a trade", "drawdown"]
     return [(days, ["metric", "value [99 % interval]", "chance"], metrics), ("Accounts, after costs", header, rows)]
+
+
+def _write_interval(interval: Interval) -> str:
+    """The value and its limits; the reason of a missing interval is in the verdict."""
+    return str(interval) if interval.low is not None else f"{interval.estimate:.3f}, no interval"
 
 
 def _list_account(account: Account) -> list[str]:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from shutil import get_terminal_size
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -32,10 +30,13 @@ from crypto_lstm.callbacks import (
 )
 from ..config import CLASSES, Config
 from ..data.windows import TrainingData, prepare
+from ..evaluation.calibration_fit import CalibrationFit
+from ..evaluation.judgement import Judgement
 from ..evaluation.metrics import Evaluation, evaluate, plot_confusion
 from ..gpu import GpuStatus, setup_gpu_memory
 from ..inference.bundle import load_bundle, save_bundle
 from ..inference.onnx_file import export_onnx
+from ..inference.policy import DecisionPolicy
 from ..memory import BUILT_MB, MemoryEstimate, Variant, estimate_memory
 from ..persistence import load_model, save_model
 from ..profiling.batch_size import MemoryBudgetError, OutOfMemoryError, fit_to_memory, halve_batch_size
@@ -53,6 +54,7 @@ from crypto_lstm.training.checkpointing import (
     restore_training,
     resume_fit,
 )
+from .judging import judge_model, list_trained_shares
 from crypto_lstm.training.run_folder import (
     FILES,
     check_output_folder,
@@ -91,6 +93,9 @@ class TrainingRun:
     estimate: MemoryEstimate  # made before the first step, for this process with its data
     validation: Evaluation
     test: Evaluation
+    calibration: CalibrationFit  # fitted on the validation part
+    policy: DecisionPolicy  # how answers become decisions: calibration and rule
+    judgement: Judgement  # of the test part: what was learnt, whether it pays, and whether that is luck
     gpu: GpuStatus
     interrupted: str | None  # the signal that ended it early, or "a callback" that stopped it inside an epoch
     output_dir: Path
@@ -129,8 +134,8 @@ class TrainingRun:
         return max((record["peak_mb"] for record in self.memory_history), default=None)
 
     def predict(self, candles: pd.DataFrame) -> pd.DataFrame:
-        """`predict_candles` with this run's model: date, short, hold, long, decision."""
-        return predict_candles(self.model, self.data.scaler, self.config, candles)
+        """`predict_candles` with this run's model and policy."""
+        return predict_candles(self.model, self.data.scaler, self.config, candles, self.policy)
 
     def plot(self) -> dict[str, Figure]:
         """Training curves, memory history and confusion matrices as pyplot figures, which a notebook shows."""
@@ -153,6 +158,9 @@ class TrainingRun:
             "identity": self.identity,
             "validation": self.validation.as_dict(),
             "test": self.test.as_dict(),
+            "calibration": self.calibration.as_dict(),
+            "policy": self.policy.as_dict(),
+            "judgement": self.judgement.as_dict(),
             "warnings": list(self.data.warnings),
             "windows": self.data.as_dict(),
             "memory": {"estimate": self.estimate.as_dict(), "measured_peak_mb": self.peak_mb},
@@ -163,21 +171,14 @@ class TrainingRun:
 
     def __repr__(self) -> str:
         epochs = f"epochs_run={self.epochs_run}, interrupted={self.interrupted!r}"
-        return f"TrainingRun({self.output_dir.name!r}, {epochs}, learnt={self.test.learnt})"
+        return f"TrainingRun({self.output_dir.name!r}, {epochs}, learnt={self.judgement.learnt})"
 
     def __str__(self) -> str:
-        validation = f"Validation, used to choose the epoch: {self.validation.verdict}."
-        width = min(100, get_terminal_size((100, 24)).columns)
-        warnings = [fill(f"Warning: {warning}.", width) for warning in self.data.warnings]
-        table = text_table(["run", ""], _report_rows(self))
-        return "\n\n".join([table, *warnings, fill(validation, width), str(self.test)])
+        return "\n\n".join([text_table(["run", ""], _report_rows(self)), str(self.judgement)])
 
     def _repr_html_(self) -> str:
         caption = f"Training run, {self.config.pair} {self.config.timeframe}"
-        rows = _report_rows(self)
-        rows += [("warning", warning) for warning in self.data.warnings]
-        rows += [("validation, used to choose the epoch", self.validation.verdict), ("test", self.test.verdict)]
-        return html_table(["run", ""], rows, caption=caption) + self.test._repr_html_()
+        return html_table(["run", ""], _report_rows(self), caption=caption) + self.judgement._repr_html_()
 
 # %% ../../nbs/training/04_trainer.ipynb #2ca98064
 def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:
@@ -269,12 +270,14 @@ def _fit_to_memory(
 class _Job:
     """One training in one folder."""
 
+    candles: pd.DataFrame
     data: TrainingData
     folder: Path
     gpu: GpuStatus
     identity: dict[str, Any]
     tensorboard: bool
     saved: SavedState | None = None  # state from which it resumes
+    ledger: str | os.PathLike[str] | None = None  # of the trials; None: that of the user
 
     def paths(self) -> dict[str, Path]:
         """The files of the run, names as in `FILES`."""
@@ -380,7 +383,10 @@ def _evaluate_run(
     memory_history: list[dict[str, Any]],
     estimate: MemoryEstimate,
 ) -> TrainingRun:
-    """The run, evaluated on validation and test."""
+    """The run, evaluated on validation and test, and judged on the test."""
+    answers = {name: predict_probabilities(model, job.data.parts[name]) for name in ("validation", "test")}
+    fingerprint = job.identity["data"]["sha256"]
+    judged = judge_model(job.candles, job.data, answers["validation"], answers["test"], fingerprint, job.ledger)
     return TrainingRun(
         config=job.data.config,
         model=model,
@@ -388,8 +394,11 @@ def _evaluate_run(
         history={name: [float(value) for value in values] for name, values in history.items()},
         memory_history=memory_history,
         estimate=estimate,
-        validation=_evaluate_part("validation", model, job.data),
-        test=_evaluate_part("test", model, job.data),
+        validation=_evaluate_part("validation", answers["validation"], job.data),
+        test=_evaluate_part("test", answers["test"], job.data),
+        calibration=judged.fit.calibration,
+        policy=judged.fit.policy,
+        judgement=judged.judgement,
         gpu=job.gpu,
         interrupted=None,
         output_dir=job.folder,
@@ -398,18 +407,18 @@ def _evaluate_run(
     )
 
 
-def _evaluate_part(name: str, model: keras.Model, data: TrainingData) -> Evaluation:
-    """Evaluate the network on one part of the data, beside the baselines of the training part."""
-    answers = predict_probabilities(model, data.parts[name])
-    counts = np.array(list(data.train.class_counts.values()))
-    trained_shares = counts / counts.sum()
-    if data.config.balance == "class_weights":  # the weights make the classes equal
-        trained_shares = np.full(len(CLASSES), 1 / len(CLASSES))
-    return evaluate(name, answers, data.outcomes_of(name), data.prior, trained_shares, data.config)
+def _evaluate_part(name: str, answers: np.ndarray, data: TrainingData) -> Evaluation:
+    """Evaluate the answers to one part of the data, beside the baselines of the training part."""
+    return evaluate(name, answers, data.outcomes_of(name), data.prior, list_trained_shares(data), data.config)
 
 
 def _load_finished_run(
-    candles: pd.DataFrame, folder: Path, gpu: GpuStatus, identity: dict[str, Any], tensorboard: bool
+    candles: pd.DataFrame,
+    folder: Path,
+    gpu: GpuStatus,
+    identity: dict[str, Any],
+    tensorboard: bool,
+    ledger: str | os.PathLike[str] | None,
 ) -> TrainingRun:
     """A run that was finished before: model and history are read from the files."""
     _log.info("%s holds the finished run: nothing is trained, it is loaded", folder)
@@ -418,7 +427,7 @@ def _load_finished_run(
     model = load_model(folder / FILES["model"], loaded.config, expected_sha256=sha256)
     data = prepare(candles, loaded.config)
     _log_doubts(data)
-    job = _Job(data, folder, gpu, identity, tensorboard)
+    job = _Job(candles, data, folder, gpu, identity, tensorboard, ledger=ledger)
     history = _read_json_of(job, loaded.metadata, "history")
     memory_history = _read_json_of(job, loaded.metadata, "memory")
     run = _evaluate_run(job, model, history, memory_history, job.estimate())
@@ -473,6 +482,7 @@ def train(
     output_dir: str | os.PathLike[str] = "crypto_lstm_run",  # an empty or a new folder, or that of the same training
     *,
     callbacks: Sequence[keras.callbacks.Callback] = (),  # more callbacks, after those of the package
+    ledger: str | os.PathLike[str] | None = None,  # counts what is judged on a test part; None: that of the user
     tensorboard: bool = True,  # write logs for TensorBoard
     on_memory: str = "refuse",  # if the estimate exceeds the memory: refuse, accumulate (smaller batches) or force
     resume: bool = True,  # resume an unfinished run, load a finished one; False: refuse a folder that holds a run
@@ -521,14 +531,14 @@ def train(
         identity = run_identity(candles, config, deterministic, gpu)
         if is_finished_run(folder, identity):
             delete_training_state(folder)  # left there if the process died before deleting it
-            return _load_finished_run(candles, folder, gpu, identity, tensorboard)
+            return _load_finished_run(candles, folder, gpu, identity, tensorboard, ledger)
         saved = read_resumable_state(folder, identity)
         if saved:
             config = saved.config
             _warn_of_lost_states(callbacks)
         data = _prepare_data(candles, config, on_memory, gpu, resumes=saved is not None)
         _log_doubts(data)
-        job = _Job(data, folder, gpu, identity, tensorboard, saved)
+        job = _Job(candles, data, folder, gpu, identity, tensorboard, saved, ledger)
         stopper = StopOnSignal()
         own = create_callbacks(data.config, folder, tensorboard=tensorboard)
         with stopper.listening():

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support import forked
 
 from crypto_lstm.commands.main import main
 from crypto_lstm.config import Config, ConfigError
@@ -351,6 +352,8 @@ def test_doctor_reports_a_package_that_cannot_be_imported(module):
     """The package is installed, but its import fails: the report has a fault with its fix, and no traceback."""
     script = f"""
 import sys
+for name in [name for name in sys.modules if name.split(".")[0] == {module!r}]:
+    del sys.modules[name]
 class Broken:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == {module!r}:
@@ -359,7 +362,7 @@ sys.meta_path.insert(0, Broken())
 from crypto_lstm.commands.main import main
 sys.exit(main(["doctor", "--json"]))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = forked.run(script)
     diagnosis = json.loads(done.stdout)
     faults = {check["name"]: check["remedy"] for check in diagnosis["checks"] if check["state"] == "fault"}
     assert done.returncode == 1 and not diagnosis["healthy"] and "Traceback" not in done.stderr

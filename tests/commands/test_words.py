@@ -4,12 +4,12 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import typing
 from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
+from support import forked
 
 from crypto_lstm.commands import jobs
 from crypto_lstm.commands.console import TrainingProgress, fit_line
@@ -36,10 +36,7 @@ def trained(tmp_path_factory):
 
 
 def run_main(folder, *words: str) -> subprocess.CompletedProcess:
-    script = "import sys; from crypto_lstm.commands.main import main; sys.exit(main(sys.argv[1:]))"
-    environment = {**os.environ, "COLUMNS": "80"}
-    command = [sys.executable, "-c", script, *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    return forked.run(forked.MAIN, *words, cwd=folder, environment={**os.environ, "COLUMNS": "80"})
 
 
 # settings

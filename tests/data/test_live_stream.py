@@ -32,9 +32,10 @@ def push_all(stream: LiveStream, rows: list[list[float]]) -> LiveStream:
 # ---------------------------------------------------------------- missing candles
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_answer_equals_that_of_a_plain_oracle(seed):
-    tally = live_oracle.fuzz(calls=4000, seed=seed)
+    """`python -m benchmarks live` makes more calls."""
+    tally = live_oracle.fuzz(calls=2000, seed=seed)
     assert tally.faults == []
     assert min(tally.refused, tally.with_hole, tally.windows) > 20, tally
 

@@ -427,15 +427,6 @@ def test_a_frame_that_was_filled_in_part_is_filled_anew(bundle):
     assert bundle.decide(mixed, CLOSE) == bundle.decide(CANDLES, CLOSE)
 
 
-def test_a_candle_that_is_not_finite_gives_no_trade(bundle):
-    chance = random.Random(SEED)
-    for _ in range(60):
-        candles = CANDLES.copy()
-        column = chance.choice(["open", "high", "low", "close", "volume"])
-        candles.loc[chance.randrange(len(candles)), column] = chance.choice([np.nan, np.inf, -np.inf])
-        assert bundle.decide(candles, now=CLOSE).action == NO_TRADE
-
-
 @pytest.mark.parametrize(
     "answer",
     [

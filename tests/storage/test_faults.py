@@ -12,8 +12,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +26,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 from inference.test_bundle import FIRST, WEIGHTS, config_with, forged, weights_of
+from support import forked
 from support.attacks import (
     CONFIG_ATTACKS,
     WEIGHT,
@@ -108,7 +107,6 @@ QUIET = {"tensorboard": False}
 
 KILLED_TWICE = """
 import os, sys
-sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from support.kill_and_resume import CONFIG, KillAtBatch, candles, counted
 from crypto_lstm.training.trainer import train
@@ -118,7 +116,7 @@ for number in (1, 2):
         if number == 2:
             os.fsync = counted(os.fsync, 4)
         killers = [KillAtBatch(11)] if number == 1 else []
-        train(candles(), config, Path(sys.argv[2]), callbacks=killers, tensorboard=False, save_every_batches=3)
+        train(candles(), config, Path(sys.argv[1]), callbacks=killers, tensorboard=False, save_every_batches=3)
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
@@ -154,8 +152,7 @@ class World:
     @cached_property
     def run(self) -> TrainingRun:
         """A training that was killed twice and then resumed to its end."""
-        words = [sys.executable, "-c", KILLED_TWICE, str(Path(__file__).parents[1]), str(self.place / "run")]
-        ends = subprocess.run(words, capture_output=True, text=True)
+        ends = forked.run(KILLED_TWICE, self.place / "run")
         assert ends.stdout.split() == [str(-signal.SIGKILL)] * 2, ends.stderr[-2000:]
         shutil.copytree(self.place / "run", self.place / "killed")
         for left in self.place.glob("killed/**/.*"):  # leftovers that the next process would remove

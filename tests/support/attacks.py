@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import random
 import shutil
 import stat
 import struct
@@ -473,8 +474,11 @@ def attack(
     return caught[0], fault
 
 
-def on_model_files(tmp_path: Path) -> AttackReport:
-    """Each attack without a manifest, and with a matching one as a file and inside a SavedModel folder."""
+def on_model_files(tmp_path: Path, dice: random.Random | None = None) -> AttackReport:
+    """Each attack without a manifest, and with a matching one as a file and inside a SavedModel folder.
+
+    With `dice`, each attack at one of these places, which they choose.
+    """
     saved, canary, outside = tmp_path / "saved", tmp_path / "canary", tmp_path / "outside.h5"
     report = AttackReport()
     save_all(saved, build_model(CONFIG))
@@ -486,9 +490,8 @@ def on_model_files(tmp_path: Path) -> AttackReport:
     load_model(plain)
     folder = tmp_path / "place"
     for name, format, data in all_attacks(saved, canary, outside):
-        for place in ("without a manifest", "resealed", "saved_model"):
-            if place == "saved_model" and format == "h5":
-                continue
+        places = ["without a manifest", "resealed"] + ["saved_model"] * (format != "h5")
+        for place in places if dice is None else [dice.choice(places)]:
             shutil.rmtree(folder, ignore_errors=True)
             kind = "saved_model" if place == "saved_model" else format
             path = file_of(folder, kind)

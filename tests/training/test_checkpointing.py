@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from support import forked
 from support.kill_and_resume import CONFIG, SAVE_EVERY, candles, digest
 
 from crypto_lstm.architecture import build_model
@@ -41,7 +40,6 @@ from crypto_lstm.training.run_folder import (
 from crypto_lstm.training.saved_run import load_run, verify_run
 from crypto_lstm.training.trainer import train
 
-COMMAND = Path(sys.executable).parent / "crypto-lstm"
 HOURLY = candles()
 OPTIONS = {"tensorboard": False, "save_every_batches": SAVE_EVERY, "deterministic": True}
 SETTINGS = [f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in CONFIG.as_dict().items()]
@@ -191,14 +189,6 @@ def test_a_training_that_asks_whether_it_is_finished_deletes_nothing(whole, cras
     assert contents(run) == before
     train(HOURLY, CONFIG, run, **OPTIONS)  # deletes the state that a killed process has left
     assert not (run / "state").exists()
-
-
-def test_a_training_that_resumes_without_logs_keeps_its_memory_history(tmp_path):
-    """Callbacks are matched by their class, since the list of callbacks is another one."""
-    with pytest.raises(Crash):
-        train(HOURLY, CONFIG, tmp_path / "run", callbacks=[At(2, 2, crash)], tensorboard=True)
-    run = train(HOURLY, CONFIG, tmp_path / "run", tensorboard=False)
-    assert [record["epoch"] for record in run.memory_history] == list(range(run.epochs_run))
 
 
 def changed_history(run):
@@ -364,7 +354,7 @@ def test_a_killed_command_resumes_when_it_is_repeated(whole, candle_file, tmp_pa
     run = tmp_path / "run"
     words = ["train", "--candles", str(candle_file), "--output", str(run), "--save-every", "3", "--deterministic"]
     words += ["--no-tensorboard", "--json", "--set", *SETTINGS]
-    process = subprocess.Popen([COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = forked.start(forked.MAIN, *words)
     for line in process.stderr:
         if line.startswith("epoch 1"):
             break
@@ -439,16 +429,20 @@ def test_a_resumed_training_keeps_its_batch_size(on_memory, crashed, tmp_path, m
     assert contents(folder) == before
 
 
-def test_a_run_that_a_callback_stops_inside_an_epoch_can_be_resumed(whole, tmp_path):
+def test_a_run_that_a_callback_stops_inside_an_epoch_can_be_resumed_without_logs(whole, tmp_path):
+    """Callbacks are matched by their class, since the list of callbacks is another one after the resume."""
+
     def stop(model):
         model.stop_training = True
 
-    cut = train(HOURLY, CONFIG, tmp_path / "run", callbacks=[At(1, 3, stop)], **OPTIONS)
+    logged = {**OPTIONS, "tensorboard": True}
+    cut = train(HOURLY, CONFIG, tmp_path / "run", callbacks=[At(1, 3, stop)], **logged)
     assert cut.interrupted == "a callback"
     assert "stopped by a callback: the same call resumes it" in str(cut)
     rest = train(HOURLY, CONFIG, tmp_path / "run", **OPTIONS)
     assert rest.resumed_at.startswith("epoch 2, step 5 of") and rest.interrupted is None
     assert digest(rest.model, rest.history) == digest(whole.model, whole.history)
+    assert [record["epoch"] for record in rest.memory_history] == list(range(rest.epochs_run))
 
 
 class StatefulCallback(keras.callbacks.Callback):

@@ -86,18 +86,40 @@ def test_the_import_names_the_file_in_one_sentence(code, keras_home):
     assert "KerasEnvironmentError" in last and "keras.json" in last
 
 
+BUILD = "import crypto_lstm as cl; cl.build_model(cl.Config(sequence_length=4, lstm_units=(2,), dense_units=()))"
+# Reports the level of messages at the import of TensorFlow, which reads it then, and ends there.
+WATCH = """
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorflow":
+            print(os.environ.get("TF_CPP_MIN_LOG_LEVEL"), flush=True)
+            os._exit(0)
+sys.meta_path.insert(0, Watch())
+"""
+
+
+def run_without_level(code: str) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def test_a_use_shows_no_notes_of_tensorflow():
+    done = run_without_level(BUILD)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     "code",
     [
-        "import crypto_lstm as cl; cl.build_model(cl.Config(sequence_length=4, lstm_units=(2,), dense_units=()))",
+        BUILD,
         "from crypto_lstm.builder import DualWindowLSTMBuilder",
         "from crypto_lstm.training.saved_run import load_run",
     ],
 )
-def test_an_import_shows_no_notes_of_tensorflow(code):
-    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_the_notes_are_off_before_tensorflow_is_imported(code):
+    done = run_without_level(WATCH + code)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "3", "")
 
 
 @pytest.mark.parametrize(
