@@ -18,7 +18,7 @@ from ..utils.display import html_table, text_table
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
-__all__ = ['SIDES', 'RuleError', 'barrier_break_even', 'TradeRule']
+__all__ = ['SIDES', 'RuleError', 'barrier_break_even', 'TradeRule', 'kelly_shares']
 
 # %% ../../nbs/inference/06_rule.ipynb #bcb68025
 SIDES = ("long", "short")
@@ -59,19 +59,8 @@ class TradeRule:
     class_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)  # of the rows that `mean_returns` were measured on
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(RuleKind):
-            raise RuleError(f"kind must be one of {', '.join(get_args(RuleKind))}, got {shorten_repr(self.kind)}")
-        object.__setattr__(self, "mean_returns", _check_returns(self.mean_returns))
-        if not is_finite_number(self.cost_pct, minimum=0) or self.cost_pct >= 100:
-            raise RuleError(f"cost_pct must be in [0, 100), got {shorten_repr(self.cost_pct)}")
-        if not is_finite_number(self.margin_pct, minimum=0):
-            raise RuleError(f"margin_pct must be a number of at least 0, got {shorten_repr(self.margin_pct)}")
-        shares = _check_row(self.class_shares, "class_shares")
-        if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-            raise RuleError(f"class_shares must sum to 1, got {shorten_repr(list(shares))}")
-        object.__setattr__(self, "class_shares", shares)
-        for name in ("cost_pct", "margin_pct"):
-            object.__setattr__(self, name, float(getattr(self, name)))
+        for name, value in _check_fields(self).items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_barriers(
@@ -109,14 +98,8 @@ class TradeRule:
         if self.kind == "argmax":
             classes = _choose_likeliest(_read_rows(probabilities))
         else:
-            classes = self._choose_side(self.expected_returns(_read_rows(probabilities)))
+            classes = _choose_side(self.expected_returns(_read_rows(probabilities)), self.margin_pct)
         return classes[0] if np.ndim(probabilities) == 1 else classes
-
-    def _choose_side(self, expected: np.ndarray) -> np.ndarray:
-        long, short = expected[:, 0], expected[:, 1]
-        is_long = (long > short) & (long > self.margin_pct)
-        is_short = (short > long) & (short > self.margin_pct)
-        return np.where(is_long, LONG, np.where(is_short, SHORT, HOLD)).astype(np.int8)
 
     @property
     def break_even_probability(self) -> dict[str, float | None]:
@@ -126,35 +109,7 @@ class TradeRule:
         if a trade in HOLD loses less than its stop-loss.
         """
         values = zip(SIDES, self.mean_returns, _OWN_CLASS, strict=True)
-        return {side: self._find_break_even(means, own) for side, means, own in values}
-
-    def _find_break_even(self, means: tuple[float, ...], own: int) -> float | None:
-        others = [number for number in range(len(CLASSES)) if number != own]
-        weight = sum(self.class_shares[number] for number in others)
-        if weight == 0:
-            return None
-        other = sum(self.class_shares[number] * means[number] for number in others) / weight
-        if means[own] <= other:
-            return None
-        probability = (self.cost_pct - other) / (means[own] - other)
-        return probability if 0 <= probability <= 1 else None
-
-    def kelly_shares(
-        self,
-        probabilities: npt.ArrayLike,  # (rows, 3) or (3,), calibrated
-        cap: float = 0.25,  # largest share
-    ) -> np.ndarray:  # (rows, 2) or (2,): share of the capital for a long, a short; 0 without an expected gain
-        """Kelly share of each side, mean / mean square of its net return, capped. For information: no decision uses it.
-
-        The returns within a class vary, and the probabilities are estimates, so the true share is smaller.
-        Source: Thorp (2006), The Kelly Criterion in Blackjack, Sports Betting and the Stock Market, section 7.
-        """
-        q = _read_rows(probabilities)
-        net = (np.array(self.mean_returns) - self.cost_pct) / 100  # (2, 3) as fractions
-        mean = self.expected_returns(q) / 100
-        square = np.maximum((q[:, None, :] * net**2).sum(axis=-1), 1e-12)
-        shares = np.clip(mean / square, 0.0, cap)
-        return shares[0] if np.ndim(probabilities) == 1 else shares
+        return {side: _find_break_even(self, means, own) for side, means, own in values}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them."""
@@ -170,21 +125,66 @@ class TradeRule:
             raise RuleError(f"a rule has {', '.join(_FIELDS)}, got {shorten_repr(values)}")
         return cls(**values)
 
-    def _rows(self) -> list[list[str]]:
-        rows = []
-        for side, means in zip(SIDES, self.mean_returns, strict=True):
-            level = self.break_even_probability[side]
-            words = "-" if level is None else f"{level:.3f}"
-            rows.append([side, *(f"{mean:+.3f} %" for mean in means), words])
-        return rows
-
     def __str__(self) -> str:
-        return f"{_describe(self)}\n{text_table(_HEADER, self._rows(), width=80)}"
+        return f"{_describe(self)}\n{text_table(_HEADER, _list_sides(self), width=80)}"
 
     def _repr_html_(self) -> str:
-        return html_table(_HEADER, self._rows(), caption=_describe(self))
+        return html_table(_HEADER, _list_sides(self), caption=_describe(self))
 
-# %% ../../nbs/inference/06_rule.ipynb #eb58dc91
+# %% ../../nbs/inference/06_rule.ipynb #ba5e08a0
+def _choose_side(expected: np.ndarray, margin_pct: float) -> np.ndarray:
+    """(rows,) int8: LONG or SHORT where that side has the higher expected return and it is above the margin."""
+    long, short = expected[:, 0], expected[:, 1]
+    is_long = (long > short) & (long > margin_pct)
+    is_short = (short > long) & (short > margin_pct)
+    return np.where(is_long, LONG, np.where(is_short, SHORT, HOLD)).astype(np.int8)
+
+
+def _choose_likeliest(q: np.ndarray) -> np.ndarray:
+    """(rows,) int8: the most likely class, HOLD where two share the highest probability."""
+    highest = q.max(axis=1, keepdims=True)
+    is_tie = np.count_nonzero(q == highest, axis=1) > 1
+    return np.where(is_tie, HOLD, q.argmax(axis=1)).astype(np.int8)
+
+
+def _find_break_even(rule: TradeRule, means: tuple[float, ...], own: int) -> float | None:
+    others = [number for number in range(len(CLASSES)) if number != own]
+    weight = sum(rule.class_shares[number] for number in others)
+    if weight == 0:
+        return None
+    other = sum(rule.class_shares[number] * means[number] for number in others) / weight
+    if means[own] <= other:
+        return None
+    probability = (rule.cost_pct - other) / (means[own] - other)
+    return probability if 0 <= probability <= 1 else None
+
+
+def _list_sides(rule: TradeRule) -> list[list[str]]:
+    rows = []
+    for side, means in zip(SIDES, rule.mean_returns, strict=True):
+        level = rule.break_even_probability[side]
+        words = "-" if level is None else f"{level:.3f}"
+        rows.append([side, *(f"{mean:+.3f} %" for mean in means), words])
+    return rows
+
+# %% ../../nbs/inference/06_rule.ipynb #f5275347
+def kelly_shares(
+    rule: TradeRule,
+    probabilities: npt.ArrayLike,  # (rows, 3) or (3,), calibrated
+    cap: float = 0.25,  # largest share
+) -> np.ndarray:  # (rows, 2) or (2,): share of the capital for a long, a short; 0 without an expected gain
+    """Kelly share of each side, mean / mean square of its net return, capped. No decision uses it.
+
+    Source: Thorp (2006), The Kelly Criterion in Blackjack, Sports Betting and the Stock Market, section 7.
+    """
+    q = _read_rows(probabilities)
+    net = (np.array(rule.mean_returns) - rule.cost_pct) / 100  # (2, 3) as fractions
+    mean = rule.expected_returns(q) / 100
+    square = np.maximum((q[:, None, :] * net**2).sum(axis=-1), 1e-12)
+    shares = np.clip(mean / square, 0.0, cap)
+    return shares[0] if np.ndim(probabilities) == 1 else shares
+
+# %% ../../nbs/inference/06_rule.ipynb #488f0b59
 _HEADER = ["side", *(f"if {name}" for name in CLASSES), "break-even"]
 
 
@@ -193,6 +193,26 @@ def _describe(rule: TradeRule) -> str:
         return "Rule: the most likely class, whatever a trade costs"
     margin = f" and a margin of {rule.margin_pct:g} %" if rule.margin_pct else ""
     return f"Rule: the better side, if its mean return is above costs of {rule.cost_pct:g} %{margin}"
+
+
+def _check_fields(rule: TradeRule) -> dict[str, Any]:
+    """The fields in their types. Raises `RuleError` that names a wrong one."""
+    kinds = get_args(RuleKind)
+    if not isinstance(rule.kind, str) or rule.kind not in kinds:
+        raise RuleError(f"kind must be one of {', '.join(kinds)}, got {shorten_repr(rule.kind)}")
+    if not is_finite_number(rule.cost_pct, minimum=0) or rule.cost_pct >= 100:
+        raise RuleError(f"cost_pct must be in [0, 100), got {shorten_repr(rule.cost_pct)}")
+    if not is_finite_number(rule.margin_pct, minimum=0):
+        raise RuleError(f"margin_pct must be a number of at least 0, got {shorten_repr(rule.margin_pct)}")
+    shares = _check_row(rule.class_shares, "class_shares")
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise RuleError(f"class_shares must sum to 1, got {shorten_repr(list(shares))}")
+    return {
+        "mean_returns": _check_returns(rule.mean_returns),
+        "cost_pct": float(rule.cost_pct),
+        "margin_pct": float(rule.margin_pct),
+        "class_shares": shares,
+    }
 
 
 def _check_row(values: Any, name: str) -> tuple[float, ...]:
@@ -222,10 +242,3 @@ def _read_rows(probabilities: npt.ArrayLike) -> np.ndarray:
     if not np.isfinite(given).all():
         raise RuleError("expected finite probabilities: check them with require_probabilities")
     return given
-
-
-def _choose_likeliest(q: np.ndarray) -> np.ndarray:
-    """(rows,) int8: the most likely class, HOLD where two share the highest probability."""
-    highest = q.max(axis=1, keepdims=True)
-    is_tie = np.count_nonzero(q == highest, axis=1) > 1
-    return np.where(is_tie, HOLD, q.argmax(axis=1)).astype(np.int8)

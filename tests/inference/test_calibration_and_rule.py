@@ -12,7 +12,7 @@ from crypto_lstm.config import HOLD, LONG, SHORT
 from crypto_lstm.evaluation.metrics import correct_prior
 from crypto_lstm.inference.calibration import Calibration, CalibrationError, RollingPrior
 from crypto_lstm.inference.decision import InvalidPredictionError
-from crypto_lstm.inference.rule import RuleError, TradeRule, barrier_break_even
+from crypto_lstm.inference.rule import RuleError, TradeRule, barrier_break_even, kelly_shares
 
 THIRDS = (1 / 3, 1 / 3, 1 / 3)
 CALIBRATIONS = (
@@ -165,7 +165,7 @@ def test_the_break_even_probability_is_where_the_expected_return_is_zero():
 
 
 def test_a_kelly_share_is_capped_and_zero_without_gain():
-    shares = RULE.kelly_shares([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]], cap=0.1)
+    shares = kelly_shares(RULE, [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]], cap=0.1)
     assert shares.tolist() == [[0.1, 0.0], [0.0, 0.0]]
 
 
