@@ -47,6 +47,9 @@ BENCHMARKS = {
     "reliability": Benchmark(
         "reliability.suite", "kills, disk errors, changed bytes, attacks and NaN, beside plain Keras", "an hour"
     ),
+    "baselines": Benchmark(
+        "backtest.baselines", "logistic regression, boosting and recent shares on invented markets", "5 minutes"
+    ),
     "live": Benchmark(
         "reliability.live", "a bot's stream with lost and late candles against a plain oracle", "5 minutes"
     ),
