@@ -52,6 +52,7 @@ BENCHMARKS = {
     ),
     "luck": Benchmark(
         "evaluation.luck", "how often the best of 100 models convinces, with an edge and without", "5 minutes"
+    ),
     "baselines": Benchmark(
         "backtest.baselines", "logistic regression, boosting and recent shares on invented markets", "5 minutes"
     ),

@@ -155,7 +155,7 @@ def _list_coverages(cell: Cell, method: str) -> list[str]:
 
 def summarise(cells: Sequence[Cell], method: str) -> str:
     """Coverage over all cells, its range where at least half of the histories have an interval, and false intervals."""
-    held = given = tried = within = full = 0
+    held = given = tried = 0
     coverages, false_shares = [], []
     for cell in cells:
         for hits, found in (cell["counts"][method][metric] for metric in METRICS):
@@ -163,14 +163,14 @@ def summarise(cells: Sequence[Cell], method: str) -> str:
             false_shares.append((found - hits) / cell["histories"])
             if found >= cell["histories"] / 2:
                 coverages.append(hits / found)
-                full += 1
-                within += GOAL[0] <= hits / found <= GOAL[1]
     if not given:
         return f"{method}: no interval was given"
     text = f"{method}: {held / given:.2%} of {given:,} intervals hold the true value, {given / tried:.0%} were given"
     if coverages:
-        text += f"; where at least half were given, {min(coverages):.3f} to {max(coverages):.3f}"
-        text += f", {within} of {full} within {GOAL[0]} to {GOAL[1]}"
+        below = sum(coverage < GOAL[0] for coverage in coverages)
+        above = sum(coverage > GOAL[1] for coverage in coverages)
+        text += f"; where at least half were given, {min(coverages):.3f} to {max(coverages):.3f}: of {len(coverages)}"
+        text += f" figures {below} are below {GOAL[0]} and {above} above {GOAL[1]}"
     return f"{text}; false intervals in at most {max(false_shares):.1%} of the histories of a world"
 
 

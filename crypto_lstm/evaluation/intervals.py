@@ -154,7 +154,7 @@ def _explain_refusal(span: int, purge_gap: int, memory: float) -> str:
         return f"{text}, so at least {least:,} candles are needed, the part spans {span:,}"
     return "the rows have gaps so long that a stretch of time holds none"
 
-# %% ../../nbs/evaluation/02_intervals.ipynb #46801a8f
+# %% ../../nbs/evaluation/02_intervals.ipynb #b1abd0d1
 _Statistic = Callable[[np.ndarray], np.ndarray]  # (..., columns) totals -> (...) metric
 
 
@@ -204,7 +204,7 @@ class _Table:
         """The totals of each stretch."""
         stretch = _assign_stretches(self.rows, number)
         size = len(CLASSES) ** 2
-        counts = np.zeros((number, size))
+        counts: np.ndarray = np.zeros((number, size))
         if self.cells is not None:
             counts = np.bincount(stretch * size + self.cells, minlength=number * size).reshape(number, size)
         sums = [np.bincount(stretch, weights=values, minlength=number) for values in self.values]

@@ -326,7 +326,7 @@ def _rank_portion(chosen: np.ndarray, other: np.ndarray) -> np.ndarray:
     rank = (below + (equal + 1) / 2) / (chosen.shape[1] + 1)
     return np.stack([chosen[rows, best], value, np.log(rank / (1 - rank))])
 
-# %% ../../nbs/evaluation/06_luck.ipynb #2a044be1
+# %% ../../nbs/evaluation/06_luck.ipynb #934170c1
 def plot_overfitting(
     overfitting: Overfitting,  # from `measure_overfitting`
     ax: Axes | None = None,  # axes to draw on; None makes a figure
@@ -334,7 +334,8 @@ def plot_overfitting(
     """Ranks, in the other half, of the model that is best in one half; red where it is below the median."""
     ax = new_axes(ax, figsize=(6, 3))
     logits = overfitting.logits
-    edges = np.linspace(-np.abs(logits).max(), np.abs(logits).max(), 25)
+    limit = float(np.abs(logits).max())
+    edges = np.linspace(-limit, limit, 25).tolist()
     ax.hist(logits[logits < 0], bins=edges, color=RED)
     ax.hist(logits[logits >= 0], bins=edges, color=BLUE)
     ax.axvline(0, color=GREY, linewidth=1)
@@ -343,7 +344,7 @@ def plot_overfitting(
     ax.set_title(f"{text}: best of one half below the median of the other (red)", fontsize=10)
     return ax
 
-# %% ../../nbs/evaluation/06_luck.ipynb #71e59c35
+# %% ../../nbs/evaluation/06_luck.ipynb #79fc3c45
 @dataclass(frozen=True)
 class Superiority:
     """The SPA test: p-values of "no model earns more than HOLD"."""
@@ -378,20 +379,24 @@ def measure_superiority(
         block_length = max(1.0, *(optimal_block_length(model).stationary for model in values))
     if not is_finite_number(block_length, minimum=1.0):
         raise LuckError(f"expected block_length as a number of periods from 1, got {block_length!r}")
-    count = values.shape[1]
     means = values.mean(axis=1)
-    errors = np.sqrt(long_run_variance(values, block_length) / count)
+    errors = np.sqrt(long_run_variance(values, block_length) / values.shape[1])
     scale = np.where(errors > 0, errors, np.inf) if studentised else np.ones(len(values))
     statistics = means / scale
-    resampled = _resample_means(values, block_length, resamples, seed)
-    is_close = means >= -errors * math.sqrt(2 * math.log(math.log(count)))
-    centres = (np.maximum(means, 0.0), np.where(is_close, means, 0.0), means)
     statistic = max(0.0, float(statistics.max()))
+    resampled = _resample_means(values, block_length, resamples, seed)
     p_values = []
-    for centre in centres:
+    for centre in _find_centres(means, errors, values.shape[1]):
         highest = np.maximum(((resampled - centre) / scale).max(axis=1), 0.0)
         p_values.append(float((highest > statistic).mean()) if statistic > 0 else 1.0)
-    return Superiority(int(statistics.argmax()), statistic, *p_values, float(block_length))
+    lower, consistent, upper = p_values
+    return Superiority(int(statistics.argmax()), statistic, lower, consistent, upper, float(block_length))
+
+
+def _find_centres(means: np.ndarray, errors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means under the null for the lower, the consistent and the upper p-value. Source: Hansen (2005), equation 5."""
+    is_close = means >= -errors * math.sqrt(2 * math.log(math.log(count)))
+    return np.maximum(means, 0.0), np.where(is_close, means, 0.0), means
 
 
 def long_run_variance(

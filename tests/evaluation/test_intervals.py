@@ -117,8 +117,9 @@ def test_slow_answers_have_no_interval():
 
 def test_metrics_without_evidence_in_eight_stretches_have_no_interval():
     labels, decisions = make_answers()
-    early = np.where(np.arange(12_000) < 5_000, decisions, HOLD)
-    assert "signals where the label is SHORT" in metric_intervals(labels, early, np.arange(12_000), 60)["direction"].reason
+    few = np.where(np.arange(12_000) % 3_000 < 60, decisions, HOLD)  # signals in four short spans
+    reason = metric_intervals(labels, few, np.arange(12_000), 60)["direction"].reason
+    assert "signals where the label is SHORT" in reason
     one_class = metric_intervals(np.full(12_000, HOLD), decisions, np.arange(12_000), 60)
     assert one_class["direction"].estimate == 0.5
     assert one_class["direction"].low is None

@@ -1,4 +1,4 @@
-"""The ledger: nothing is lost by concurrent writers, damage or a full disk, and the count of trials has no look-ahead."""
+"""The ledger: concurrent writers, damage and a full disk lose nothing, and the count of trials has no look-ahead."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_default_path_follows_xdg_state_home(monkeypatch, tmp_path):
     append_entry(make(1))
     assert len(read_ledger()) == 1
     monkeypatch.setenv("XDG_STATE_HOME", "relative")  # the specification says to ignore it
-    assert default_ledger_path().is_relative_to(os.path.expanduser("~"))
+    assert default_ledger_path().is_relative_to(Path.home())
 
 
 def test_entries_come_back_as_they_were_written(filled):
