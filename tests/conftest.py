@@ -1,6 +1,7 @@
 """Settings of all tests: the same ones as `make test` gives, for a run of `pytest` alone."""
 
 import os
+import tempfile
 
 # Before TensorFlow and matplotlib are imported: no greetings of TensorFlow, and plots without a screen.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -15,3 +16,5 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     forked.stop_forker()
+# The ledger of trials of these tests is not that of the user.
+os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="crypto_lstm_state_"))

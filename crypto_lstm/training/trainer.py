@@ -499,9 +499,9 @@ def train(
 
     Raises before anything is written: a `CryptoLSTMError` for bad candles, settings or folders, and for a backend or
     number format of Keras with which the model can't be saved (`KerasEnvironmentError`), `ForkedTensorFlowError` in
-    a fork of a process that has used TensorFlow, `MemoryBudgetError` if
-    the estimate exceeds the memory, `ResumeMismatchError` for an unfinished run of other settings, candles or versions,
-    `LockedError` if another process trains in the folder.
+    a fork of a process that has used TensorFlow, `MemoryBudgetError` if the estimate exceeds the memory,
+    `ResumeMismatchError` for an unfinished run of other settings, candles or versions, `OutputFolderError` for a
+    training whose state was removed, `LockedError` if another process trains in the folder.
 
     With `deterministic` a resumed run equals an uninterrupted run bit for bit, on the same machine with the same
     versions. It seeds Python, NumPy and TensorFlow, and allows only deterministic operations of TensorFlow, for the

@@ -366,8 +366,9 @@ class PredictingFailure(keras.callbacks.Callback):
 
 def interrupt() -> None:
     """Press Ctrl-C twice."""
-    signal.raise_signal(signal.SIGINT)
-    signal.raise_signal(signal.SIGINT)
+    press = signal.getsignal(signal.SIGINT)  # two signals at once may arrive as one
+    press(signal.SIGINT, None)
+    press(signal.SIGINT, None)
 
 
 @pytest.fixture(scope="module")
@@ -417,17 +418,17 @@ def assert_refused_without_state(run: Path, place: Path, told: str) -> None:
 
 def test_the_run_after_two_interrupts_states_what_it_lost(equal, tmp_path, caplog):
     """Relative: the file of the best model is removed as well."""
-    callback = Failing("on_train_batch_end", 6, interrupt)
+    callback = Failing("on_train_batch_end", 5, interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(HOURLY, SMALL, tmp_path / "run", callbacks=[callback], **EQUAL)
     assert_refused_without_state(tmp_path / "run", tmp_path, "it holds a training whose best epoch was number 1")
     (tmp_path / "run" / "best_model_checkpoint.keras").unlink()
     caplog.clear()
     run = train(HOURLY, SMALL, tmp_path / "run", **EQUAL)
-    place = "KeyboardInterrupt stopped the training in epoch 2, after step 2 of 4"
+    place = "KeyboardInterrupt stopped the training in epoch 2, after step 2 of 3"
     assert f"{place}: 2 steps since the last state are lost and done again" in caplog.messages
     assert "best_model_checkpoint.keras was removed: it is written again from the weights" in caplog.text
-    assert run.resumed_at == "epoch 2, step 1 of 4"
+    assert run.resumed_at == "epoch 2, step 1 of 3"
     assert_equal_bits(run, equal)
     assert not (run.output_dir / "state").exists()
 
