@@ -38,7 +38,7 @@ from crypto_lstm.utils.fields import (
 
 # %% auto #0
 __all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'RecurrentDropout', 'RECURRENT_DROPOUT', 'Timeframe', 'Monitor', 'Tie',
-           'ScalerKind', 'Balance', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config', 'parse_settings']
+           'ScalerKind', 'Balance', 'OnMemory', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config', 'parse_settings']
 
 # %% ../nbs/00_config.ipynb #ba5153e1
 CLASSES = ("SHORT", "HOLD", "LONG")  # class numbers 0, 1, 2
@@ -60,6 +60,7 @@ Monitor = Literal["val_accuracy", "val_loss"]
 Tie = Literal["stop", "target"]
 ScalerKind = Literal["robust", "standard", "minmax", "none"]
 Balance = Literal["undersample", "class_weights", "none"]
+OnMemory = Literal["refuse", "accumulate", "force"]  # action if a training does not fit into the memory
 TIMEFRAME_MINUTES = {
     "1m": 1,
     "3m": 3,

@@ -499,6 +499,7 @@ def read_candles(
     where they occurred also files, rows_without_trade, repeated_headers, unfinished_candles (the newest one, where the
     source says that it was not finished), prices_rounded (a high or a low that rounding has put beyond open or close)
     and price_jumps (`check_candles` names their dates: two markets may be glued together).
+    `.attrs["market"]` is the market that a column names, or None.
     Raises `CandleError` for candles that can't be read or break a rule, naming row and column. The shape of a row
     does not show the order of Bitfinex; if the values show it, the error suggests `columns`.
 
@@ -623,6 +624,7 @@ def _join(
         more["price_jumps"] = len(jumps)
         _warn_of_jumps(candles, jumps, tables[0].place)
     candles.attrs["cleaning"].update(more)
+    candles.attrs["market"] = next((table.market for table in tables if table.market is not None), None)
     return candles
 
 
