@@ -50,6 +50,9 @@ BENCHMARKS = {
     "live": Benchmark(
         "reliability.live", "a bot's stream with lost and late candles against a plain oracle", "5 minutes"
     ),
+    "golden": Benchmark(
+        "reliability.golden", "changes of one weight that no golden answer of a saved file shows", "10 minutes"
+    ),
 }
 
 

@@ -92,6 +92,8 @@ def test_the_import_names_the_file_in_one_sentence(code, keras_home):
         "import crypto_lstm as cl; cl.build_model(cl.Config(sequence_length=4, lstm_units=(2,), dense_units=()))",
         "from crypto_lstm.builder import DualWindowLSTMBuilder",
         "from crypto_lstm.training.saved_run import load_run",
+        "import crypto_lstm.layers",
+        "import crypto_lstm.data.windows",
     ],
 )
 def test_an_import_shows_no_notes_of_tensorflow(code):
