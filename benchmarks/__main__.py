@@ -62,6 +62,9 @@ BENCHMARKS = {
     "simulation": Benchmark(
         "judgement.simulation", "two million decisions calibrated, decided and simulated: time, memory", "2 minutes"
     ),
+    "golden": Benchmark(
+        "reliability.golden", "changes of one weight that no golden answer of a saved file shows", "10 minutes"
+    ),
 }
 
 

@@ -9,6 +9,8 @@ import dataclasses
 import difflib
 import functools
 import json
+import os
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -36,7 +38,8 @@ from crypto_lstm.utils.fields import (
 
 # %% auto #0
 __all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'RecurrentDropout', 'RECURRENT_DROPOUT', 'Timeframe', 'Monitor', 'Tie',
-           'ScalerKind', 'Balance', 'RuleKind', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config', 'parse_settings']
+           'ScalerKind', 'Balance', 'RuleKind', 'OnMemory', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config',
+           'parse_settings']
 
 # %% ../nbs/00_config.ipynb #ba5153e1
 CLASSES = ("SHORT", "HOLD", "LONG")  # class numbers 0, 1, 2
@@ -59,6 +62,7 @@ Tie = Literal["stop", "target"]
 ScalerKind = Literal["robust", "standard", "minmax", "none"]
 Balance = Literal["undersample", "class_weights", "none"]
 RuleKind = Literal["expected_value", "argmax"]
+OnMemory = Literal["refuse", "accumulate", "force"]  # action if a training does not fit into the memory
 TIMEFRAME_MINUTES = {
     "1m": 1,
     "3m": 3,
@@ -186,7 +190,7 @@ def _refuse_wrong_names(init: Callable[..., None]) -> Callable[..., None]:
     def init_known(self: _Settings, *values: Any, **settings: Any) -> None:
         """Set the known settings. Raises `ConfigError` with the faults of the names and those of the values."""
         known = {name: value for name, value in settings.items() if name in self.__dataclass_fields__}
-        faults = {name: _describe_unknown(name) for name in settings if name not in known}
+        faults = _describe_unknown_names([name for name in settings if name not in known])
         if values:
             faults[""] = f"settings are given by name, such as epochs=20; got {shorten_repr(values[0])} without a name"
         try:
@@ -223,7 +227,7 @@ class Config(_Settings):
 
     Raises `ConfigError` with all faults at once. `replace` returns a changed copy, `load` and `save` use TOML or JSON
     files, `from_text` parses `key=value` words. Percentages are in percent (1.0 is 1 %), spans in candles unless the
-    name says minutes.
+    name says minutes. Limits: 100 layers of a kind, 1 MiB for a file, 1,000 words.
 
     >>> import crypto_lstm as cl
     >>> config = cl.Config(epochs=20, lstm_units=(64, 32))
@@ -281,7 +285,10 @@ class Config(_Settings):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read settings from a `.toml` or `.json` file; missing names keep their defaults. Raises `ConfigError`."""
+        """Read settings from a `.toml` or `.json` file of at most 1 MiB; missing names keep their defaults.
+
+        Raises `ConfigError`.
+        """
         return cls.from_dict(_read_settings(Path(path)))
 
     def save(self, path: str | Path) -> Path:
@@ -331,9 +338,20 @@ def _raise_faults(faults: list[_Fault]) -> None:
 
 
 def _describe_unknown(name: str) -> str:
-    near = difflib.get_close_matches(str(name), [field.name for field in dataclasses.fields(Config)], n=1)
+    near = difflib.get_close_matches(str(name)[:100], [field.name for field in dataclasses.fields(Config)], n=1)
     hint = f"did you mean {near[0]}?" if near else "print(Config()) or crypto-lstm settings shows all"
-    return f"unknown setting {name!r}; {hint}"
+    return f"unknown setting {shorten_repr(name)}; {hint}"
+
+
+_MAX_DESCRIBED = 50  # unknown names; a name is compared with all settings, and that takes a while
+
+
+def _describe_unknown_names(names: list[str]) -> dict[str, str]:
+    """Faults of unknown names: name -> sentence. Past 50 names a single sentence counts the others."""
+    faults = {name: _describe_unknown(name) for name in names[:_MAX_DESCRIBED]}
+    if len(names) > _MAX_DESCRIBED:
+        faults[names[_MAX_DESCRIBED]] = f"{len(names) - _MAX_DESCRIBED:,} more unknown settings"
+    return faults
 
 # %% ../nbs/00_config.ipynb #dcdefcfb
 def _describe_settings(default: Config) -> list[dict[str, Any]]:
@@ -379,15 +397,21 @@ def parse_settings(
     return settings
 
 
+_MAX_WORDS = 1000
+
+
 def _split_words(words: Iterable[str]) -> tuple[dict[str, Any], list[_Fault]]:
     """Settings of the words that can be parsed, and the faults of the others."""
     defaults = {field.name: field.default for field in dataclasses.fields(Config)}
     faults: list[_Fault] = []
     settings: dict[str, Any] = {}
+    words = list(words)
+    if len(words) > _MAX_WORDS:
+        return {}, [("", f"at most {_MAX_WORDS:,} words are expected, got {len(words):,}: write a file for --config")]
     for word in words:
         name, equals, text = (part.strip() for part in word.partition("="))
         if not equals:
-            faults.append(("", f"expected a setting as key=value, got {word!r}"))
+            faults.append(("", f"expected a setting as key=value, got {shorten_repr(word)}"))
         elif name not in defaults:
             faults.append((name, _describe_unknown(name)))
         else:
@@ -433,14 +457,49 @@ def _to_toml(settings: Mapping[str, Any]) -> str:
     return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in known.items())
 
 
+_MAX_FILE_BYTES = 2**20
+_MAX_DOTS = 100  # in one line of TOML: the time for a dotted name grows with the square of its parts
+_MAX_PARTS = 20_000  # names, values and tables in TOML; Python's parser takes up to 15 microseconds for each
+
+
+def _read_limited(path: Path) -> bytes:
+    """The content of a regular file of at most 1 MiB. Raises `ConfigError` for any other, and `OSError`."""
+    if "\0" in str(path):
+        raise ConfigError([f"can't read the configuration {str(path)!r}: a NUL character in its name"])
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            fault = f"{str(path)!r} is a folder, a device or a pipe: name a .toml or .json file"
+            raise ConfigError([fault])
+        data = b""
+        while len(data) <= _MAX_FILE_BYTES and (block := os.read(descriptor, _MAX_FILE_BYTES + 1 - len(data))):
+            data += block
+    finally:
+        os.close(descriptor)
+    if len(data) > _MAX_FILE_BYTES:
+        fault = f"{str(path)!r} is larger than a configuration ({_MAX_FILE_BYTES:,} bytes): name another file"
+        raise ConfigError([fault])
+    return data
+
+
+def _require_flat(data: bytes, path: Path) -> None:
+    """Raise `ConfigError` for TOML that takes long to parse: names of many parts, and a great many parts."""
+    parts = sum(map(data.count, (b".", b",", b"=", b"[")))
+    if parts > _MAX_PARTS or any(line.count(b".") > _MAX_DOTS for line in data.splitlines()):
+        expected = f"at most {_MAX_PARTS:,} names and values, and {_MAX_DOTS} dots in a line"
+        raise ConfigError([f"{str(path)!r} is no configuration: expected {expected}; settings are plain lines"])
+
+
 def _read_settings(path: Path) -> dict[str, Any]:
     parse = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix.lower())
     if parse is None:
         raise ConfigError([f"a configuration is a .toml or .json file, got {str(path)!r}"])
     try:
-        data = path.read_bytes()
+        data = _read_limited(path)
     except OSError as error:
         raise ConfigError([f"can't read the configuration {str(path)!r}: {error.strerror}"]) from error
+    if path.suffix.lower() == ".toml":
+        _require_flat(data, path)
     try:
         settings = parse(data.decode("utf-8-sig"))  # editors on Windows write a byte order mark before the text
     except (ValueError, RecursionError) as error:  # JSONDecodeError, TOMLDecodeError, UnicodeDecodeError

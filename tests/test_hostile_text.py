@@ -1,5 +1,6 @@
 """Names and texts from files never control the terminal: a transcript holds printable characters and line breaks."""
 
+import argparse
 import io
 import json
 import logging
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from crypto_lstm.commands.main import main
+from crypto_lstm.commands.parser import make_parser
 from crypto_lstm.data.candles import read_candles
 from crypto_lstm.inference.onnx_file import OnnxFileError, decode_onnx_file
 from crypto_lstm.saving.model_file import read_archive
@@ -131,6 +133,53 @@ def test_a_transcript_on_hostile_names_holds_no_control_character(write, command
     require_harmless(printed.out)
     require_harmless(printed.err)
     assert printed.out + printed.err
+
+
+def list_text_options() -> list[tuple[str, argparse.Action | None]]:
+    """Each command with each of its options that take a text; with None for a command without any."""
+    (commands,) = [action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    found: list[tuple[str, argparse.Action | None]] = []
+    for name, command in commands.choices.items():
+        texts = [action for action in command._actions if takes_text(action)]
+        found += [(name, action) for action in texts or [None]]
+    return found
+
+
+def takes_text(action: argparse.Action) -> bool:
+    return action.type is None and action.choices is None and action.nargs != 0
+
+
+def give(action: argparse.Action, value: str) -> list[str]:
+    return [*action.option_strings[-1:], value]
+
+
+OPTIONS = list_text_options()
+OPTION_NAMES = [f"{name} {option and option.dest}" for name, option in OPTIONS]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=OPTION_NAMES)
+def test_no_option_of_any_command_lets_control_characters_through(name, option, as_json, tmp_path, capfd):
+    file = str(write_named_file(tmp_path))  # it exists, so nothing is written there
+    needed = [action for command, action in OPTIONS if command == name and action is not None and action.required]
+    words = [word for action in needed if action is not option for word in give(action, file)]
+    for value in (file, HOSTILE, f"pair={HOSTILE}"):
+        chosen = [] if option is None else give(option, value)
+        if name == "demo" and value != file:
+            continue  # it would train
+        try:
+            code = main([name, *words, *chosen, *(["--json"] if as_json else [])])
+        except SystemExit as stop:
+            code = stop.code
+        printed = capfd.readouterr()
+        require_harmless(printed.out)
+        require_harmless(printed.err)
+        assert (printed.out + printed.err) and code == int(option is not None)
+
+
+def test_the_commands_that_read_candles_or_models_are_tried_on_hostile_content():
+    tried = {command[0] for _, command in COMMANDS}
+    assert tried == {name for name, _ in OPTIONS} - {"demo", "settings", "doctor"}  # these read no file but settings
 
 
 def test_every_error_of_the_package_escapes_its_message():

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import escape_control
 
@@ -39,12 +39,20 @@ def print_status(
 
 
 def _wrap_sentences(text: str) -> str:
-    """Break lines of prose that are wider than the terminal. Lines of a table, which have two blanks, stay."""
+    """Break lines of prose that are wider than the terminal, with their indent.
+
+    Lines of a table, which have two blanks between words, stay, and so do commands to copy.
+    """
     width = shutil.get_terminal_size().columns
     lines = []
     for line in text.split("\n"):
-        is_prose = len(line) > width and "  " not in line
-        lines.append(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) if is_prose else line)
+        words = line.strip()
+        if len(line) <= width or "  " in words or words.startswith("crypto-lstm "):
+            lines.append(line)
+            continue
+        indent = line[: len(line) - len(line.lstrip())]
+        options: dict[str, Any] = {"subsequent_indent": indent, "break_long_words": False, "break_on_hyphens": False}
+        lines += textwrap.wrap(line, width, **options)
     return "\n".join(lines)
 
 

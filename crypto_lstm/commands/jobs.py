@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import crypto_lstm
 from .console import TrainingProgress, format_duration, print_status, show_training_log
 from .parser import tabulate_settings
-from ..config import CLASSES, Config
+from ..config import CLASSES, Config, OnMemory
 from ..utils.display import text_table
 from ..utils.environment import load_tensorflow
 from ..utils.errors import CryptoLSTMError
@@ -125,7 +125,7 @@ def _write_predict_command(run: TrainingRun) -> str:
     return f"crypto-lstm predict --model {shlex.quote(str(run.output_dir))} --candles FILE --last {needed}"
 
 
-def _choose_on_memory(arguments: argparse.Namespace) -> str:
+def _choose_on_memory(arguments: argparse.Namespace) -> OnMemory:
     if arguments.accumulate:
         return "accumulate"
     return "force" if arguments.force else "refuse"
@@ -277,11 +277,12 @@ _QUOTES = ("USDT", "USDC", "BUSD", "FDUSD", "USD", "EUR", "BTC", "ETH")
 _MARKET = re.compile(rf"(?<![A-Z0-9])([A-Z0-9]{{2,10}}?)[-_/]?({'|'.join(_QUOTES)})(?![A-Z0-9])")
 
 # %% ../../nbs/commands/04_jobs.ipynb #0f5c8538
-def _find_other_market(candles: Any, model: _Model) -> list[str]:
-    """A warning if the name of a file of candles says another market than that of the model."""
+def _find_other_market(candles: Any, model: _Model, market: str | None = None) -> list[str]:
+    """A warning if the column of markets, or else the name of a file, says another market than that of the model."""
     pair = re.sub("[^A-Z0-9]", "", model.config.pair.upper().partition(":")[0])
     files = [candles] if isinstance(candles, (str, Path)) else list(candles)
-    found = {"".join(match.groups()) for file in files for match in _MARKET.finditer(Path(file).name.upper())}
+    texts = [market] if market is not None else [Path(file).name for file in files]
+    found = {"".join(match.groups()) for name in texts for match in _MARKET.finditer(name.upper())}
     if not found or pair in found:
         return []
     names = ", ".join(sorted(found))
@@ -371,7 +372,8 @@ def run_predict(arguments: argparse.Namespace) -> Result:
     if output:
         _write_table(decisions, output)
     print_status(f"{check_candles(candles, model.config.timeframe)}\n")
-    warnings = [*_find_other_market(arguments.candles, model), *_find_age(decisions, model)]
+    market = candles.attrs.get("market")
+    warnings = [*_find_other_market(arguments.candles, model, market), *_find_age(decisions, model)]
     warnings += _find_out_of_range(decisions, model)
     return _report_decisions(decisions, model, output, warnings)
 

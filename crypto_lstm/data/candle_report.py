@@ -40,18 +40,19 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['NameRow', 'Finding', 'format_row_count', 'write_number', 'find_value_faults', 'describe_bad_value', 'parse_timeframe',
-           'find_future_candles', 'find_repeated_rows', 'CandleReport', 'check_candles', 'require_candles',
-           'plot_candles']
+           'find_future_candles', 'find_repeated_rows', 'find_price_jumps', 'describe_price_jumps', 'CandleReport',
+           'check_candles', 'require_candles', 'plot_candles']
 
 # %% ../../nbs/data/15_candle_report.ipynb #532eec7f
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault: its name, how many rows have it, and a sentence about the first of them."""
+    """One kind of fault or doubt: its name, how many rows have it, and a sentence about the first of them."""
 
     kind: str
     count: int  # rows; 0 where the candles do not have this fault
     sentence: str
     suggestion: Suggestion | None = None  # arguments that avoid the fault
+    is_warning: bool = False  # a doubt: the candles can be used
 
 
 NameRow = Callable[[int], str]  # how messages name a row, such as "row 5 (line 7)"
@@ -243,6 +244,51 @@ def find_repeated_rows(
     exact = candles.duplicated([name for name in COLUMNS if name in candles], keep=how).to_numpy()
     return exact, pd.Series(times).duplicated(keep=how).to_numpy() & ~exact
 
+# %% ../../nbs/data/15_candle_report.ipynb #e61b07aa
+_LARGEST_JUMP = 1.5  # of the price between the close of a candle and the open of the next
+_LARGEST_JUMP_OF_GAP = 4.0  # between neighbours that are further apart
+
+
+def find_price_jumps(
+    candles: pd.DataFrame,  # sound candles, sorted
+) -> np.ndarray:  # (jumps,) rows
+    """Rows before which the price jumps as that of no market does.
+
+    A candle opens near the close before it: at less than two thirds of it or more than one and a half times as high is
+    a jump. After a gap it is a quarter and four times.
+    """
+    times = datetimes_to_ns(to_utc_datetimes(candles["date"]))[0]
+    steps = np.diff(times)
+    largest = np.where(steps == find_usual_step(steps), _LARGEST_JUMP, _LARGEST_JUMP_OF_GAP)
+    with np.errstate(all="ignore"):
+        ratio = candles["open"].to_numpy()[1:] / candles["close"].to_numpy()[:-1]
+        return np.flatnonzero((ratio > largest) | (ratio < 1 / largest)) + 1
+
+
+def _jump_finding(candles: pd.DataFrame, times: np.ndarray, step: int) -> Finding:
+    """The finding about jumps of the price; none for candles that lack prices or are out of order."""
+    kind = "price jump"
+    has_prices = {"open", "close"} <= set(_float_columns(candles))
+    if not has_prices or not step or find_unordered_rows(times).any():
+        return Finding(kind, 0, "", is_warning=True)
+    jumps = find_price_jumps(candles)
+    if not len(jumps):
+        return Finding(kind, 0, "", is_warning=True)
+    return Finding(kind, len(jumps), describe_price_jumps(candles, jumps), is_warning=True)
+
+
+def describe_price_jumps(
+    candles: pd.DataFrame,  # sound candles, sorted
+    jumps: np.ndarray,  # (jumps,) rows, at least one, from `find_price_jumps`
+) -> str:
+    """A sentence about the first jump of the price, with its date and the number of jumps."""
+    row = int(jumps[0])
+    before, after = candles["close"].iloc[row - 1], candles["open"].iloc[row]
+    date = format_time(candles["date"].iloc[row].value)
+    more = f" ({len(jumps)} such jumps)" if len(jumps) > 1 else ""
+    found = f"the price jumps from {write_number(before)} to {write_number(after)} at {date}{more}"
+    return f"{found}: are these candles of one market?"
+
 # %% ../../nbs/data/15_candle_report.ipynb #4410dfb6
 @dataclass(frozen=True)
 class CandleReport:
@@ -262,7 +308,12 @@ class CandleReport:
     @property
     def errors(self) -> tuple[str, ...]:
         """One sentence for each kind of fault; empty for candles that can be used."""
-        return tuple(finding.sentence for finding in self.findings if finding.count)
+        return tuple(found.sentence for found in self.findings if found.count and not found.is_warning)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence for each kind of doubt, such as a jump of the price; the candles can be used."""
+        return tuple(found.sentence for found in self.findings if found.count and found.is_warning)
 
     @property
     def ok(self) -> bool:
@@ -277,12 +328,12 @@ class CandleReport:
         raise CandleError(self.errors, suggestions)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: the fields, `ok`, `errors`, and `counts` of each kind of fault."""
+        """Plain values: the fields, `ok`, `errors`, `warnings`, and `counts` of each kind of fault or doubt."""
         names = [item.name for item in fields(self) if item.name not in ("findings", "cleaning")]
         plain = {name: getattr(self, name) for name in names}
         counts = {finding.kind: finding.count for finding in self.findings}
-        errors = list(self.errors)
-        return {"ok": self.ok, **plain, "counts": counts, "errors": errors, "cleaning": dict(self.cleaning)}
+        sentences = {"errors": list(self.errors), "warnings": list(self.warnings)}
+        return {"ok": self.ok, **plain, "counts": counts, **sentences, "cleaning": dict(self.cleaning)}
 
     def __repr__(self) -> str:
         state = "sound" if self.ok else f"{len(self.errors)} kinds of fault"
@@ -304,14 +355,20 @@ class CandleReport:
         return rows + cleaned
 
     def __str__(self) -> str:
-        verdicts = [(finding.kind, finding.count, "fault" if finding.count else "ok") for finding in self.findings]
+        verdicts = [(finding.kind, finding.count, _name_verdict(finding)) for finding in self.findings]
         table = text_table(["check", "value", "verdict"], [*self._facts(), *verdicts])
-        return "\n".join([table, *(f"- {sentence}" for sentence in self.errors)])
+        return "\n".join([table, *(f"- {sentence}" for sentence in (*self.errors, *self.warnings))])
 
     def _repr_html_(self) -> str:
         verdicts = [(finding.kind, finding.count, finding.sentence or "ok") for finding in self.findings]
         caption = "Candles: sound" if self.ok else "Candles: unusable"
         return html_table(["check", "value", "verdict"], [*self._facts(), *verdicts], caption=caption)
+
+
+def _name_verdict(finding: Finding) -> str:
+    if not finding.count:
+        return "ok"
+    return "warning" if finding.is_warning else "fault"
 
 # %% ../../nbs/data/15_candle_report.ipynb #72efa872
 def check_candles(
@@ -345,6 +402,7 @@ def check_candles(
     other = find_other_step(steps, expected) if expected else None
     findings += _order_findings(candles, times, _plain_row)
     findings += [_grid_finding(times, step, other, _plain_row), find_future_candles(times, now, _plain_row)]
+    findings.append(_jump_finding(candles, times, step))
     return replace(report, **_describe_times(times, steps, step), findings=tuple(findings))
 
 

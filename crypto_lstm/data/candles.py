@@ -17,7 +17,9 @@ import pandas as pd
 from ..config import Config
 from crypto_lstm.data.candle_report import (
     check_candles,
+    describe_price_jumps,
     find_future_candles,
+    find_price_jumps,
     find_repeated_rows,
     find_value_faults,
     format_row_count,
@@ -45,7 +47,7 @@ from ..utils.errors import Suggestion
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['read_candles', 'round_prices', 'find_price_jumps', 'is_filled', 'fill_gaps', 'ensure_filled', 'select_dates']
+__all__ = ['read_candles', 'round_prices', 'is_filled', 'fill_gaps', 'ensure_filled', 'select_dates']
 
 # %% ../../nbs/data/04_candles.ipynb #05ca1516
 def read_candles(
@@ -64,8 +66,10 @@ def read_candles(
     The content of a file shows its format: feather, parquet, JSON or CSV, also within gzip or zip. A list of paths, a
     folder, a pattern such as `"*.zip"` and a zip of months are one history: the files are joined by date.
     `.attrs["cleaning"]` counts the corrections: format, rows_read, rows_moved, duplicates_dropped, conflicts_resolved;
-    where they occurred also files, rows_without_trade, repeated_headers, prices_rounded (a high or a low that rounding
-    has put beyond open or close) and price_jumps (the log names their dates: two markets may be glued together).
+    where they occurred also files, rows_without_trade, repeated_headers, unfinished_candles (the newest one, where the
+    source says that it was not finished), prices_rounded (a high or a low that rounding has put beyond open or close)
+    and price_jumps (`check_candles` names their dates: two markets may be glued together).
+    `.attrs["market"]` is the market that a column names, or None.
     Raises `CandleError` for candles that can't be read or break a rule, naming row and column. The shape of a row
     does not show the order of Bitfinex; if the values show it, the error suggests `columns`.
 
@@ -206,6 +210,7 @@ def _join(
         more["price_jumps"] = len(jumps)
         _warn_of_jumps(candles, jumps, tables[0].place)
     candles.attrs["cleaning"].update(more)
+    candles.attrs["market"] = next((table.market for table in tables if table.market is not None), None)
     return candles
 
 
@@ -225,25 +230,8 @@ def _clean(candles: pd.DataFrame, times: np.ndarray, on_conflict: str, tables: S
     return candles
 
 
-_LARGEST_JUMP = 4.0  # of the price between neighbours
-
-
-def find_price_jumps(
-    candles: pd.DataFrame,  # sound candles, sorted
-) -> np.ndarray:  # (jumps,) rows that open at less than a quarter or at more than four times the close before
-    """Rows before which the price jumps as that of no market does within a candle."""
-    with np.errstate(all="ignore"):
-        ratio = candles["open"].to_numpy()[1:] / candles["close"].to_numpy()[:-1]
-    return np.flatnonzero((ratio > _LARGEST_JUMP) | (ratio < 1 / _LARGEST_JUMP)) + 1
-
-
 def _warn_of_jumps(candles: pd.DataFrame, jumps: np.ndarray, place: str) -> None:
-    row = int(jumps[0])
-    before, after = (write_number(candles[name][at]) for name, at in (("close", row - 1), ("open", row)))
-    _log.warning(
-        "%s: the price jumps from %s to %s at %s (%d such jumps): are these candles of one market?",
-        place, before, after, candles["date"][row], len(jumps),
-    )  # fmt: skip
+    _log.warning("%s: %s", place, describe_price_jumps(candles, jumps))
 
 
 def _describe_row(row: int, tables: Sequence[RawTable]) -> str:

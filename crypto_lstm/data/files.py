@@ -57,7 +57,10 @@ class _Gauge:
 
     def _require_lines(self, chunk: bytes) -> None:
         mark = {"text": b"\n", "json": b","}.get(self.kind)
-        if mark and mark not in chunk and not (self.kind == "text" and b"\r" in chunk):
+        if mark == b"\n" and mark not in chunk and b"\r" in chunk:
+            mark = b"\r"  # the ends of lines of an old Mac
+        starts = range(0, len(chunk) - _MAX_LINE + 1, _MAX_LINE // 2)
+        if mark and any(chunk.find(mark, start, start + _MAX_LINE) < 0 for start in starts):
             raise CandleError(f"{self.place}: a line of more than {_MAX_LINE // 2**20} MiB: no table of candles")
         if self.kind in ("text", "json") and b"\0" in chunk:
             raise CandleError(f"{self.place}: text with zero bytes, a part was never written: fetch it again")
@@ -234,10 +237,33 @@ def decode(
         text = data.decode(_name_encoding(data))
     except UnicodeDecodeError:
         text = "\0"
+    if text == "\0" and _is_western_text(data):
+        raise CandleError(f"{place}: {_describe_encoding(data)}")
     if "\0" in text:
         known = "neither text in UTF-8 nor feather, parquet, gzip or zip"
         raise CandleError(f"{place}: {known}; it begins with {data[:8]!r}: give another file")
     return text
+
+
+def _is_western_text(data: bytes) -> bool:
+    """Whether bytes that are no UTF-8 may be text with one byte for a letter, such as Latin-1."""
+    start = data[: 2**16]
+    has_control = re.search(rb"[\x00-\x08\x0e-\x1f\x7f]", start)
+    is_mostly_plain = len(start.translate(None, bytes(range(128, 256)))) >= 0.7 * len(start)
+    return not has_control and is_mostly_plain
+
+
+def _describe_encoding(data: bytes) -> str:
+    """A sentence about text that is no UTF-8, with the first letter that shows it."""
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        letter = error.object[error.start : error.start + 1].decode("cp1252", "replace")
+        found = f"line {line} holds the byte {error.object[error.start]:#04x}, in Latin-1 the letter {letter!r}"
+        advice = "save it as UTF-8 (in a terminal: iconv -f latin1 -t utf-8 OLD > NEW)"
+        return f"text in another encoding than UTF-8, Latin-1 or Windows-1252 perhaps ({found}): {advice}"
+    return "text in another encoding than UTF-8: save it as UTF-8"
 
 
 def _name_encoding(data: bytes) -> str:

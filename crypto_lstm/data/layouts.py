@@ -19,7 +19,8 @@ from ..utils.errors import CryptoLSTMError, Suggestion, escape_control
 # %% auto #0
 __all__ = ['ORDERS', 'ORDER_OWNERS', 'CandleError', 'RawTable', 'plain_name', 'plain_names', 'is_price_name', 'list_names',
            'find_volume', 'find_time', 'join_date_and_time', 'find_single_value', 'parse_frame', 'require_one_market',
-           'missing_columns', 'is_trade', 'has_time_name', 'name_cells', 'parse_rows', 'drop_rows_without_trade']
+           'missing_columns', 'is_trade', 'has_time_name', 'require_no_trade', 'name_cells', 'parse_rows',
+           'drop_rows_without_trade']
 
 # %% ../../nbs/data/12_layouts.ipynb #bc1f2fb7
 class CandleError(CryptoLSTMError, ValueError):
@@ -98,6 +99,7 @@ _MARKET_NAMES = (
     "asset", "symbols", "tic", "currency_pair", "security", "contract", "sym", "exchange", "s",
 )  # fmt: skip
 _INTERVAL_NAMES = ("timeframe", "interval", "period", "resolution", "granularity", "per", "tf", "bar_size", "i")
+_CLOSED_NAMES = ("confirm", "confirmed", "is_closed", "closed", "window_close", "is_final", "final", "complete")
 _TRADE_NAMES = {"price", "side", "is_buyer_maker", "trade_id", "agg_trade_id", "qty", "quantity", "amount", "size"}
 
 
@@ -259,6 +261,29 @@ def find_single_value(
     return found
 
 
+_MAX_CELL = 1000  # characters
+
+
+def _require_short_cells(frame: pd.DataFrame, place: str, first_line: int | None = None) -> None:
+    """Raise `CandleError` for a text of more than 1,000 characters: no date, number or symbol is so long."""
+    for name, column in frame.items():
+        if pd.api.types.is_numeric_dtype(column.dtype) or column.dtype.kind in "mM":
+            continue
+        lengths = _measure_texts(column)
+        if lengths.max(initial=0) > _MAX_CELL:
+            row = int((lengths > _MAX_CELL).argmax())
+            where = RawTable(frame, "", place, first_line).describe_row(row)
+            size = f"a text of {lengths[row]:,} characters, at most {_MAX_CELL:,} are expected"
+            raise CandleError(f"{place}: {where}, column {str(name)[:30]}: {size}: no table of candles")
+
+
+def _measure_texts(column: pd.Series) -> np.ndarray:
+    """(rows,) int64 characters of each text; 0 for other cells."""
+    if isinstance(column.dtype, pd.StringDtype):
+        return column.str.len().fillna(0).to_numpy(np.int64)
+    return np.fromiter((len(cell) if isinstance(cell, str) else 0 for cell in column), np.int64, len(column))
+
+
 def _find_repeated_names(
     frame: pd.DataFrame, names: list[str], place: str, first_line: int | None
 ) -> np.ndarray | None:
@@ -299,6 +324,8 @@ def parse_frame(
     if "" in names and not set(names) & set(_TIME_NAMES):
         names[names.index("")] = "date"  # an index without a name, as pandas writes it
     _require_columns(_list_wanted(frame, names), names, place)
+    used = {*_TIME_NAMES, *PRICES, *_MARKET_NAMES, *_INTERVAL_NAMES, find_volume(frame.head(1), names)}
+    _require_short_cells(frame.iloc[:, [name in used for name in names]], place, first_line)
     repeats = _find_repeated_names(frame, names, place, first_line)
     all_rows = frame
     if repeats is not None:
@@ -316,11 +343,12 @@ def parse_frame(
     table = RawTable(
         cells.reset_index(drop=True), format, place, first_line, dates_are_utc, has_names, None, market, interval
     )
-    if repeats is None:
-        return table
-    numbers = np.flatnonzero(~repeats)
-    left_out = (("repeated_headers", len(all_rows) - len(numbers)),)
-    return replace(table, numbers=numbers, left_out=left_out)
+    if repeats is not None:
+        numbers = np.flatnonzero(~repeats)
+        left_out = (("repeated_headers", len(all_rows) - len(numbers)),)
+        table = replace(table, numbers=numbers, left_out=left_out)
+    closed = next((name for name in _CLOSED_NAMES if name in names), None)
+    return table if closed is None else _drop_unfinished(table, frame.iloc[:, names.index(closed)])
 
 
 def _flatten_names(frame: pd.DataFrame, place: str) -> pd.DataFrame:
@@ -361,6 +389,38 @@ def _rename_prices(names: list[str]) -> list[str]:
 def _list_wanted(frame: pd.DataFrame, names: list[str]) -> list[str]:
     time = next((name for name in _TIME_NAMES if name in names), "date")
     return [time, *PRICES, find_volume(frame, names) or "volume"]
+
+# %% ../../nbs/data/12_layouts.ipynb #7c20de41
+_IS_CLOSED = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+
+
+def _drop_unfinished(
+    table: RawTable,
+    flags: pd.Series,  # (rows,) whether the candle was finished when it was fetched, as OKX and Gate write it
+) -> RawTable:
+    """Leave out the newest candle if it was unfinished. Raises `CandleError` if another candle was unfinished."""
+    words = pd.unique(flags).tolist()
+    known = {word: _IS_CLOSED.get(str(word).strip().lower()) for word in words}
+    if None in known.values() or all(known.values()):  # the column means another thing, or all are finished
+        return table
+    unfinished = ~flags.map(known).to_numpy(bool)
+    newest = _find_newest_end(table.frame["date"])
+    rows = np.flatnonzero(unfinished)
+    others = rows[rows != newest]
+    if len(others) or len(table.frame) == 1:
+        row = int(others[0]) if len(others) else 0
+        count = "1 such row" if len(rows) == 1 else f"{len(rows)} such rows"
+        found = f"{table.describe_row(row)}, column {flags.name} is {flags.iloc[row]}: the candle was not finished"
+        raise table.error(f"{found} when it was fetched; {count}: fetch them again, only the newest may be unfinished")
+    return table.keep(~unfinished, "unfinished_candles")
+
+
+def _find_newest_end(dates: pd.Series) -> int:
+    """The first row of a table whose newest row comes first, else the last row."""
+    first, last = dates.iloc[0], dates.iloc[-1]
+    is_falling = type(first) is type(last) and not pd.isna(first) and not pd.isna(last) and bool(first > last)
+    return 0 if is_falling else len(dates) - 1
+
 
 # %% ../../nbs/data/12_layouts.ipynb #a85ef4f7
 def _require_columns(wanted: Sequence[str], names: Sequence[str], place: str) -> None:
@@ -418,6 +478,30 @@ _GATE = ("date", "quote", "close", "high", "low", "open", "volume", "is_closed")
 _METATRADER = ("date", "time", *PRICES, "volume")
 _KRAKEN = ("date", *PRICES, "average", "volume", "count")
 _CLOCK = r"\d\d?:\d\d(:\d\d)?"
+_EPOCH = r"\d{10}(\.\d+)?|\d{13}|\d{16}|\d{19}"
+_SIDES = {"buy", "sell", "bid", "ask"}
+
+
+def require_no_trade(
+    row: Sequence[Any],  # one row without names
+    place: str,  # the source, as messages name it
+) -> None:
+    """Raise `CandleError` for a row that is a single trade.
+
+    Trades have a side (buy, sell), or end in flags as those of Binance do (is the buyer the maker?), or they are three
+    to five numbers: a time, a price and an amount (Kraken, Bitstamp).
+    """
+    cells = [str(cell).strip().lower() for cell in row]
+    is_flag = [cell in ("true", "false") for cell in cells]
+    has_side = bool(_SIDES & set(cells))
+    has_flags = len(cells) in (6, 7) and is_flag[-1] or len(cells) == 8 and is_flag[-2]
+    numbers = sum(bool(re.fullmatch(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", cell)) for cell in cells)
+    has_time = any(re.fullmatch(_EPOCH, cell) for cell in cells)
+    is_short = 3 <= len(cells) <= 5 and has_time and numbers >= 3
+    if has_side or has_flags or is_short:
+        shown = ", ".join(repr(str(cell)[:20])[1:-1] for cell in row[:6])
+        advice = "aggregate them to candles first (open, high, low, close and volume of each minute)"
+        raise CandleError(f"{place}: these are trades, one in each row ({shown}): {advice}")
 
 
 def name_cells(
@@ -428,7 +512,10 @@ def name_cells(
 ) -> tuple[str, tuple[str, ...]]:  # the kind of rows, and the name of each cell
     """Recognise rows by their width and by their cells. Raises `CandleError` for rows of an unknown kind."""
     width = len(row)
+    require_no_trade(row, place)
     more = tuple(f"more_{number}" for number in range(width - 6))
+    if width == 9:
+        more = (*more[:-1], "confirm")
     if width in (7, 9) and re.fullmatch(_CLOCK, str(row[1]).strip()):
         if width == 7:
             return "MetaTrader rows", _METATRADER
@@ -461,9 +548,12 @@ def parse_rows(
     _require_width(rows, width, place)
     kind, names = name_cells(rows[0], columns, place, has_average)
     cells = pd.DataFrame(list(rows), columns=list(names))
+    _require_short_cells(cells, place)
     if "time" in names:
         cells = join_date_and_time(cells, list(names))
-    return RawTable(cells[list(COLUMNS)], f"{format}, {kind}", place, has_names=False)
+    table = RawTable(cells[list(COLUMNS)], f"{format}, {kind}", place, has_names=False)
+    closed = next((name for name in _CLOSED_NAMES if name in names), None)
+    return table if closed is None else _drop_unfinished(table, cells[closed])
 
 
 def _require_width(rows: Sequence[Any], width: int, place: str) -> None:

@@ -37,6 +37,7 @@ from crypto_lstm.data.layouts import (
     parse_frame,
     parse_rows,
     plain_names,
+    require_no_trade,
     require_one_market,
 )
 from ..utils.checks import shorten_repr
@@ -140,6 +141,7 @@ def _require_table(head: list[str], first_line: str, place: str) -> None:
     """Raise `CandleError` if the line that should hold names or numbers has too few cells."""
     if len(head) >= 6:
         return
+    require_no_trade(head, place)
     if not any(map(is_price_name, head)) and not is_trade(plain_names(head)):
         shown = f"the first line is {first_line[:60]!r}; at least 6 columns are expected"
         raise CandleError(f"{place}: no table of candles: {shown}")
@@ -359,7 +361,7 @@ def parse_arrow(
             table = file.read()
         else:
             opened = pa.ipc.open_file(source)
-            rows, size = _measure_feather(data, opened.num_record_batches)
+            rows, size = _measure_feather(data, footer)
             _require_size(rows, len(opened.schema), size, len(data), place, max_bytes)
             table = opened.read_all()
         frame = table.to_pandas(memory_pool=pa.system_memory_pool())  # this pool returns memory that is freed
@@ -385,18 +387,20 @@ def _require_size(rows: int, width: int, size: int, packed: int, place: str, max
         raise CandleError(f"{place}: {rows:,} rows of {width} columns, more than max_bytes ({max_bytes:,} bytes)")
 
 
-def _measure_feather(data: bytes, batches: int) -> tuple[int, int]:
-    """Rows and bytes of the unpacked columns of an Arrow IPC file, read from the heads of its messages."""
+def _measure_feather(data: bytes, footer_size: int) -> tuple[int, int]:
+    """Rows and bytes of the unpacked columns of an Arrow IPC file: its footer lists the batches (`File.fbs`)."""
+    footer = data[-10 - footer_size : -10]
+    blocks = _find_field(footer, struct.unpack_from("<I", footer)[0], 3)
+    if not blocks:
+        return 0, 0
+    blocks = _follow(footer, blocks)
     rows = size = 0
     reader = pa.BufferReader(data)
-    reader.seek(8)
-    for _ in range(batches + 10_000):
+    for number in range(struct.unpack_from("<I", footer, blocks)[0]):
+        reader.seek(struct.unpack_from("<q", footer, blocks + 4 + 24 * number)[0])
         message = pa.ipc.read_message(reader)
-        if message.type == "record batch":
-            count, unpacked = _measure_batch(message.metadata.to_pybytes(), message.body)
-            rows, size, batches = rows + count, size + unpacked, batches - 1
-        if batches <= 0:
-            break
+        count, unpacked = _measure_batch(message.metadata.to_pybytes(), message.body)
+        rows, size = rows + count, size + unpacked
     return rows, size
 
 
@@ -481,6 +485,8 @@ def _list_paths(source: Any) -> list[Path] | None:
 def _read_object(source: Any, columns: str) -> RawTable:
     if isinstance(source, pd.DataFrame):
         return parse_frame(source)
+    if isinstance(source, pa.RecordBatch):
+        source = pa.Table.from_batches([source])
     if isinstance(source, pa.Table):
         return parse_frame(source.to_pandas(), "pyarrow table", "the table")
     if isinstance(source, np.ndarray):

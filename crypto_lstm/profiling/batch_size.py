@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..config import Config, ConfigError
+from ..config import Config, ConfigError, OnMemory
 from ..memory import BUILT_MB, MemoryEstimate, Variant, estimate_memory, require_positive
 from ..utils.display import get_logger
 from ..utils.errors import CryptoLSTMError, Suggestion
@@ -233,7 +233,7 @@ AUTO_STEPS = 32  # steps that an epoch has at least with `batch_size="auto"`
 
 def fit_to_memory(
     config: Config,  # of the training
-    on_memory: str = "refuse",  # action if the training does not fit: refuse, accumulate or force
+    on_memory: OnMemory = "refuse",  # action if the training does not fit: refuse, accumulate or force
     budget_mb: float | None = None,  # memory that the process may hold at its peak; None: `memory_budget_mb`
     resident_mb: float | None = None,  # of the process before training, see `max_batch_size`
     windows: int | None = None,  # number of training windows, for `batch_size="auto"`

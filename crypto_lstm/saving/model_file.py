@@ -24,6 +24,7 @@ from .hdf5 import Hdf5Error, read_arrays, read_arrays_in_sandbox
 from crypto_lstm.saving.model_schema import (
     ModelIntegrityError,
     NetworkDescription,
+    OldModelError,
     UnsafeModelError,
     build_network,
     check_network,
@@ -163,28 +164,49 @@ def _parse_json(data: bytes, path: FilePath) -> Any:
         raise ModelIntegrityError(path, f"it can't be read as a model: {error.fault}", _AGAIN) from error
 
 
+@contextlib.contextmanager
+def _name_old_version(version: str, path: FilePath) -> Iterator[None]:
+    """Raise `OldModelError` if the block refuses a file that says that Keras 1 or 2 wrote it."""
+    try:
+        yield
+    except (UnsafeModelError, ModelIntegrityError) as error:
+        if not re.match(r"[012]\.", version):
+            raise
+        fault = f"is an old file: Keras {version} wrote it, and files of Keras 3 have another form ({error.fault})"
+        remedy = "load it with keras.saving.load_model if you trust its source, and save the weights in a new model"
+        raise OldModelError(path, fault, remedy) from error
+
+
 def _parse_keras_file(data: bytes, path: FilePath, read: _ReadArrays) -> ModelContent:
     members = read_archive(data, path)
     metadata = _parse_json(members["metadata.json"], path)
     if not isinstance(metadata, dict):
         fault = f"it can't be read as a model: metadata.json: expected an object, got a {type(metadata).__name__}"
         raise ModelIntegrityError(path, fault, _AGAIN)
-    network = check_network(_parse_json(members["config.json"], path), path)  # before the arrays are read
+    version = str(metadata.get("keras_version"))[:20]
+    description = _parse_json(members["config.json"], path)
+    with _name_old_version(version, path):
+        network = check_network(description, path)  # before the arrays are read
     _, arrays = _read_hdf5(members["model.weights.h5"], path, read)
-    weights = _select_weights(*_name_keras_weights(network, arrays), path)
+    with _name_old_version(version, path):
+        weights = _select_weights(*_name_keras_weights(network, arrays), path)
     state = _strip_prefix(arrays, "optimizer/vars/")
-    return ModelContent(network, weights, state, str(metadata.get("keras_version"))[:20])
+    return ModelContent(network, weights, state, version)
 
 
 def _parse_h5_file(data: bytes, path: FilePath, read: _ReadArrays) -> ModelContent:
     texts, arrays = _read_hdf5(data, path, read)
-    network = check_network(_parse_json(texts.get("model_config", "").encode(), path), path)
+    version = str(texts.get("keras_version"))[:20]
+    description = _parse_json(texts.get("model_config", "").encode(), path)
+    with _name_old_version(version, path):
+        network = check_network(description, path)
     if "training_config" in texts:
         training = _parse_json(texts["training_config"].encode(), path)
         network = replace(network, training=training if isinstance(training, dict) else None)
-    weights = _select_weights(*_name_h5_weights(network, arrays), path)
+    with _name_old_version(version, path):
+        weights = _select_weights(*_name_h5_weights(network, arrays), path)
     state = _strip_prefix(arrays, "optimizer_weights/")
-    return ModelContent(network, weights, state, str(texts.get("keras_version"))[:20])
+    return ModelContent(network, weights, state, version)
 
 # %% ../../nbs/saving/03_model_file.ipynb #28623004
 _Arrays = Mapping[str, np.ndarray]

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import keras
 
 # %% auto #0
-__all__ = ['MIN_KERAS_VERSION', 'ModelFileError', 'ModelIntegrityError', 'UnsafeModelError', 'KerasVersionError', 'require_keras',
-           'silence_keras', 'LayerDescription', 'NetworkDescription', 'check_network', 'build_network',
+__all__ = ['MIN_KERAS_VERSION', 'ModelFileError', 'ModelIntegrityError', 'UnsafeModelError', 'OldModelError', 'KerasVersionError',
+           'require_keras', 'silence_keras', 'LayerDescription', 'NetworkDescription', 'check_network', 'build_network',
            'compile_network']
 
 # %% ../../nbs/saving/02_model_schema.ipynb #aa79fb87
@@ -49,6 +49,10 @@ class UnsafeModelError(ModelFileError, ValueError):
 
     Examples: another class of layer, too many weights, links, compressed data.
     """
+
+
+class OldModelError(ModelFileError, ValueError):
+    """A model file of Keras 1 or 2, in a form that this package does not read. Nothing in it is known to be unsafe."""
 
 
 class KerasVersionError(CryptoLSTMError, RuntimeError):

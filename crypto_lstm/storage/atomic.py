@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .lock import absolute_path, hash_name, hold_lock
+from .lock import absolute_path, describe_owner, hash_name, hold_lock
 from .manifest import FilePath
 from ..utils.display import get_logger
 from ..utils.errors import CryptoLSTMError, escape_control
@@ -27,8 +27,8 @@ from ..utils.errors import CryptoLSTMError, escape_control
 _log = get_logger(__name__)
 
 # %% auto #0
-__all__ = ['SaveError', 'sync_to_disk', 'write_new_file', 'displaced_path', 'move_into_place', 'exclusive_write',
-           'check_file_name', 'atomic_path', 'write_text', 'write_json', 'sha256_file']
+__all__ = ['SaveError', 'sync_to_disk', 'write_new_file', 'displaced_path', 'find_kept', 'move_into_place', 'restore_kept',
+           'exclusive_write', 'check_file_name', 'atomic_path', 'write_text', 'write_json', 'sha256_file']
 
 # %% ../../nbs/storage/03_atomic.ipynb #ee216810
 class SaveError(CryptoLSTMError, OSError):
@@ -81,7 +81,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[written:]
 
 # %% ../../nbs/storage/03_atomic.ipynb #e039d525
-_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+_UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EXDEV)  # EXDEV: of a lower layer of an overlay
 _AT_FDCWD = -100  # from <fcntl.h>: paths are relative to the working directory
 _RENAME_EXCHANGE = 2  # from <linux/fs.h>
 
@@ -111,14 +111,30 @@ def displaced_path(
     return target.parent / f".old-{hash_name(target.name)}"
 
 
+def _kept_path(target: Path) -> Path:
+    """The place of a copy of the old folder while a folder that can't be renamed is replaced."""
+    return target.parent / f".kept-{hash_name(target.name)}"
+
+
+def _kept_mark(target: Path) -> Path:
+    return target.parent / f".kept-{hash_name(target.name)}.counts"
+
+
+def find_kept(
+    target: Path,  # a folder
+) -> Path | None:
+    """The copy of the old folder that counts as the content of `target`, whatever lies there; usually None."""
+    return _kept_path(target) if os.path.lexists(_kept_mark(target)) else None
+
+
 def move_into_place(
     new: Path,
     target: Path,  # may exist
 ) -> Callable[[], object]:  # a function that undoes the move
     """Move a file or folder to its target and sync the parent folder.
 
-    An old file is replaced. An old folder lies at `new` or at `displaced_path(target)` afterwards. If this raises, the
-    target is unchanged.
+    An old file is replaced. An old folder, or a copy of it, lies at `new` or at `displaced_path(target)` afterwards. If
+    this raises, the target is unchanged.
     """
     undo = _rename_onto(new, target)
     try:
@@ -162,13 +178,65 @@ def _rename_twice(new: Path, target: Path) -> Callable[[], object]:
             os.rename(target, new)  # noqa: PTH104
         os.rename(old, target)  # noqa: PTH104
 
-    os.rename(target, old)  # noqa: PTH104
+    try:
+        os.rename(target, old)  # noqa: PTH104
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        return _replace_by_copy(new, target)
     try:
         os.rename(new, target)  # noqa: PTH104
     except BaseException:
         undo()
         raise
     return undo
+
+
+def _replace_by_copy(new: Path, target: Path) -> Callable[[], object]:
+    """Replace a folder that can't be renamed, as overlayfs has them in the layers of a container's image.
+
+    The old folder is copied. From the moment when the mark is written, the copy counts, so the old folder can be
+    removed file by file. The new folder counts when the mark is removed.
+    """
+    copy = _kept_path(target)
+    _remove(copy)
+    shutil.copytree(target, copy, symlinks=True)
+    for part in [*copy.rglob("*"), copy, copy.parent]:
+        if not part.is_symlink():
+            sync_to_disk(part)
+    undo = partial(_put_copy_back, target)
+    try:
+        write_new_file(_kept_mark(target), b"")
+        sync_to_disk(target.parent)
+        shutil.rmtree(target)
+        os.rename(new, target)  # noqa: PTH104
+        sync_to_disk(target.parent)
+        os.unlink(_kept_mark(target))  # noqa: PTH108
+    except BaseException:
+        restore_kept(target)
+        raise
+    return undo
+
+
+def _put_copy_back(target: Path) -> None:
+    write_new_file(_kept_mark(target), b"")
+    restore_kept(target)
+
+
+def restore_kept(
+    target: Path,  # a folder whose writer was killed, or failed, while it replaced it by copy
+) -> None:
+    """Put the copy of the old folder back if it counts. The caller holds the lock. Raises `OSError`."""
+    kept = find_kept(target)
+    if kept is None:
+        return
+    if os.path.lexists(target):
+        shutil.rmtree(target)
+    shutil.copytree(kept, target, symlinks=True)  # a rename may be refused here, too
+    for part in [*target.rglob("*"), target, target.parent]:
+        if not part.is_symlink():
+            sync_to_disk(part)
+    os.unlink(_kept_mark(target))  # noqa: PTH108
 
 # %% ../../nbs/storage/03_atomic.ipynb #b9a24d17
 @contextlib.contextmanager
@@ -235,6 +303,7 @@ def _make_save_error(target: Path, error: OSError, needed_bytes: int) -> SaveErr
     """Describe an error of the system; for a full disk with the bytes that are needed and free."""
     cause = error.strerror or str(error) or type(error).__name__
     if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        cause += _describe_foreign(target, error)
         fault = f"it was not saved ({type(error).__name__}: {cause}), the previous content is unchanged"
         return SaveError(target, fault, "fix the cause and save again", error)
     room = ""
@@ -246,18 +315,35 @@ def _make_save_error(target: Path, error: OSError, needed_bytes: int) -> SaveErr
     return SaveError(target, fault, "make room and save again", error, needed_bytes)
 
 
+def _describe_foreign(target: Path, error: OSError) -> str:
+    """The owner of the file or folder that refused a step, if it is another user; else an empty text."""
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOTEMPTY, errno.EEXIST):
+        return ""
+    named = [name for name in (error.filename, error.filename2) if name is not None]
+    for path in (*map(Path, named), *(path.parent for path in map(Path, named)), target):
+        owner = describe_owner(path)
+        if owner:
+            return f"; {os.fspath(path)!r}: {owner}"
+    return ""
+
+
 def _remove_leftovers(target: Path, parent: Path) -> None:
     """Remove what a killed process left. The caller holds the lock, so no living process uses it."""
+    restore_kept(target)
     _remove_displaced(target)
     for name in os.listdir(parent):  # noqa: PTH208
         if name.startswith(_work_prefix(target)):
             _remove(parent / name)
+            owner = describe_owner(parent / name)
+            if owner:
+                _log.warning("%s: a killed save left it, and it can't be removed: %s", parent / name, owner)
 
 
 def _remove_displaced(target: Path) -> None:
-    """Remove the displaced folder, except when it is the only copy."""
-    if os.path.lexists(target):
+    """Remove the displaced folder and a copy that no longer counts, except when it is the only copy."""
+    if os.path.lexists(target) and find_kept(target) is None:
         _remove(displaced_path(target))
+        _remove(_kept_path(target))
 
 
 def _remove(path: Path) -> None:

@@ -10,6 +10,7 @@ import errno
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,4 +164,13 @@ def _delete_old_checkpoints(store: Path, newest: int, max_to_keep: int, work: Pa
             kept.add(number)
             break
     for number in set(numbers) - kept:
-        os.rename(_checkpoint_path(store, number), work / str(number))  # noqa: PTH104
+        _move_away(_checkpoint_path(store, number), work / str(number))
+
+
+def _move_away(folder: Path, place: Path) -> None:
+    try:
+        os.rename(folder, place)  # noqa: PTH104
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.rmtree(folder)  # in a lower layer of an overlay file system; a half-removed one is skipped as damaged

@@ -23,7 +23,7 @@ from ..utils.checks import is_whole_number
 from ..utils.errors import CryptoLSTMError, escape_control
 
 # %% auto #0
-__all__ = ['absolute_path', 'hash_name', 'LockedError', 'hold_lock', 'remove_stale_locks']
+__all__ = ['absolute_path', 'hash_name', 'describe_owner', 'ForeignLockError', 'LockedError', 'hold_lock', 'remove_stale_locks']
 
 # %% ../../nbs/storage/02_lock.ipynb #825500ee
 def absolute_path(
@@ -40,6 +40,36 @@ def hash_name(
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
 
 # %% ../../nbs/storage/02_lock.ipynb #c1d199c3
+def describe_owner(
+    path: FilePath,
+) -> str:  # empty if it is this user's, or if the system does not tell
+    """The owner of a file or folder of another user, as in `it belongs to user anna (1001)`."""
+    try:
+        owner = os.lstat(path).st_uid
+    except OSError:
+        return ""
+    if os.name == "nt" or owner == os.geteuid():
+        return ""
+    try:
+        import pwd
+
+        name = f"user {pwd.getpwuid(owner).pw_name} ({owner})"
+    except (ImportError, KeyError):
+        name = f"user number {owner}"
+    return escape_control(f"it belongs to {name}")
+
+
+class ForeignLockError(CryptoLSTMError, PermissionError):
+    """A lock file of another user lies beside `path` and cannot be opened. `lock` is the file."""
+
+    def __init__(self, path: FilePath, lock: Path) -> None:
+        self.path, self.lock = Path(path), lock
+        found = f"the lock file {os.fspath(lock)!r} can't be opened, {describe_owner(lock)}"
+        remedy = "if no process of this user is saving there, let this user or an administrator remove it"
+        super().__init__(f"{os.fspath(path)!r}: {found}; {remedy}")
+        self.errno = errno.EACCES
+
+
 class LockedError(CryptoLSTMError, OSError):
     """Another writer holds the lock of `path`: process `pid` on `host`, since `since` (ISO time).
 
@@ -120,7 +150,7 @@ def _acquire_lock(file: Path, target: Path, wait_s: float) -> _LockFile:
     """The locked file. Raises `LockedError` after `wait_s` seconds."""
     end = time.monotonic() + max(wait_s, _SHORTEST_WAIT_S)
     while True:
-        lock = _LockFile(file, os.O_CREAT)
+        lock = _open_lock_file(file, target)
         is_ours = False
         try:
             is_ours = _try_lock(lock.descriptor) and _is_same_file(lock.descriptor, file)
@@ -134,6 +164,16 @@ def _acquire_lock(file: Path, target: Path, wait_s: float) -> _LockFile:
             raise
         _release_lock(lock, None)
         time.sleep(0.01)
+
+
+def _open_lock_file(file: Path, target: Path) -> _LockFile:
+    """Open or create the lock file. Raises `ForeignLockError` for a file of another user."""
+    try:
+        return _LockFile(file, os.O_CREAT)
+    except PermissionError as error:
+        if describe_owner(file):
+            raise ForeignLockError(target, file) from error
+        raise
 
 
 def _release_lock(lock: _LockFile, file: Path | None) -> None:

@@ -21,6 +21,7 @@ from crypto_lstm.storage.atomic import (
     check_file_name,
     displaced_path,
     exclusive_write,
+    find_kept,
     move_into_place,
     sync_to_disk,
     write_new_file,
@@ -57,8 +58,8 @@ def _find_folder(
     """Return the folder, or the old one that a killed writer left beside it. Raises `MissingFolderError`."""
     target = absolute_path(path)
     for _ in range(3):  # a living writer may be between its two renames
-        for place in (target, displaced_path(target)):
-            if place.exists():
+        for place in (find_kept(target), target, displaced_path(target)):
+            if place is not None and place.exists():
                 return place
     raise MissingFolderError(path)
 

@@ -28,7 +28,7 @@ from crypto_lstm.callbacks import (
     plot_training_curves,
     require_tensorboard_name,
 )
-from ..config import CLASSES, Config
+from ..config import CLASSES, Config, OnMemory
 from ..data.windows import TrainingData, prepare
 from ..evaluation.calibration_fit import CalibrationFit
 from ..evaluation.judgement import Judgement
@@ -224,7 +224,7 @@ PREPARED_COPIES = 3.5
 def _prepare_data(
     candles: pd.DataFrame,
     config: Config,
-    on_memory: str,
+    on_memory: OnMemory,
     gpu: GpuStatus,
     resumes: bool,  # the training was started before, with this batch size
 ) -> TrainingData:
@@ -238,7 +238,7 @@ def _prepare_data(
         raise
 
 
-def _prepare_batches(candles: pd.DataFrame, config: Config, on_memory: str, gpu: GpuStatus) -> TrainingData:
+def _prepare_batches(candles: pd.DataFrame, config: Config, on_memory: OnMemory, gpu: GpuStatus) -> TrainingData:
     if config.batch_size != "auto":
         features_mb = 4 * len(candles) * len(config.features) / MB
         prepared_mb = process_memory_mb() + PREPARED_COPIES * features_mb
@@ -250,7 +250,7 @@ def _prepare_batches(candles: pd.DataFrame, config: Config, on_memory: str, gpu:
 
 
 def _fit_to_memory(
-    config: Config, on_memory: str, gpu: GpuStatus, resident_mb: float, windows: int | None = None
+    config: Config, on_memory: OnMemory, gpu: GpuStatus, resident_mb: float, windows: int | None = None
 ) -> Config:
     """`fit_to_memory` for the device.
 
@@ -484,7 +484,7 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback] = (),  # more callbacks, after those of the package
     ledger: str | os.PathLike[str] | None = None,  # counts what is judged on a test part; None: that of the user
     tensorboard: bool = True,  # write logs for TensorBoard
-    on_memory: str = "refuse",  # if the estimate exceeds the memory: refuse, accumulate (smaller batches) or force
+    on_memory: OnMemory = "refuse",  # if the estimate exceeds the memory: refuse, accumulate (smaller batches) or force
     resume: bool = True,  # resume an unfinished run, load a finished one; False: refuse a folder that holds a run
     save_every_batches: int | None = None,  # save the state every N steps; None: only at the end of each epoch
     deterministic: bool = False,  # equal bits in each run, resumed or not; slower, and for the whole process

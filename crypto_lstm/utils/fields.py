@@ -98,6 +98,7 @@ def expect_flag(value: Any) -> bool:
 def expect_whole_numbers(
     min_length: int,  # of the list
     maximum: int,  # of each number; the smallest is 1
+    max_length: int = 100,  # of the list
 ) -> Check:
     """Return a check for a list of whole numbers. The check returns a tuple."""
     description = f"a list of at least {min_length} whole numbers from 1 to {maximum}"
@@ -105,6 +106,8 @@ def expect_whole_numbers(
     def check(value: Any) -> tuple[int, ...]:
         if not isinstance(value, (list, tuple)) or len(value) < min_length:
             raise FieldError(description)
+        if len(value) > max_length:
+            raise FieldError(f"{description} and at most {max_length} of them, not {len(value):,}")
         if not all(is_whole_number(number, 1, maximum) for number in value):
             raise FieldError(description)
         return tuple(int(number) for number in value)

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import typing
 from datetime import UTC, datetime, timedelta
 
@@ -12,10 +13,14 @@ import pytest
 from support import forked
 
 from crypto_lstm.commands import jobs
-from crypto_lstm.commands.console import TrainingProgress, fit_line
+from crypto_lstm.commands.console import TrainingProgress, _wrap_sentences, fit_line
 from crypto_lstm.commands.main import main
-from crypto_lstm.config import Config, ConfigError
+from crypto_lstm.commands.parser import make_parser
+from crypto_lstm.config import Config, ConfigError, OnMemory
+from crypto_lstm.data.candles import read_candles
 from crypto_lstm.data.synthetic import synthetic_candles
+from crypto_lstm.profiling.batch_size import fit_to_memory
+from crypto_lstm.training.trainer import train
 
 WORDS = ["timeframe=1h", "sequence_length=12", "future_window=24", "lstm_units=8,4", "dense_units=4", "batch_size=64"]
 WORDS += ["epochs=2", "long_tp_pct=2", "short_tp_pct=2", "long_sl_pct=2", "short_sl_pct=2"]
@@ -33,6 +38,12 @@ def trained(tmp_path_factory):
     hourly().to_feather(folder / "ETH_USDT-1h.feather")
     words = ["train", "--candles", "BTCUSDT-1h.feather", "--output", "run", "--no-tensorboard", "--set", *WORDS]
     return folder, run_main(folder, *words)
+
+
+def list_commands() -> list[str]:
+    """The commands of the parser."""
+    (commands,) = [action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    return list(commands.choices)
 
 
 def run_main(folder, *words: str) -> subprocess.CompletedProcess:
@@ -105,6 +116,15 @@ def test_the_types_of_choices_name_exactly_what_the_check_allows():
             Config(**{name: "other"})
 
 
+def test_what_to_do_without_enough_memory_has_a_literal_type():
+    assert {function.__annotations__["on_memory"] for function in (train, fit_to_memory)} == {"OnMemory"}
+    assert typing.get_args(OnMemory) == ("refuse", "accumulate", "force")
+    for word in typing.get_args(OnMemory):
+        fit_to_memory(Config(), word, budget_mb=100_000, resident_mb=1.0)
+    with pytest.raises(ConfigError, match="one of refuse, accumulate, force, got 'other'"):
+        fit_to_memory(Config(), "other")
+
+
 # errors
 
 
@@ -148,6 +168,17 @@ def test_train_fits_80_columns_and_forecasts_minutes(trained):
     assert max(len(line) for line in tables if line not in progress) <= 80
     assert progress[0].startswith("epoch 1 of 2  loss") and progress[0].endswith("left")
     assert any(line.startswith("measured ") and "an epoch, at most" in line for line in done.stderr.splitlines())
+
+
+def test_prose_is_wrapped_with_its_indent_and_a_command_is_not(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    text = "    one two three four five six seven\na  table  that  is  wider  than  this"
+    assert _wrap_sentences(f"{text}\n  crypto-lstm predict --model run").splitlines() == [
+        "    one two three four five",
+        "    six seven",
+        "a  table  that  is  wider  than  this",
+        "  crypto-lstm predict --model run",
+    ]
 
 
 def test_progress_is_one_line_at_any_width(monkeypatch, capsys):
@@ -224,6 +255,30 @@ def test_the_name_of_a_file_can_contradict_the_market(file, warned):
 
 
 @pytest.mark.parametrize(
+    ("market", "file", "warned"),
+    [
+        ("BTC/USDT", "ETHUSDT-1m.csv", False),  # the column says more than the name of the file
+        ("BTC-USDT-SWAP", "candles.csv", False),
+        ("X:BTCUSDT", "candles.csv", False),
+        ("ETH/USDT", "BTCUSDT-1m.csv", True),
+        ("SOLUSDT", "candles.csv", True),
+        ("binance", "candles.csv", False),
+        (None, "ETHUSDT-1m.csv", True),
+    ],
+)
+def test_a_column_of_markets_can_contradict_the_market(market, file, warned):
+    assert bool(jobs._find_other_market([file], make_model(), market)) == warned
+
+
+def test_the_market_of_a_column_stays_with_the_candles(tmp_path):
+    path = tmp_path / "candles.csv"
+    hourly(30).assign(pair="SOL/USDT").to_csv(path, index=False)
+    assert read_candles(path).attrs["market"] == "SOL/USDT"
+    hourly(30).to_csv(path, index=False)
+    assert read_candles(path).attrs["market"] is None
+
+
+@pytest.mark.parametrize(
     ("newest", "days_ago", "words"),
     [
         (NOW - timedelta(hours=1), 1, []),
@@ -239,6 +294,53 @@ def test_the_age_of_candles_and_model_is_warned_of(newest, days_ago, words):
     warnings = jobs._find_age(frame, model)
     assert len(warnings) == len(words)
     assert all(word in warning for word, warning in zip(words, warnings, strict=True))
+
+
+# widths
+
+
+def is_wide(line: str, width: int) -> bool:
+    """Whether a line is wider than the terminal, though it holds no path and no command to copy."""
+    has_long_word = max(map(len, line.split()), default=0) > width - 20  # a path, a hash
+    return len(line) > width and not has_long_word and not line.lstrip().startswith("crypto-lstm ")
+
+
+SHOWN = [
+    ["settings"],
+    ["doctor"],
+    ["estimate", "--set", "batch_size=auto"],
+    ["estimate", "--set", "epochs=0", "scaler=log", "lstm_units=0"],
+    ["verify", "run"],
+    ["verify", "run/model.onnx"],
+    ["verify", "run/bundle"],
+    ["verify", "run/model.keras"],
+    ["verify", "missing"],
+    ["export", "--model", "run", "--output", "copy-{width}.onnx"],
+    ["predict", "--model", "run", "--candles", "ETH_USDT-1h.feather"],
+    ["predict", "--model", "run", "--candles", "BTCUSDT-1h.feather", "--output", "out-{width}.csv"],
+    ["train", "--candles", "glued.csv", "--output", "new", "--set", "epochs=0"],
+    ["train", "--candles", "broken.csv", "--output", "new"],
+    ["train", "--candles", "BTCUSDT-1h.feather", "--output", "run", "--no-tensorboard", "--set", *WORDS],
+]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("words", SHOWN, ids=" ".join)
+def test_a_command_fits_the_terminal(words, width, trained, capsys, monkeypatch):
+    folder, _ = trained
+    hourly(100).drop(columns="volume").to_csv(folder / "broken.csv", index=False)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", str(width))
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    main([word.format(width=width) for word in words])
+    shown = capsys.readouterr()
+    lines = (shown.out + shown.err).replace("\r", "\n").splitlines()
+    assert lines and not [line for line in lines if is_wide(line, width)]
+
+
+def test_every_command_is_shown_in_a_narrow_terminal():
+    assert {words[0] for words in SHOWN} | {"demo"} == set(list_commands())  # demo shows what train and estimate show
 
 
 # minutes

@@ -19,7 +19,7 @@ from crypto_lstm.commands.main import main
 from crypto_lstm.commands.parser import make_parser
 from crypto_lstm.data.candle_report import check_candles
 from crypto_lstm.data.candles import read_candles
-from crypto_lstm.data.files import unpack
+from crypto_lstm.data.files import _Gauge, unpack
 from crypto_lstm.data.layouts import CandleError
 from crypto_lstm.data.synthetic import synthetic_candles
 
@@ -456,6 +456,29 @@ def test_a_jump_of_the_price_is_warned_of(caplog):
     candles = read_candles(rows)
     assert candles.attrs["cleaning"]["price_jumps"] == 1
     assert "2024-01-02 00:10" in caplog.text and "one market?" in caplog.text
+    report = check_candles(candles, "1m")
+    assert report.ok and report.errors == ()
+    expected = "the price jumps from 20 to 2000 at 2024-01-02 00:10:00+00:00: are these candles of one market?"
+    assert report.warnings == (expected,)
+    assert report.as_dict()["warnings"] == [expected] and report.as_dict()["counts"]["price jump"] == 1
+    assert expected in str(report) and "warning" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("factor", "missing", "jumps"),
+    [(1.4, 0, 0), (1.7, 0, 1), (0.5, 0, 1), (1 / 1.4, 0, 0), (2.0, 3, 0), (5.0, 3, 1), (0.2, 3, 1)],
+)
+def test_the_size_of_a_jump_depends_on_the_gap_before_it(factor, missing, jumps):
+    candles = synthetic_candles(60)
+    candles.loc[30:, NAMES[1:5]] *= factor
+    candles = candles.drop(index=range(30, 30 + missing)).reset_index(drop=True)
+    assert len(check_candles(candles, "1m").warnings) == jumps
+
+
+def test_two_markets_of_several_files_are_found_by_the_jump(tmp_path):
+    other = [[row[0] + 20 * 60_000, *(cell * 20 for cell in row[1:])] for row in MINUTES]
+    paths = [write(tmp_path, csv_of(MINUTES), "a.csv"), write(tmp_path, csv_of(other), "b.csv")]
+    assert "at 2024-01-02 00:20:00+00:00" in check_candles(read_candles(paths)).warnings[0]
 
 
 def test_last_looks_only_at_what_it_keeps():
@@ -464,6 +487,67 @@ def test_last_looks_only_at_what_it_keeps():
     assert "row 0" in message(rows, last=11) or "row 9" in message(rows, last=11)
     for last in (0, True, "5"):
         assert "last must be a whole number" in message(rows, last=last)
+
+
+TRADES = {
+    "binance spot": ["3333,42000.1,0.5,21000.05,1704153600000,True,True"] * 3,
+    "binance futures": ["3333,42000.1,0.5,21000.05,1704153600000,true"] * 3,
+    "binance aggregated": ["3333,42000.1,0.5,1,2,1704153600000,True,True"] * 3,
+    "futures aggregated": ["3333,42000.1,0.5,1,2,1704153600000,true"] * 3,
+    "kraken": ["1704153600,42000.1,0.5"] * 3,
+    "bitcoincharts": ["1704153600,42000.100000000000,0.500000000000"] * 3,
+    "with a side": ["1704153600000,BTC-USD,42000.1,0.5,buy,7"] * 3,
+    "coinbase": ["7,2024-01-02T00:00:00Z,0.5,42000.1,sell,x"] * 3,
+}
+
+
+@pytest.mark.parametrize("name", TRADES)
+def test_trades_without_names_are_no_candles(name, tmp_path):
+    lines = TRADES[name]
+    for text in ("\n".join(lines), json.dumps([line.split(",") for line in lines])):
+        assert "these are trades, one in each row" in message(write(tmp_path, text), timezone="UTC")
+
+
+# Candles that were not finished
+
+
+def okx(*unfinished, newest_first=True):
+    rows = [[*map(str, row), "1", "2", "0" if i in unfinished else "1"] for i, row in enumerate(MINUTES)]
+    return rows[::-1] if newest_first else rows
+
+
+def csv_with_flag(name, rows):
+    return csv_of([[*row[:6], row[8]] for row in rows], ",".join([*NAMES, name]))
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_the_newest_candle_may_be_unfinished_and_is_left_out(newest_first, tmp_path):
+    rows = okx(19, newest_first=newest_first)
+    gate = [[row[0], "9.9", row[4], row[2], row[3], row[1], row[5], str(row[8] == "1").lower()] for row in rows]
+    sources = [
+        json.dumps(rows),
+        json.dumps({"code": "0", "data": rows}),
+        csv_of(rows, "ts,o,h,l,c,vol,volCcy,volCcyQuote,confirm"),
+        "\n".join(",".join(row) for row in rows),
+        json.dumps(gate),
+        json.dumps([dict(zip([*NAMES, "isClosed"], [*row[:6], row[8] == "1"], strict=True)) for row in rows]),
+    ]
+    for text in sources:
+        candles = read_candles(write(tmp_path, text))
+        pd.testing.assert_frame_equal(candles, expected_minutes()[:19])
+        assert candles.attrs["cleaning"]["unfinished_candles"] == 1
+
+
+@pytest.mark.parametrize("unfinished", [(0,), (7,), (7, 19), range(20)])
+def test_other_unfinished_candles_are_refused(unfinished, tmp_path):
+    rows = okx(*unfinished)
+    for text in (json.dumps(rows), csv_with_flag("confirm", rows)):
+        assert "column confirm is 0: the candle was not finished when it was fetched" in message(write(tmp_path, text))
+
+
+def test_a_column_of_flags_that_means_another_thing_is_ignored(tmp_path):
+    rows = [[*row[:6], 1, 1, i % 3] for i, row in enumerate(MINUTES)]
+    pd.testing.assert_frame_equal(read_candles(write(tmp_path, csv_with_flag("confirm", rows))), expected_minutes())
 
 
 # Kinds of tables
@@ -476,7 +560,9 @@ def test_numbers_kept_as_objects_are_read():
 
 def test_tables_of_arrow_and_levels_of_columns_are_read():
     frame = pd.DataFrame(MINUTES, columns=NAMES)
-    pd.testing.assert_frame_equal(read_candles(pa.Table.from_pandas(frame)), expected_minutes())
+    table = pa.Table.from_pandas(frame)
+    pd.testing.assert_frame_equal(read_candles(table), expected_minutes())
+    pd.testing.assert_frame_equal(read_candles(table.to_batches()[0]), expected_minutes())
     levels = pd.MultiIndex.from_product([NAMES[1:], ["BTC-USD"]], names=["Price", "Ticker"])
     index = pd.DatetimeIndex(expected_minutes()["date"], name="Date")
     download = pd.DataFrame(frame[NAMES[1:]].to_numpy(), index=index, columns=levels)
@@ -508,6 +594,23 @@ def test_other_tables_are_named():
     lazy = type("LazyFrame", (), {"__module__": "polars.lazyframe.frame", "collect": None})
     assert "got polars.DataFrame; pass its .to_pandas()" in message(polars())
     assert "got polars.LazyFrame; pass its .collect().to_pandas()" in message(lazy())
+
+
+POLARS = FIELD / "polars.feather"  # written by polars 2.1, which frames its schema in another way than pyarrow
+
+
+def test_a_feather_file_of_polars_is_read():
+    candles = read_candles(POLARS)
+    pd.testing.assert_frame_equal(candles, synthetic_candles(5))
+
+
+@pytest.mark.parametrize("batch", [3, 20])
+def test_a_feather_file_of_several_batches_is_measured_and_read(batch, tmp_path):
+    path = tmp_path / "candles.feather"
+    table = pa.Table.from_pandas(expected_minutes())
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=batch)
+    pd.testing.assert_frame_equal(read_candles(path), expected_minutes())
 
 
 # Size
@@ -566,7 +669,41 @@ def test_wide_tables_and_long_lines_are_refused(tmp_path):
     pa.parquet.write_table(pa.table({name: [1] for name in wide[:2000]}), buffer)
     assert "2,000 columns" in message(write(tmp_path, buffer.getvalue()))
     assert "a line of more than 1 MiB" in message(write(tmp_path, csv_of(MINUTES) + "1" * 9_000_000))
-    assert "a line of more than 1 MiB" in message(write(tmp_path, "[" + "1," * 4_000_000))
+    json_line = '[["1", "' + "1" * 9_000_000 + '", "1"]]'
+    assert "a line of more than 1 MiB" in message(write(tmp_path, json_line))
+
+
+@pytest.mark.parametrize("start", ["", csv_of(MINUTES), "["])
+def test_a_line_of_64_megabytes_is_refused_in_its_first_part(start, tmp_path, monkeypatch):
+    counts = []
+    add = _Gauge.add
+    monkeypatch.setattr(_Gauge, "add", lambda self, chunk: (counts.append(len(chunk)), add(self, chunk)))
+    path = write(tmp_path, start.encode() + b"1" * 2**26)
+    assert "a line of more than 1 MiB" in message(path)
+    assert sum(counts) <= 2 * 2**22
+    if not start:
+        assert "a line of more than 1 MiB" in message(write(tmp_path, gzip.compress(b"1" * 2**26)))
+
+
+def test_long_lines_between_short_ones_are_refused(tmp_path):
+    text = csv_of(MINUTES).encode() * 2000
+    assert "a line of more than 1 MiB" in message(write(tmp_path, text + b"1" * 3 * 2**20 + b"\n" + text))
+
+
+def test_long_texts_in_cells_are_refused(tmp_path):
+    columns = {name: [row[place] for row in MINUTES] for place, name in enumerate(NAMES)}
+    for name, text in (("date", "x"), ("date", "1"), ("open", "x"), ("open", "1,"), ("close", " "), ("symbol", "x")):
+        table = {**columns, name: [text * 2**20] * 20}
+        buffer = io.BytesIO()
+        pa.parquet.write_table(pa.table(table), buffer)
+        words = message(write(tmp_path, buffer.getvalue()), timezone="UTC")
+        assert f"row 0, column {name}: a text of {len(text) * 2**20:,} characters" in words and len(words) < 300
+    short = [[str(row[0]), *row[1:]] for row in MINUTES]
+    short[3][2] = "1" * 1001
+    assert "row 3, column high: a text of 1,001 characters" in message(short)
+    frame = pd.DataFrame(MINUTES, columns=NAMES, index=range(100, 120)).assign(pair=["BTC"] * 19 + ["B" * 2000])
+    assert "row 19, column pair: a text of 2,000 characters" in message(frame)
+    assert "row 19, column pair: a text of 2,000" in message(frame.assign(pair=frame["pair"].astype("category")))
 
 
 @pytest.mark.parametrize(
@@ -582,6 +719,16 @@ def test_wide_tables_and_long_lines_are_refused(tmp_path):
 )
 def test_known_files_are_named(start, words, tmp_path):
     assert words in message(write(tmp_path, start))
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "cp1250"])
+def test_text_in_another_encoding_is_named(encoding, tmp_path):
+    text = csv_of([[*row, "é"] for row in MINUTES], "date,open,high,low,close,volume,währung")
+    words = message(write(tmp_path, text.encode(encoding)))
+    assert "text in another encoding than UTF-8" in words and "line 1 holds the byte 0xe4" in words
+    assert "iconv -f latin1 -t utf-8" in words
+    noise = np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8).tobytes()
+    assert "neither text in UTF-8 nor feather" in message(write(tmp_path, noise))
 
 
 def test_a_long_history_is_read_as_it_was():

@@ -34,7 +34,13 @@ from crypto_lstm.config import Config
 from crypto_lstm.persistence import FORMATS, load_model, save_model
 from crypto_lstm.saving.compatibility import ModelMismatchError
 from crypto_lstm.saving.model_file import load_report
-from crypto_lstm.saving.model_schema import KerasVersionError, ModelFileError, ModelIntegrityError, UnsafeModelError
+from crypto_lstm.saving.model_schema import (
+    KerasVersionError,
+    ModelFileError,
+    ModelIntegrityError,
+    OldModelError,
+    UnsafeModelError,
+)
 from crypto_lstm.storage.manifest import MANIFEST, encode_manifest
 from crypto_lstm.storage.verified import manifest_path
 
@@ -42,6 +48,60 @@ from crypto_lstm.storage.verified import manifest_path
 @pytest.fixture(scope="module")
 def model():
     return build_model(CONFIG)
+
+
+# ---------------------------------------------------------------- files of Keras 2
+
+
+def write_in_keras_2(description: dict[str, Any]) -> None:
+    """Change the description of a network to the form that Keras 2 writes."""
+    for layer in description["config"]["layers"]:
+        layer.pop("build_config", None)
+        settings = layer["config"]
+        settings["dtype"] = "float32"
+        if layer["class_name"] == "InputLayer":
+            settings["batch_input_shape"] = settings.pop("batch_shape", None)
+        if layer["class_name"] == "LSTM":
+            settings |= {"time_major": False, "implementation": 2}
+
+
+def keras_2_file(folder: Path, format: str, version: str) -> bytes:
+    """A saved model of Keras 3 with the form and the version of Keras 2."""
+    data = file_of(folder, format).read_bytes()
+    if format == "keras":
+        members = _members(data)
+        description = json.loads(members["config.json"])
+        write_in_keras_2(description)
+        metadata = json.loads(members["metadata.json"]) | {"keras_version": version}
+        changed = {"config.json": json.dumps(description).encode(), "metadata.json": json.dumps(metadata).encode()}
+        return _archive(members | changed)
+
+    def change(file: Any) -> None:
+        description = json.loads(file.attrs["model_config"])
+        write_in_keras_2(description)
+        file.attrs["model_config"] = json.dumps(description)
+        file.attrs["keras_version"] = version
+
+    return _hdf5(data, change)
+
+
+@pytest.mark.parametrize("format", ["keras", "h5"])
+@pytest.mark.parametrize("version", ["2.15.0", "2.4.0-tf", "1.2.2"])
+def test_a_file_of_keras_2_is_called_old_and_not_unsafe(format, version, saved, tmp_path):
+    path = tmp_path / file_of(saved, format).name
+    path.write_bytes(keras_2_file(saved / format / "now", format, version))
+    with pytest.raises(OldModelError) as caught:
+        load_model(path)
+    assert f"is an old file: Keras {version} wrote it" in str(caught.value)
+    assert "keras.saving.load_model" in str(caught.value) and not isinstance(caught.value, UnsafeModelError)
+
+
+@pytest.mark.parametrize("format", ["keras", "h5"])
+def test_the_same_form_that_claims_keras_3_is_refused_as_before(format, saved, tmp_path):
+    path = tmp_path / file_of(saved, format).name
+    path.write_bytes(keras_2_file(saved / format / "now", format, "3.15.1"))
+    with pytest.raises(UnsafeModelError):
+        load_model(path)
 
 
 @pytest.fixture(scope="module")

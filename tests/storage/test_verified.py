@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import pwd
 import random
 import re
 import shutil
@@ -19,6 +20,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from support import crash_injection
@@ -26,7 +28,7 @@ from support import crash_injection
 from crypto_lstm.storage import atomic, checkpoints, verified
 from crypto_lstm.storage.atomic import SaveError
 from crypto_lstm.storage.checkpoints import CheckpointStore
-from crypto_lstm.storage.lock import LockedError, hold_lock
+from crypto_lstm.storage.lock import ForeignLockError, LockedError, describe_owner, hash_name, hold_lock
 from crypto_lstm.storage.manifest import (
     MANIFEST,
     IntegrityError,
@@ -191,6 +193,130 @@ def test_kill_rounds_detect_a_save_that_tears_its_file(quick):
 # ---------------------------------------------------------------- failing calls
 
 MORE = [(fcntl, "flock"), (atomic, "_exchange")]
+
+
+SCANDIR = os.scandir  # the real one: a call of this test must not be the one that fails
+
+
+def list_folders(place: Path):
+    """Path and number of all folders below."""
+    for entry in SCANDIR(place):
+        if entry.is_dir(follow_symlinks=False):
+            yield Path(entry.path), entry.inode()
+            yield from list_folders(Path(entry.path))
+
+
+def in_lower_layer(make):
+    """The place as an overlay file system has it: folders that a save finds can't be renamed (EXDEV)."""
+
+    def make_refusing(place: Path):
+        save, read = make(place)
+
+        def save_refused(number):
+            lower = set(list_folders(place))
+            rename, exchange = os.rename, atomic._exchange
+
+            def is_lower(path):
+                return Path(path).is_dir() and (Path(path), Path(path).stat().st_ino) in lower
+
+            def refuse(old, new):
+                if is_lower(old):
+                    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+                return rename(old, new)
+
+            def refuse_exchange(one, other):
+                return not (is_lower(one) or is_lower(other)) and exchange(one, other)
+
+            with patch.object(os, "rename", refuse), patch.object(atomic, "_exchange", refuse_exchange):
+                save(number)
+
+        return save_refused, read
+
+    return make_refusing
+
+
+@pytest.mark.parametrize(("place", "before"), [("folder", 1), ("store", 3)])
+def test_a_failing_call_in_an_overlay_loses_and_tears_nothing(place, before, quick):
+    make, actions = in_lower_layer(PLACES[place]), ("EIO", "exit before", "exit after")
+    report = crash_injection.try_all_faults(make, quick / "place", before=before, more=MORE, actions=actions)
+    print(place, report)
+    assert not report.broken, str(report)
+    assert report.calls > 80 and report.ends["refused"] > 30 and report.ends["died"] > 100
+
+
+def test_a_copy_of_a_killed_writer_is_read_and_put_back(tmp_path):
+    save, read = folder_place(tmp_path)
+    save(1)
+    shutil.copytree(tmp_path / "model", atomic._kept_path(tmp_path / "model"))
+    atomic._kept_mark(tmp_path / "model").touch()
+    (tmp_path / "model" / "b.bin").unlink()  # the writer was killed while it removed the old folder
+    assert read() == 1
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model"):
+        raise RuntimeError
+    assert read() == 1 and [path.name for path in tmp_path.iterdir()] == ["model"]
+    save(2)
+    assert read() == 2
+
+
+# ---------------------------------------------------------------- other users
+
+
+@pytest.fixture
+def other_user(monkeypatch):
+    """This process seems to be of another user than its files."""
+    number = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: number + 1)
+    return f"user {pwd.getpwuid(number).pw_name} ({number})"
+
+
+def test_a_lock_of_another_user_is_named_with_its_owner(tmp_path, monkeypatch, other_user):
+    lock = tmp_path / f".lock-{hash_name('model')}"
+    lock.touch()
+    real_open = os.open
+
+    def refuse(path, *rest, **options):
+        if Path(path) == lock:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real_open(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ForeignLockError) as caught, atomic_folder(tmp_path / "model"):
+        pytest.fail("the lock is another user's")
+    assert f"the lock file {str(lock)!r} can't be opened, it belongs to {other_user}" in str(caught.value)
+    assert isinstance(caught.value, PermissionError) and caught.value.errno == errno.EACCES
+
+
+def test_a_temporary_folder_of_another_user_is_named_with_its_owner(tmp_path, monkeypatch, other_user, caplog):
+    left = tmp_path / f".writing-{hash_name('model')}-abc"
+    left.mkdir()
+    remove = atomic._remove
+    monkeypatch.setattr(atomic, "_remove", lambda path: path == left or remove(path))
+    save, read = folder_place(tmp_path)
+    save(1)
+    assert read() == 1
+    assert f"{left}: a killed save left it, and it can't be removed: it belongs to {other_user}" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.ENOTEMPTY, errno.EACCES, errno.EPERM])
+def test_a_step_that_another_user_refuses_names_the_owner(number, tmp_path, monkeypatch, other_user):
+    save, read = folder_place(tmp_path)
+    save(1)
+
+    def refuse(one, other):
+        raise OSError(number, os.strerror(number), str(other))
+
+    monkeypatch.setattr(atomic, "_exchange", refuse)
+    with pytest.raises(SaveError, match=re.escape(f"model': it belongs to {other_user}), the previous content")):
+        save(2)
+    assert read() == 1
+
+
+def test_own_files_have_no_foreign_owner(tmp_path):
+    assert describe_owner(tmp_path) == "" and describe_owner(tmp_path / "missing") == ""
+
+
+def test_an_exchange_across_layers_is_unsupported_and_no_error():
+    assert errno.EXDEV in atomic._UNSUPPORTED
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,8 @@ def test_a_use_shows_no_notes_of_tensorflow():
         BUILD,
         "from crypto_lstm.builder import DualWindowLSTMBuilder",
         "from crypto_lstm.training.saved_run import load_run",
+        "import crypto_lstm.layers",
+        "import crypto_lstm.data.windows",
     ],
 )
 def test_the_notes_are_off_before_tensorflow_is_imported(code):
