@@ -104,7 +104,8 @@ def _parse_base(text: str) -> BaseMemory | None:
         return None
     if not isinstance(values, dict):
         return None
-    anonymous_mb, file_mb = values.get("anonymous_mb"), values.get("file_mb")
+    anonymous_mb: Any = values.get("anonymous_mb")
+    file_mb: Any = values.get("file_mb")
     if not is_finite_number(anonymous_mb, above=0) or not is_finite_number(file_mb, minimum=0):
         return None
     return BaseMemory(float(anonymous_mb), float(file_mb))
@@ -112,6 +113,8 @@ def _parse_base(text: str) -> BaseMemory | None:
 # %% ../nbs/08_base_memory.ipynb #9d16ab60
 _VERSIONED = ("crypto_lstm", "tensorflow", "keras", "numpy")
 _ALLOCATOR_SETTINGS = re.compile(r"MALLOC_|TF_|LD_PRELOAD$|OMP_|KMP_|MKL_|CUDA_VISIBLE_DEVICES$|XLA_")
+# the level of messages, and what an import of joblib or scikit-learn sets
+_NO_SETTINGS = ("TF_CPP_MIN_LOG_LEVEL", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK")
 # the higher one of two machines (297 and 304 MB anonymous, 413 and 528 MB of file pages), TensorFlow 2.21 on Linux
 _STORED_BASE_MB = (304.0, 528.0)
 _log = get_logger(__name__)
@@ -121,12 +124,13 @@ def describe_machine() -> list[Any]:
     """Versions, system, cores and settings of allocators, on which a measurement of memory depends."""
     settings = {}
     for name, value in sorted(os.environ.items()):
-        if _ALLOCATOR_SETTINGS.match(name) and name != "TF_CPP_MIN_LOG_LEVEL":
+        if _ALLOCATOR_SETTINGS.match(name) and name not in _NO_SETTINGS:
             settings[name] = value
     versions = [_find_version(name) for name in _VERSIONED]
     return [platform.platform(), platform.python_version(), processor_count(), versions, settings]
 
 
+@functools.cache
 def _find_version(package: str) -> str | None:
     try:
         return version(package)
@@ -135,8 +139,11 @@ def _find_version(package: str) -> str | None:
 
 
 def find_cache_folder() -> Path:
-    """Folder of this package's caches: `crypto_lstm` in `$XDG_CACHE_HOME`, by default in `~/.cache`."""
-    parent = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    """Folder of this package's caches: `crypto_lstm` in `$XDG_CACHE_HOME`, by default in `~/.cache`.
+
+    Raises `RuntimeError` if the user has no home folder.
+    """
+    parent = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(parent) / "crypto_lstm"
 
 
@@ -147,13 +154,19 @@ def find_base_memory() -> BaseMemory:
     The first call takes as long as the import of TensorFlow, in a process of its own.
     """
     key = hashlib.sha256(json.dumps(describe_machine(), sort_keys=True).encode()).hexdigest()
-    return _find_cached_base(find_cache_folder() / "base_memory" / f"{key}.json")
+    try:
+        folder = find_cache_folder()
+    except RuntimeError:
+        return _find_cached_base(None)
+    return _find_cached_base(folder / "base_memory" / f"{key}.json")
 
 
 @functools.cache
-def _find_cached_base(path: Path) -> BaseMemory:
+def _find_cached_base(
+    path: Path | None,  # None: no file
+) -> BaseMemory:
     """The base in this file, or a measured one, which is written to it."""
-    cached = _read_cached_base(path)
+    cached = None if path is None else _read_cached_base(path)
     if cached is not None:
         return cached
     _log.info("measuring the memory of a process with TensorFlow on this machine, once: it takes a few seconds")
@@ -162,11 +175,16 @@ def _find_cached_base(path: Path) -> BaseMemory:
     except BaseMemoryError as error:
         _log.warning("the base memory was not measured, and a stored value is used: %s", error)
         return BaseMemory(*_STORED_BASE_MB, fault=str(error))
+    if path is not None:
+        _write_cached_base(path, base)
+    return base
+
+
+def _write_cached_base(path: Path, base: BaseMemory) -> None:
     try:
         write_json(path, {"anonymous_mb": base.anonymous_mb, "file_mb": base.file_mb})
     except OSError as error:
         _log.info("the base memory was not cached: %s", error)
-    return base
 
 
 def _read_cached_base(path: Path) -> BaseMemory | None:

@@ -131,8 +131,8 @@ PARALLEL_ITERATIONS = 32
 LOW_MEMORY_PARTS = 2
 # The constants below were fitted by `python -m benchmarks memory --fit`, with TensorFlow 2.21 and Keras 3.15.1, on two
 # cores of Linux.
-# of the process, for any graph. The fit gave 47 MB of resident memory; 15 MB of them were pages of TensorFlow's libraries that
-# a first step maps: on 7 configurations the anonymous growth was 12 to 15 MB smaller, in one 24
+# of the process, for any graph. The fit gave 47 MB of resident memory. 15 MB of them were pages of TensorFlow's
+# libraries, which the first steps map (`file_mb` of the measurements)
 _GRAPH_MB = 32.0
 _INPUT_COPIES = 2.2  # batches of windows in memory at once
 _UPPER_FACTOR, _UPPER_MB = 1.3, 25.0  # `upper_mb` allows for so many times the growth, and so many MB more
