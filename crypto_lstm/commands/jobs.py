@@ -468,7 +468,9 @@ def run_estimate(arguments: argparse.Namespace) -> Result:
 
     config = load_config(arguments)
     budget_mb = arguments.budget or memory_budget_mb()
-    largest = max_batch_size(config, budget_mb, base_mb=find_base_memory().anonymous_mb)
+    with show_training_log():  # the first call on a machine measures for some seconds
+        base_mb = find_base_memory().anonymous_mb
+    largest = max_batch_size(config, budget_mb, base_mb=base_mb)
     if arguments.batch_size or config.batch_size == "auto":
         config = config.replace(batch_size=arguments.batch_size or largest.batch_size)
     estimate = estimate_memory(config)
@@ -489,7 +491,7 @@ def run_estimate(arguments: argparse.Namespace) -> Result:
         values["step"] = step = _measure_step(config)
         parts += [str(probe), _describe_step(step, config)]
     else:
-        parts.append("--probe measures the memory and the time of a step, from which it forecasts minutes.")
+        parts.append("For minutes: --probe measures the time and the memory of a step, and forecasts both.")
     return Result(values, "\n\n".join(parts))
 
 

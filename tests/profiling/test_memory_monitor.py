@@ -42,7 +42,7 @@ def start_python(code: str, *arguments: str, **environment: str) -> subprocess.P
 
 def read_result(process: subprocess.Popen[str]) -> tuple[Any, str]:
     """The JSON of the last line on stdout, and stderr."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1]), err
 
