@@ -163,6 +163,8 @@ def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:
     memory = f"estimated {run.estimate.process_peak_mb:.0f} MB"
     if run.peak_mb is not None:
         memory += f", measured {run.peak_mb:.0f} MB"
+    if run.estimate.file_mb is not None:
+        memory += f"; file pages {run.estimate.file_mb:.0f} MB, not counted"
     return [
         ("epochs", epochs),
         ("memory peak", memory),
