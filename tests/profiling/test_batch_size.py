@@ -1,4 +1,4 @@
-"""A training that does not fit is refused before it starts, and the advice works, in a process limited to 1.25 GiB."""
+"""A training that does not fit is refused before it starts, and the advice works, in a process limited to 1 GiB."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from crypto_lstm.utils.errors import CryptoLSTMError
 from crypto_lstm.utils.system import anonymous_memory_mb
 
 COMMAND = str(Path(sys.executable).with_name("crypto-lstm"))
-LIMIT_MB = 1280
+LIMIT_MB = 1024
 LARGE = [
     "timeframe=1h",
     "sequence_length=240",
