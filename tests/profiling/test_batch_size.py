@@ -129,7 +129,7 @@ def test_auto_trains_within_the_limit_and_a_larger_batch_is_refused_with_advice_
     )
     advice = re.search(r"--set (batch_size=(\d+) gradient_accumulation_steps=(\d+)) ", error["message"])
     assert advice and int(advice[2]) * int(advice[3]) == larger
-    few = [*advice[1].split(), "--last", "1500"]
+    few = [*advice[1].split(), "--last", "2500"]
     done, _, _ = run_train(candles, tmp_path / "advised", *few)
     assert done.returncode == 0, done.stderr[-2000:]
     memory = json.loads(done.stdout)["memory"]
