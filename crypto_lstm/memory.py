@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .architecture import LayerPlan, LayerSpec, layer_plan
+from .base_memory import find_base_memory
 from .config import Config, ConfigError
 from .utils.checks import is_finite_number, is_whole_number, shorten_repr
 from .utils.display import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, html_table, new_axes, text_table
@@ -23,12 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['FLOAT32_BYTES', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'PARALLEL_ITERATIONS', 'LOW_MEMORY_PARTS', 'BUILT_MB',
-           'LOW_MEMORY_COPIES', 'LOW_MEMORY_BASE_MB', 'LOW_MEMORY_ALLOCATOR', 'LOW_MEMORY_MB',
-           'low_memory_activation_bytes', 'keras_activation_bytes', 'UnsupportedMemoryError', 'Variant',
-           'require_positive', 'LayerMemory', 'low_memory_step_bytes', 'low_memory_layer_peak', 'keras_layer_peak',
-           'PeakMoment', 'MemoryEstimate', 'LoopKind', 'assemble_estimate', 'estimate_memory', 'EmptyHistoryError',
-           'plot_memory_estimates']
+__all__ = ['FLOAT32_BYTES', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'PARALLEL_ITERATIONS', 'LOW_MEMORY_PARTS', 'LOW_MEMORY_COPIES',
+           'LOW_MEMORY_BASE_MB', 'LOW_MEMORY_ALLOCATOR', 'LOW_MEMORY_MB', 'low_memory_activation_bytes',
+           'keras_activation_bytes', 'UnsupportedMemoryError', 'Variant', 'require_positive', 'LayerMemory',
+           'low_memory_step_bytes', 'low_memory_layer_peak', 'keras_layer_peak', 'PeakMoment', 'MemoryEstimate',
+           'LoopKind', 'assemble_estimate', 'estimate_memory', 'EmptyHistoryError', 'plot_memory_estimates']
 
 # %% ../nbs/04_memory.ipynb #e2793cf5
 FLOAT32_BYTES = 4
@@ -131,8 +131,9 @@ PARALLEL_ITERATIONS = 32
 LOW_MEMORY_PARTS = 2
 # The constants below were fitted by `python -m benchmarks memory --fit`, with TensorFlow 2.21 and Keras 3.15.1, on two
 # cores of Linux.
-BUILT_MB = 718.0  # of the process when the model has just been built
-_GRAPH_MB = 47.0  # of the process, for any graph
+# of the process, for any graph. The fit gave 47 MB of resident memory. 15 MB of them were pages of TensorFlow's
+# libraries, which the first steps map (`file_mb` of the measurements)
+_GRAPH_MB = 32.0
 _INPUT_COPIES = 2.2  # batches of windows in memory at once
 _UPPER_FACTOR, _UPPER_MB = 1.3, 25.0  # `upper_mb` allows for so many times the growth, and so many MB more
 # layers of crypto_lstm.layers
@@ -303,7 +304,7 @@ _PART_COLOURS = (GREY, BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", RED, "#F0E442", "
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Memory of one training step, in MB of 2**20 bytes; `estimate_memory` explains the parts."""
+    """Anonymous memory of one training step, in MB of 2**20 bytes; `estimate_memory` explains the parts."""
 
     batch_size: int
     parameters: int
@@ -318,6 +319,7 @@ class MemoryEstimate:
     process_peak_mb: float
     growth_mb: float
     upper_mb: float  # upper bound of the process peak; no measurement exceeded it
+    file_mb: float | None  # file pages beside it, not counted; None: unknown
     not_counted: tuple[str, ...] = field(repr=False)
 
     @property
@@ -359,6 +361,7 @@ class MemoryEstimate:
             "allocator_mb": self.allocator_mb,
             "growth_mb": self.growth_mb,
             "upper_mb": self.upper_mb,
+            "file_mb": self.file_mb,
             "activations": [layer._asdict() for layer in self.activations],
             "peak": self.peak._asdict(),
             "not_counted": list(self.not_counted),
@@ -381,6 +384,8 @@ def _estimate_rows(estimate: MemoryEstimate) -> list[tuple[str, str]]:
         "growth by training": estimate.growth_mb,
         "upper bound": estimate.upper_mb,
     }
+    if estimate.file_mb is not None:
+        totals["file pages, not counted"] = estimate.file_mb
     return [(name, f"{mb:,.1f}") for name, mb in [*estimate.parts().items(), *totals.items()]]
 
 
@@ -410,7 +415,7 @@ def _estimate_bar(estimate: MemoryEstimate) -> str:
 
 # %% ../nbs/04_memory.ipynb #36a91405
 _NOT_COUNTED = (
-    "candles, features and windows held in memory before training (pass resident_mb), and the validation set",
+    "candles, features and windows held in memory before training (pass base_mb), and the validation set",
     "batches prepared ahead beyond two, TensorBoard, histograms, and your own callbacks",
     "another runtime than the measured one (Linux, two CPU cores, TensorFlow 2.21): with more cores loops run further"
     " ahead, and GPU libraries alone take gigabytes",
@@ -442,7 +447,8 @@ def assemble_estimate(
     slots: int,  # values that the optimizer keeps per weight
     windows_mb: float,  # one batch of windows
     loops: Sequence[LoopKind],  # of the recurrent layers
-    resident_mb: float,  # of the process with the model just built
+    base_mb: float,  # anonymous memory of the process with the model just built
+    file_mb: float | None = None,  # its file pages
     notes: Sequence[str] = (),  # added to `not_counted`
 ) -> MemoryEstimate:
     """The estimate from the memory of the layers, read from a configuration or from a traced step."""
@@ -466,10 +472,11 @@ def assemble_estimate(
         activations=activations,
         peak=peak,
         tensor_peak_mb=tensors,
-        runtime_mb=resident_mb + graph,
-        process_peak_mb=resident_mb + growth,
+        runtime_mb=base_mb + graph,
+        process_peak_mb=base_mb + growth,
         growth_mb=growth,
-        upper_mb=resident_mb + _UPPER_FACTOR * growth + _UPPER_MB,
+        upper_mb=base_mb + _UPPER_FACTOR * growth + _UPPER_MB,
+        file_mb=file_mb,
         not_counted=(*_NOT_COUNTED, *notes),
     )
 
@@ -477,18 +484,20 @@ def assemble_estimate(
 def estimate_memory(
     config: Config,  # network, window and batch size
     batch_size: int | None = None,  # windows in a step; None: the batch size of the configuration
-    resident_mb: float | None = None,  # of the process with data loaded and model built; None: a process without data
+    base_mb: float | None = None,  # anonymous memory of the process with data and model; None: one without data
     variant: Variant | None = None,  # inputs, optimizer, precision and loops if they differ from `build_model`
 ) -> MemoryEstimate:  # all in MB of 2**20 bytes
-    """Memory that a training step of this configuration needs, in closed form.
+    """Anonymous memory that a training step of this configuration needs, in closed form.
 
-    It needs no TensorFlow and less than a millisecond.
+    It needs no TensorFlow and less than a millisecond. Without `base_mb` it takes the base of this machine from
+    `find_base_memory`, whose first call measures it in a new process and takes a few seconds.
     Counts the layers of `build_model` and the loops that they run:
 
     - `tensor_peak_mb`: the tensors at the worst moment;
     - `process_peak_mb`: the tensors, the allocator and the runtime;
     - `growth_mb`: the process peak less the memory of the process just after the model was built;
-    - `upper_mb`: an upper bound of the process peak; no measurement of `python -m benchmarks memory` exceeded it.
+    - `upper_mb`: an upper bound of the process peak; no measurement of `python -m benchmarks memory` exceeded it;
+    - `file_mb`: file pages of the process, which the kernel can drop: part of none of the others.
 
     Raises `ConfigError` if the batch size is not a whole number of at least 1.
 
@@ -504,6 +513,9 @@ def estimate_memory(
     if config.batch_size == "auto":
         remedy = "set a number, or use crypto_lstm.profiling.batch_size.max_batch_size(config).batch_size"
         raise ConfigError([f"batch_size must be a number for a forecast, got 'auto': {remedy}"])
+    file_mb = None
+    if base_mb is None:
+        base_mb, file_mb, _ = find_base_memory()
     plan = layer_plan(config, variant.inputs)
     loop = LoopKind(_uses_low_memory_loops(config, variant), _has_masked_states(config))
     return assemble_estimate(
@@ -513,7 +525,8 @@ def estimate_memory(
         slots=OPTIMIZER_SLOTS[variant.optimizer] + (config.gradient_accumulation_steps > 1),
         windows_mb=_windows_mb(plan, config),
         loops=[loop] * len(config.lstm_units),
-        resident_mb=BUILT_MB if resident_mb is None else resident_mb,
+        base_mb=base_mb,
+        file_mb=file_mb,
         notes=[_MIXED_PRECISION_NOTE] if config.mixed_precision else [],
     )
 

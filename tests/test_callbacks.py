@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -104,10 +105,39 @@ def test_the_peak_includes_freed_memory_until_it_is_reset():
 
 
 def test_the_peak_without_proc_is_the_counter_of_the_system(monkeypatch):
-    monkeypatch.setattr(system.Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.setattr(system, "_read_status", dict)
     monkeypatch.setattr(system.Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
     assert system.reset_peak_memory() is False
     assert system.peak_memory_mb() == system._system_peak_mb() > 50
+
+
+class OtherProcess:
+    """psutil's process on a system without `/proc`: 90 MB are resident, 60 of them its own."""
+
+    def __init__(self, refusal=None):
+        self.refusal = refusal
+
+    def memory_info(self):
+        return SimpleNamespace(rss=90 * MB)
+
+    def memory_full_info(self):
+        if self.refusal is not None:
+            raise self.refusal
+        return SimpleNamespace(uss=60 * MB)
+
+
+@pytest.mark.parametrize(("refusal", "expected"), [(None, (60, 30)), (psutil.AccessDenied(), (90, 0))])
+def test_without_proc_the_anonymous_memory_is_the_unique_set_or_all_that_is_resident(monkeypatch, refusal, expected):
+    monkeypatch.setattr(system, "_read_status", dict)
+    monkeypatch.setattr(system.psutil, "Process", lambda: OtherProcess(refusal))
+    assert system.read_process_memory() == expected
+
+
+def test_on_an_old_linux_shared_pages_are_the_file_pages(monkeypatch):
+    found = system.read_process_memory()
+    monkeypatch.setattr(system, "_read_status", dict)
+    if hasattr(psutil.Process().memory_info(), "shared"):
+        assert system.read_process_memory() == pytest.approx(found, abs=5)
 
 
 # limits of the container, with folders in place of /proc and /sys
@@ -282,11 +312,11 @@ def test_the_monitor_agrees_with_independent_readings_in_each_epoch(windows):
     assert [r["epoch"] for r in (first, last)] == [0, 1]
     assert [r["val_accuracy"] for r in (first, last)] == pytest.approx(history["val_accuracy"])
     assert [r["val_loss"] for r in (first, last)] == pytest.approx(history["val_loss"])
-    assert last["memory_mb"] == pytest.approx(psutil.Process().memory_info().rss / MB, abs=30)
+    assert last["memory_mb"] + last["file_mb"] == pytest.approx(psutil.Process().memory_info().rss / MB, abs=30)
     if not Path("/proc/self/status").exists():
         return
     marks = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    assert last["peak_mb"] == pytest.approx(int(marks[0].split()[1]) / 1024, abs=30)
+    assert last["peak_mb"] + last["file_mb"] == pytest.approx(int(marks[0].split()[1]) / 1024, abs=30)
 
 
 def test_the_monitor_records_none_without_validation_data(windows):

@@ -33,9 +33,12 @@ def read_benchmark(name: str) -> Any:
 
 GRID = read_benchmark("memory/grid.json")
 RESULTS = read_benchmark("results/memory.json")
+MEASURED_PROCESSES = {"": 39, "stock/": 0}  # trainings whose anonymous memory was measured; tensor peaks are all known
 RATES = [(0.3, 0.3), (0.3, 0.0), (0.0, 0.3), (0.0, 0.0)]  # dropout, recurrent dropout
 KINDS = ["keras", "per_sample", "per_batch"]  # layers of Keras, and the two kinds of recurrent dropout of this package
-SHAPES = [((6,), 7, 5), ((9, 4), 40, 3), ((5, 5, 3), 1, 2)]  # units, timesteps, batch size
+SHAPES = [((6,), 7, 5), ((5, 5, 3), 1, 2)]  # units, timesteps, batch size
+LONG = ((9, 4), 40, 3)  # more timesteps than a loop of Keras runs ahead
+CASES = [*((rates, LONG) for rates in RATES), *((RATES[number], shape) for number in (0, 3) for shape in SHAPES)]
 
 
 def build_network(kind: str, config: Config) -> tuple[keras.Model, Variant]:
@@ -67,9 +70,9 @@ def trace_small_network(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rates", RATES)
-@pytest.mark.parametrize(("units", "timesteps", "batch"), SHAPES)
-def test_the_formula_equals_the_kept_bytes_of_the_traced_loops(rates, units, timesteps, batch, kind):
+@pytest.mark.parametrize(("rates", "shape"), CASES)
+def test_the_formula_equals_the_kept_bytes_of_the_traced_loops(rates, shape, kind):
+    units, timesteps, batch = shape
     config, loops, _ = trace_small_network(kind, rates, units, timesteps, batch)
     inputs = (len(config.features), *units[:-1])
     assert [loop.low_memory for loop in loops] == [kind != "keras"] * len(units)
@@ -94,7 +97,7 @@ def test_the_formula_equals_the_kept_bytes_of_the_traced_loops(rates, units, tim
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rates", [RATES[0], RATES[-1]])  # all rates: with small networks, below
-def test_a_traced_step_gives_the_estimate_of_the_closed_form(rates, kind):
+def test_a_traced_step_of_the_default_network_gives_the_estimate_of_the_closed_form(rates, kind):
     config = make_config(kind, rates, batch_size=32)
     model, variant = build_network(kind, config)
     traced, formula = trace_memory(model, 32), estimate_memory(config, variant=variant)
@@ -103,26 +106,17 @@ def test_a_traced_step_gives_the_estimate_of_the_closed_form(rates, kind):
     assert traced.upper_mb == pytest.approx(formula.upper_mb, rel=1e-9)
 
 
-@pytest.mark.parametrize("rates", RATES)
-def test_layer_by_layer_the_trace_of_keras_loops_equals_the_closed_form(rates):
-    config = make_config(
-        "keras", rates, sequence_length=40, lstm_units=(13, 7), dense_units=(4,), batch_size=11
-    )
-    model, variant = build_network("keras", config)
-    traced, formula = trace_memory(model, 11), estimate_memory(config, variant=variant)
-    for read, known in zip(traced.activations, formula.activations, strict=False):
-        assert read.kept_mb + read.beside_mb == pytest.approx(known.kept_mb + known.beside_mb, rel=1e-9)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("rates", "shape"), CASES)
+def test_layer_by_layer_the_trace_equals_the_closed_form(rates, shape, kind):
+    config, _, traced = trace_small_network(kind, rates, *shape)
+    formula = estimate_memory(config, variant=Variant(keras_layers=kind == "keras"))
+    assert traced.tensor_peak_mb == pytest.approx(formula.tensor_peak_mb, rel=1e-9)
     assert traced.upper_mb == pytest.approx(formula.upper_mb, rel=1e-9)
-
-
-@pytest.mark.parametrize("kind", ["per_sample", "per_batch"])
-@pytest.mark.parametrize(("units", "timesteps", "batch"), SHAPES)
-def test_layer_by_layer_the_trace_of_low_memory_loops_equals_the_closed_form(units, timesteps, batch, kind):
-    for rates in RATES:
-        config, _, traced = trace_small_network(kind, rates, units, timesteps, batch)
-        formula = estimate_memory(config)
-        assert traced.tensor_peak_mb == pytest.approx(formula.tensor_peak_mb, rel=1e-9)
-        for read, known in zip(traced.activations, formula.activations, strict=False):
+    for read, known in zip(traced.activations, formula.activations, strict=False):
+        if kind == "keras":  # an unmasked input list is kept by the one and beside the other
+            assert read.kept_mb + read.beside_mb == pytest.approx(known.kept_mb + known.beside_mb, rel=1e-9)
+        else:
             assert read[1:] == pytest.approx(known[1:], rel=1e-9)
 
 
@@ -172,18 +166,22 @@ def test_the_measured_configurations_are_forty_and_differ_from_those_of_the_fit(
 
 @pytest.mark.parametrize("keras_layers", [False, True])
 def test_no_measured_training_exceeds_its_upper_bound_and_mean_errors_are_small(keras_layers):
-    prefix = "stock/" if keras_layers else ""  # the key of measurements with Keras' own layers
-    measured = [RESULTS[prefix + entry["name"]] for entry in GRID["grid"]]
-    forecasts = []
+    # the base is that of a process of its own on the machine that measured the trainings
+    base_mb, prefix = RESULTS["base"]["anonymous_mb"], "stock/" if keras_layers else ""  # stock/: Keras' own layers
+    pairs = []
     for entry in GRID["grid"]:
         variant = Variant(**entry["variant"], keras_layers=keras_layers)
-        forecasts.append(estimate_memory(Config.from_dict(entry["config"]), variant=variant))
-    pairs = list(zip(forecasts, measured, strict=True))
-    assert all(forecast.upper_mb > reading["process_peak_mb"] for forecast, reading in pairs)
-    for quantity, bound in (("tensor_peak_mb", 0.05), ("process_peak_mb", 0.04)):
-        errors = [abs(getattr(forecast, quantity) / reading[quantity] - 1) for forecast, reading in pairs]
-        assert statistics.mean(errors) < bound
-    assert statistics.median(forecast.upper_mb / reading["process_peak_mb"] for forecast, reading in pairs) < 1.10
+        forecast = estimate_memory(Config.from_dict(entry["config"]), base_mb=base_mb, variant=variant)
+        pairs.append((forecast, RESULTS[prefix + entry["name"]]))
+    in_process = [(forecast, reading) for forecast, reading in pairs if "base_mb" in reading]
+    assert len(in_process) == MEASURED_PROCESSES[prefix]
+    assert all(forecast.upper_mb > reading["process_peak_mb"] for forecast, reading in in_process)
+    for quantity, bound, known in (("tensor_peak_mb", 0.05, pairs), ("process_peak_mb", 0.04, in_process)):
+        errors = [abs(getattr(forecast, quantity) / reading[quantity] - 1) for forecast, reading in known]
+        assert not errors or statistics.mean(errors) < bound
+    # the bound adds as many MB as before to less memory, since file pages no longer count
+    ratios = [forecast.upper_mb / reading["process_peak_mb"] for forecast, reading in in_process]
+    assert not ratios or statistics.median(ratios) < 1.20
 
 
 def test_a_forecast_grows_with_batch_and_window():

@@ -151,8 +151,10 @@ def test_a_low_memory_layer_shares_lists_masks_weights_and_state_with_its_backwa
 # ---------------------------------------------------------------- against formulas
 
 
-@pytest.mark.parametrize(("dropout", "recurrent"), DROPOUTS)
-@pytest.mark.parametrize(("units", "timesteps", "batch"), [((13,), 6, 11), ((9, 4), 1, 3), ((7, 5, 3), 20, 1)])
+@pytest.mark.parametrize(
+    ("units", "timesteps", "batch", "dropout", "recurrent"),
+    [((13,), 6, 11, 0.3, 0.3), ((9, 4), 1, 3, 0.3, 0.3), *(((7, 5, 3), 20, 1, *rates) for rates in DROPOUTS)],
+)
 def test_keras_lstm_layers_keep_what_their_equations_need_to_the_byte(units, timesteps, batch, dropout, recurrent):
     model = build_stack(layers.LSTM, units, timesteps=timesteps, dropout=dropout, recurrent_dropout=recurrent)
     traces = trace_loops(model, batch)

@@ -5,8 +5,11 @@
     python -m benchmarks memory --report    report the stored results, memory.json
     python -m benchmarks memory --fit       fit the constants of crypto_lstm.memory on 15 other configurations
 
-memory.json also holds measurements of the same configurations in Keras' own layers, from the time when `build_model`
-used those: `stock/...`. They check the formula for Keras' loops, and are not measured again.
+All of it is anonymous memory; file pages are recorded beside it. The forecasts add the growth to the base of the
+machine, which `find_base_memory` measures in a process of its own: `base` in memory.json.
+
+memory.json also holds measurements of the same configurations in Keras' own layers: `stock/...`. They check the formula
+for Keras' loops. They are measured with `--stock`; those without `base_mb` are older, and hold the tensor peak alone.
 """
 
 from __future__ import annotations
@@ -29,12 +32,14 @@ from benchmarks.memory.measurements import GRID, REPEATS, measure, parse_entry
 from benchmarks.paths import RESULTS
 from crypto_lstm import memory
 from crypto_lstm.architecture import build_model, layer_plan
+from crypto_lstm.base_memory import find_base_memory
 from crypto_lstm.config import Config
 from crypto_lstm.memory import MemoryEstimate, Variant, estimate_memory
 from crypto_lstm.profiling.measure import extrapolate_memory, probe_sizes
 from crypto_lstm.utils.system import MB
 
 KERAS_LAYERS = "stock/"
+BASE = "base"  # key of the base of the machine that measured the rest
 FLOAT = 4  # bytes of a float32
 MEMORY_RESULTS = RESULTS / "memory.json"
 ENTRIES = {entry["name"]: entry for entry in (*GRID["fit"], *GRID["grid"])}
@@ -111,20 +116,21 @@ class Comparison:
 
     @property
     def has_probe(self) -> bool:
-        return not np.isnan(self.probe_growth).any()
+        return not np.isnan(self.probe_growth).all()
 
 
 def compare(names: Sequence[str], results: dict[str, Any], prefix: str = "") -> Comparison:
     """Compare forecasts and probes with measurements."""
     truths = [results[prefix + name] for name in names]
     cases = [get_case(name, prefix) for name in names]
-    forecasts = [estimate_memory(config, variant=variant) for config, variant in cases]
+    base_mb = results[BASE]["anonymous_mb"]
+    forecasts = [estimate_memory(config, base_mb=base_mb, variant=variant) for config, variant in cases]
     errors = {}
     for quantity in QUANTITIES:
         guesses = [getattr(forecast, quantity) for forecast in forecasts]
-        errors[quantity] = relative_errors(guesses, [truth[quantity] for truth in truths])
-    process = np.array([truth["process_peak_mb"] for truth in truths])
-    resident = np.array([truth["resident_mb"] for truth in truths])
+        errors[quantity] = relative_errors(guesses, [truth.get(quantity, np.nan) for truth in truths])
+    process = np.array([truth.get("process_peak_mb", np.nan) for truth in truths])
+    bases = np.array([truth.get("base_mb", np.nan) for truth in truths])
     probes = np.array([extrapolate_probe(name, results, prefix) for name in names])
     return Comparison(
         names,
@@ -132,8 +138,8 @@ def compare(names: Sequence[str], results: dict[str, Any], prefix: str = "") -> 
         truths,
         errors,
         upper=np.array([forecast.upper_mb for forecast in forecasts]) / process,
-        probe_process=relative_errors(probes + resident, process),
-        probe_growth=relative_errors(probes, [truth["growth_mb"] for truth in truths]),
+        probe_process=relative_errors(probes + bases, process),
+        probe_growth=relative_errors(probes, [truth.get("growth_mb", np.nan) for truth in truths]),
     )
 
 
@@ -146,7 +152,7 @@ def extrapolate_probe(name: str, results: dict[str, Any], prefix: str) -> float:
     measured = {size: results[key]["growth_mb"] for size, key in keys.items()}
 
     def forecast(size: int) -> float:
-        return estimate_memory(config, size, variant=variant).growth_mb
+        return estimate_memory(config, size, results[BASE]["anonymous_mb"], variant).growth_mb
 
     return extrapolate_memory(config.batch_windows, measured, forecast)
 
@@ -168,10 +174,11 @@ def print_configurations(found: Comparison) -> None:
     for n, name in enumerate(found.names):
         truth = found.truths[n]
         tensor, process, growth = (found.errors[quantity][n] for quantity in QUANTITIES)
+        process_mb, growth_mb = (truth.get(quantity, np.nan) for quantity in ("process_peak_mb", "growth_mb"))
         print(
             f"{name:28}{truth['tensor_peak_mb']:9.1f} MB {tensor:+6.1f} %"
-            f"{truth['process_peak_mb']:10.0f} MB {process:+5.1f} %"
-            f"{truth['growth_mb']:8.0f} MB {growth:+5.1f} %{found.probe_process[n]:+7.1f} %{found.upper[n]:8.2f}"
+            f"{process_mb:10.0f} MB {process:+5.1f} %"
+            f"{growth_mb:8.0f} MB {growth:+5.1f} %{found.probe_process[n]:+7.1f} %{found.upper[n]:8.2f}"
         )
 
 
@@ -180,10 +187,12 @@ def print_summary(found: Comparison) -> None:
     for quantity, title in QUANTITIES.items():
         print_errors(f"closed form, {title}", found.errors[quantity])
     if found.has_probe:
-        high = np.percentile(abs(found.probe_process), 95)
+        high = np.nanpercentile(abs(found.probe_process), 95)
         print_errors("probe, process peak", found.probe_process, f"95th percentile {high:.1f} %")
         print_errors("probe, growth", found.probe_growth)
-    upper = found.upper
+    upper = found.upper[~np.isnan(found.upper)]
+    if not len(upper):
+        return
     print(f"{'measurements above upper_mb':50} {int((upper < 1).sum()):6d} of {len(upper)}")
     print(
         f"{'upper_mb over the measurement, median':50} {np.median(upper):6.2f}     "
@@ -199,8 +208,11 @@ def print_summary(found: Comparison) -> None:
 
 def print_errors(title: str, errors: np.ndarray, other: str = "") -> None:
     """A line with the mean absolute error, and the worst or another figure."""
-    worst = other or f"worst {abs(errors).max():.1f} %"
-    print(f"{title + ', mean abs. error':50} {abs(errors).mean():6.1f} %   {worst}")
+    known = abs(errors[~np.isnan(errors)])
+    if not len(known):
+        return
+    worst = other or f"worst {known.max():.1f} %"
+    print(f"{title + ', mean abs. error':50} {known.mean():6.1f} %   {worst}; of {len(known)}")
 
 
 def report_noise(results: dict[str, Any], prefix: str = "") -> None:
@@ -213,10 +225,14 @@ def report_noise(results: dict[str, Any], prefix: str = "") -> None:
         spans, deviations = [], []
         for name in GRID["noise"]:
             keys = [name, *(f"{name}/repeat/{number}" for number in range(1, REPEATS))]
-            values = [results[prefix + key][quantity] for key in keys]
+            values = [results[prefix + key].get(quantity, np.nan) for key in keys]
+            if np.isnan(values).any():
+                continue
             mean = statistics.mean(values)
             spans.append(100 * (max(values) - min(values)) / mean)
             deviations.append(100 * statistics.stdev(values) / mean)
+        if not spans:
+            continue
         span = f"span: mean {statistics.mean(spans):.1f} %, worst {max(spans):.1f} %"
         print(f"  {quantity:16} {span};  deviation: mean {statistics.mean(deviations):.1f} %")
 
@@ -234,8 +250,8 @@ def fit(results: dict[str, Any]) -> None:
     print("constants fitted on 15 configurations:")
     fit_constants(FITTED, "tensor_peak_mb", truths)
     fit_constants(FITTED_PROCESS, "growth_mb", truths)
-    resident = statistics.median(truth["resident_mb"] for truth in truths.values())
-    print(f"  {'BUILT_MB':20} {resident:8.1f}   in use {memory.BUILT_MB}\n")
+    base_mb = statistics.median(truth["base_mb"] for truth in truths.values())
+    print(f"  {'base, median':20} {base_mb:8.1f}   of a process of its own {results[BASE]['anonymous_mb']:.1f}\n")
     report(names, results)
 
 
@@ -264,9 +280,9 @@ def fit_constants(bounds: dict[str, tuple[float, float]], quantity: str, truths:
 
 
 def forecast(name: str) -> MemoryEstimate:
-    """The forecast for a configuration of the grid."""
+    """The forecast for a configuration of the grid, without a base: the fit needs the growth and the tensors."""
     config, variant = parse_entry(ENTRIES[name])
-    return estimate_memory(config, variant=variant)
+    return estimate_memory(config, base_mb=0.0, variant=variant)
 
 
 # ---------------------------------------------------------------- command
@@ -281,12 +297,16 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--report", action="store_true", help="report the stored results, measure nothing")
     parser.add_argument("--fit", action="store_true", help="fit the constants; with --report on stored results")
+    parser.add_argument("--stock", action="store_true", help="measure Keras' own layers too")
     parser.add_argument("--workers", type=int, default=1, help="measurements at the same time")
     parser.add_argument("--resume", action="store_true", help="keep the results in memory.json, measure the rest")
     arguments = parser.parse_args(words)
     known = json.loads(MEMORY_RESULTS.read_text(encoding="utf-8")) if MEMORY_RESULTS.exists() else {}
     if not (arguments.report or arguments.resume or arguments.fit):
         known = {key: reading for key, reading in known.items() if key.startswith(KERAS_LAYERS)}
+    if not arguments.report:
+        base = find_base_memory()
+        known[BASE] = {"anonymous_mb": base.anonymous_mb, "file_mb": base.file_mb}
     if arguments.quick:
         measure(["quick"], known, None, arguments.workers, arguments.quick)
         report(GRID["quick"][: arguments.quick], known)
@@ -294,7 +314,8 @@ def main(words: Sequence[str] | None = None) -> None:
         run_unless(arguments.report, ["fit"], known, arguments.workers)
         fit(known)
     else:
-        run_unless(arguments.report, ["grid", "probe", "noise"], known, arguments.workers)
+        parts = ["grid", "probe", "noise", "stock"] if arguments.stock else ["grid", "probe", "noise"]
+        run_unless(arguments.report, parts, known, arguments.workers)
         report_all(known)
 
 
@@ -312,6 +333,6 @@ def report_all(known: dict[str, Any]) -> None:
     report(grid, known)
     if all(f"{name}/repeat/{REPEATS - 1}" in known for name in GRID["noise"]):
         report_noise(known)
-    print("\nthe same in Keras' own layers, measured when build_model used those:")
+    print("\nthe same in Keras' own layers:")
     report(grid, known, KERAS_LAYERS)
     report_noise(known, KERAS_LAYERS)

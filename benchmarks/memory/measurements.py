@@ -21,7 +21,7 @@ def parse_entry(entry: dict[str, Any]) -> tuple[Config, Variant]:
 
 
 def list_jobs(part: str) -> list[Job]:
-    """All measurements of a part: fit, grid, probe, noise or quick."""
+    """All measurements of a part: fit, grid, probe, noise, stock or quick."""
     entries = {entry["name"]: entry for entry in (*GRID["fit"], *GRID["grid"])}
     found: list[Job] = []
     if part == "probe":
@@ -32,6 +32,10 @@ def list_jobs(part: str) -> list[Job]:
         for name in GRID["noise"]:
             for number in range(1, REPEATS):
                 found.append((f"{name}/repeat/{number}", *_count_tensors(entries[name])))
+    elif part == "stock":
+        for entry in GRID["grid"]:
+            stock = {**entry, "variant": {**entry["variant"], "keras_layers": True}}
+            found.append((f"stock/{entry['name']}", *_count_tensors(stock)))
     elif part == "quick":
         found += [(name, *_count_tensors(entries[name])) for name in GRID["quick"]]
     else:
@@ -61,6 +65,6 @@ def measure(
             path.write_text(json.dumps(dict(sorted(results.items())), indent=0) + "\n", encoding="utf-8")
 
     jobs = [job for part in parts for job in list_jobs(part)[:count]]
-    missing = [job for job in jobs if job[0] not in results]
+    missing = [job for job in jobs if "base_mb" not in results.get(job[0], {})]
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(run, missing))

@@ -144,14 +144,15 @@ def check_memory(
     limit_mb: float,  # of the machine or the container
 ) -> Check:
     """Whether a training fits into memory, by the same rule as `train`. If it does not, the remedy names what fits."""
-    from crypto_lstm.memory import BUILT_MB
+    from crypto_lstm.base_memory import find_base_memory
     from crypto_lstm.profiling.batch_size import MemoryBudgetError, max_batch_size, require_memory
 
     known = f"{budget_mb:,.0f} of {limit_mb:,.0f} MB may be used; batch_size"
+    base_mb = find_base_memory().anonymous_mb
     try:
         if config.batch_size == "auto":
-            config = config.replace(batch_size=max_batch_size(config, budget_mb, resident_mb=BUILT_MB).batch_size)
-        estimate = require_memory(config, budget_mb, BUILT_MB)
+            config = config.replace(batch_size=max_batch_size(config, budget_mb, base_mb=base_mb).batch_size)
+        estimate = require_memory(config, budget_mb, base_mb)
     except MemoryBudgetError as error:
         found = f"{known} {error.estimate.batch_size} may take {error.estimate.upper_mb:,.0f} MB"
         return Check("memory", FAULT, found, _memory_remedy(error.advice))

@@ -85,11 +85,12 @@ def train_with_progress(
     from crypto_lstm.memory import estimate_memory
     from crypto_lstm.profiling.batch_size import memory_budget_mb
     from crypto_lstm.training.trainer import train
+    from crypto_lstm.utils.system import anonymous_memory_mb
 
     forecast = "batch_size=auto: chosen after the windows are counted"
     if config.batch_size != "auto":
-        forecast = str(estimate_memory(config))
-    budget = f"{memory_budget_mb():,.0f} MB may be used; candles are added to the runtime"
+        forecast = str(estimate_memory(config, base_mb=anonymous_memory_mb()))
+    budget = f"{memory_budget_mb():,.0f} MB may be used; candles are part of the runtime"
     tables = [check_candles(candles, config.timeframe), layer_plan(config), f"{forecast}\n{budget}\n"]
     progress = TrainingProgress(introduction="\n\n".join(map(str, tables)))
     print_status("preparing windows ...")
@@ -485,12 +486,15 @@ _LADDER = (32, 64, 128, 256, 512, 1024)
 
 def run_estimate(arguments: argparse.Namespace) -> Result:
     """`crypto-lstm estimate`."""
-    from crypto_lstm.memory import BUILT_MB, estimate_memory
+    from crypto_lstm.base_memory import find_base_memory
+    from crypto_lstm.memory import estimate_memory
     from crypto_lstm.profiling.batch_size import max_batch_size, memory_budget_mb
 
     config = load_config(arguments)
     budget_mb = arguments.budget or memory_budget_mb()
-    largest = max_batch_size(config, budget_mb, resident_mb=BUILT_MB)
+    with show_training_log():  # the first call on a machine measures for some seconds
+        base_mb = find_base_memory().anonymous_mb
+    largest = max_batch_size(config, budget_mb, base_mb=base_mb)
     if arguments.batch_size or config.batch_size == "auto":
         config = config.replace(batch_size=arguments.batch_size or largest.batch_size)
     estimate = estimate_memory(config)
@@ -511,7 +515,7 @@ def run_estimate(arguments: argparse.Namespace) -> Result:
         values["step"] = step = _measure_step(config)
         parts += [str(probe), _describe_step(step, config)]
     else:
-        parts.append("--probe measures the memory and the time of a step, from which it forecasts minutes.")
+        parts.append("For minutes: --probe measures the time and the memory of a step, and forecasts both.")
     return Result(values, "\n\n".join(parts))
 
 

@@ -25,7 +25,7 @@ from .rule_fit import fit_rule
 from .simulator import Costs, Simulation, simulate
 from ..inference.policy import DecisionPolicy
 from ..inference.rule import TradeRule
-from ..utils.display import html_table, text_table
+from ..utils.display import html_table, limit_width, text_table
 
 # %% auto #0
 __all__ = ['Finding', 'Result', 'PolicyFit', 'fit_policy', 'Answers', 'choose_finding', 'choose_result', 'choose_advice',
@@ -319,9 +319,10 @@ _METRIC_TITLES = {
 }
 
 
-def _wrap(sentences: Iterable[str], width: int = 80) -> str:
+def _wrap(sentences: Iterable[str]) -> str:
     from textwrap import fill
 
+    width = limit_width(80)
     return "\n".join(fill(sentence, width) for sentence in sentences)
 
 
@@ -356,7 +357,8 @@ def _list_account(account: Account) -> list[str]:
 
 
 def _list_texts(judgement: Judgement) -> list[str]:
-    texts = [f"{title}\n{text_table(header, rows, width=80)}" for title, header, rows in _build_tables(judgement)]
+    width = limit_width(80)
+    texts = [f"{title}\n{text_table(header, rows, width)}" for title, header, rows in _build_tables(judgement)]
     texts.append(_wrap([describe_comparisons(judgement.comparisons)]))
     texts.append(str(judgement.model.simulation))
     if judgement.luck is not None:

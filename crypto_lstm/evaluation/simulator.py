@@ -21,7 +21,7 @@ from ..data.candle_rules import MINUTE_NS, format_time
 from ..data.candles import ensure_filled
 from ..data.labels import first_touch
 from ..utils.checks import is_finite_number, is_whole_number, shorten_repr
-from ..utils.display import BLUE, GREEN, GREY, PURPLE, RED, html_table, new_axes, text_table
+from ..utils.display import BLUE, GREEN, GREY, PURPLE, RED, html_table, limit_width, new_axes, text_table
 from ..utils.errors import CryptoLSTMError
 
 if TYPE_CHECKING:
@@ -633,7 +633,8 @@ class Simulation:
         return f"Simulation(trades={len(self.trades)}, total_return_pct={total:.2f})"
 
     def __str__(self) -> str:
-        return text_table(*_build_table(self), width=80) + "\n" + textwrap.fill(_describe_chance(self), 80)
+        width = limit_width(80)
+        return text_table(*_build_table(self), width) + "\n" + textwrap.fill(_describe_chance(self), width)
 
     def _repr_html_(self) -> str:
         header, rows = _build_table(self)

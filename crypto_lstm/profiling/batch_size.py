@@ -5,15 +5,17 @@
 # %% ../../nbs/profiling/01_batch_size.ipynb #15695e9d
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..base_memory import find_base_memory
 from ..config import Config, ConfigError, OnMemory
-from ..memory import BUILT_MB, MemoryEstimate, Variant, estimate_memory, require_positive
+from ..memory import MemoryEstimate, Variant, estimate_memory, require_positive
 from ..utils.display import get_logger
 from ..utils.errors import CryptoLSTMError, Suggestion
-from ..utils.system import available_memory_mb, memory_limit_mb, process_memory_mb
+from ..utils.system import anonymous_memory_mb, available_memory_mb, memory_limit_mb
 
 _log = get_logger(__name__)
 
@@ -27,15 +29,15 @@ _RESERVE_MB = 100.0  # the reserve is at least this large
 
 
 def memory_budget_mb() -> float:  # MB of 2**20 bytes
-    """Memory that this process may hold at its peak.
+    """Anonymous memory that this process may hold at its peak.
 
-    It is the memory of the process, plus the available memory, less a reserve of 5 % of the limit (at least 100
-    MB). It never exceeds the limit less the reserve. The cap is needed because the pages of shared libraries may
-    be charged to another container, so that both terms together exceed the limit.
+    It is the anonymous memory of the process, plus the available memory, less a reserve of 5 % of the limit (at least
+    100 MB). It never exceeds the limit less the reserve. The cap is needed because memory that the process allocated
+    before it was moved into a container stays charged elsewhere, so that both terms together can exceed the limit.
     """
     limit = memory_limit_mb()
     reserve = max(_RESERVE_MB, _RESERVE * limit)
-    return max(0.0, min(process_memory_mb() + available_memory_mb(), limit) - reserve)
+    return max(0.0, min(anonymous_memory_mb() + available_memory_mb(), limit) - reserve)
 
 
 class MemoryBudgetError(CryptoLSTMError, MemoryError):
@@ -121,27 +123,29 @@ def max_batch_size(
     budget_mb: float | None = None,  # memory that the process may hold at its peak; None: `memory_budget_mb`
     windows: int | None = None,  # number of training windows; a batch is never larger
     *,
-    resident_mb: float | None = None,  # of the process before training; None: its memory now, at least `BUILT_MB`
+    base_mb: float | None = None,  # anonymous memory of the process before training; None: see below
     variant: Variant | None = None,  # inputs, optimizer, precision and loops if they differ from `build_model`
 ) -> BatchSize:
     """The largest batch size whose `upper_mb` fits into the budget, in MB of 2**20 bytes.
 
+    The default of `base_mb` is the anonymous memory of this process now; without TensorFlow in it, at least that of a
+    process with TensorFlow on this machine (`find_base_memory`).
     Raises `MemoryBudgetError` if a batch of one window does not fit, and `ConfigError` for invalid numbers.
 
     Example:
         >>> import crypto_lstm as cl
-        >>> largest = cl.max_batch_size(cl.Config(), budget_mb=2000)
-        >>> largest.estimate.upper_mb <= 2000
+        >>> largest = cl.max_batch_size(cl.Config(), budget_mb=1600)
+        >>> largest.estimate.upper_mb <= 1600
         True
     """
     budget = memory_budget_mb() if budget_mb is None else budget_mb
     require_positive("budget_mb", budget)
     if windows is not None:
         require_positive("windows", windows, whole=True)
-    resident = _resident_mb(resident_mb)
+    base = _find_base_mb(base_mb)
 
     def estimate(size: int) -> MemoryEstimate:
-        return estimate_memory(config, size, resident, variant)
+        return estimate_memory(config, size, base, variant)
 
     most = windows or _MOST_WINDOWS
     largest = _find_largest(lambda size: estimate(size).upper_mb <= budget, most)
@@ -150,9 +154,13 @@ def max_batch_size(
     return BatchSize(largest, budget, estimate(largest), "data" if largest == most else "memory")
 
 
-def _resident_mb(resident_mb: float | None) -> float:
-    """Memory of the process before training; by default its memory now, or that of a process with a model if more."""
-    return max(BUILT_MB, process_memory_mb()) if resident_mb is None else resident_mb
+def _find_base_mb(base_mb: float | None) -> float:
+    """Anonymous memory of the process before training, see `max_batch_size`."""
+    if base_mb is not None:
+        return base_mb
+    if "tensorflow" in sys.modules:
+        return anonymous_memory_mb()
+    return max(find_base_memory().anonymous_mb, anonymous_memory_mb())
 
 
 def _find_largest(fits: Callable[[int], bool], most: int) -> int:
@@ -173,7 +181,7 @@ def _find_largest(fits: Callable[[int], bool], most: int) -> int:
 def config_with_batch_size(
     config: Config,  # with a batch that is too large
     budget_mb: float,  # memory that the process may hold at its peak
-    resident_mb: float | None = None,  # of the process before training, see `max_batch_size`
+    base_mb: float | None = None,  # of the process before training, see `max_batch_size`
     variant: Variant | None = None,  # see `max_batch_size`
 ) -> Config:
     """The same training with a batch size that fits, and accumulated gradients.
@@ -183,7 +191,7 @@ def config_with_batch_size(
     """
     effective = config.batch_windows * config.gradient_accumulation_steps
     accumulating = config.replace(gradient_accumulation_steps=2)
-    largest = max_batch_size(accumulating, budget_mb, effective, resident_mb=resident_mb, variant=variant).batch_size
+    largest = max_batch_size(accumulating, budget_mb, effective, base_mb=base_mb, variant=variant).batch_size
     fewest = -(-effective // largest)
     divisors = (steps for steps in range(fewest, 2 * fewest) if effective % steps == 0)
     steps = next(divisors, fewest)
@@ -206,7 +214,7 @@ def halve_batch_size(
 def require_memory(
     config: Config,  # of the training
     budget_mb: float | None = None,  # memory that the process may hold at its peak; None: `memory_budget_mb`
-    resident_mb: float | None = None,  # of the process before training, see `max_batch_size`
+    base_mb: float | None = None,  # of the process before training, see `max_batch_size`
     variant: Variant | None = None,  # see `max_batch_size`
 ) -> MemoryEstimate:
     """The forecast, if its `upper_mb` fits into the budget.
@@ -215,13 +223,13 @@ def require_memory(
     """
     budget = memory_budget_mb() if budget_mb is None else budget_mb
     require_positive("budget_mb", budget)
-    resident = _resident_mb(resident_mb)
-    estimate = estimate_memory(config, None, resident, variant)
+    base = _find_base_mb(base_mb)
+    estimate = estimate_memory(config, None, base, variant)
     if estimate.upper_mb <= budget:
         return estimate
     try:
-        advice = config_with_batch_size(config, budget, resident, variant)
-        largest = max_batch_size(config, budget, resident_mb=resident, variant=variant)
+        advice = config_with_batch_size(config, budget, base, variant)
+        largest = max_batch_size(config, budget, base_mb=base, variant=variant)
     except MemoryBudgetError:
         raise MemoryBudgetError(estimate, budget, None) from None
     raise MemoryBudgetError(estimate, budget, advice, largest.batch_size)
@@ -235,7 +243,7 @@ def fit_to_memory(
     config: Config,  # of the training
     on_memory: OnMemory = "refuse",  # action if the training does not fit: refuse, accumulate or force
     budget_mb: float | None = None,  # memory that the process may hold at its peak; None: `memory_budget_mb`
-    resident_mb: float | None = None,  # of the process before training, see `max_batch_size`
+    base_mb: float | None = None,  # of the process before training, see `max_batch_size`
     windows: int | None = None,  # number of training windows, for `batch_size="auto"`
     variant: Variant | None = None,  # see `max_batch_size`
 ) -> Config:
@@ -249,10 +257,10 @@ def fit_to_memory(
         raise ConfigError([f"on_memory must be one of {', '.join(_ON_MEMORY)}, got {on_memory!r}"])
     if config.batch_size == "auto":
         most = None if windows is None else max(1, windows // AUTO_STEPS)
-        found = max_batch_size(config, budget_mb, most, resident_mb=resident_mb, variant=variant)
+        found = max_batch_size(config, budget_mb, most, base_mb=base_mb, variant=variant)
         return config.replace(batch_size=found.batch_size)
     try:
-        require_memory(config, budget_mb, resident_mb, variant)
+        require_memory(config, budget_mb, base_mb, variant)
     except MemoryBudgetError as error:
         if on_memory == "force":
             _log.warning("training in spite of the forecast: %s", error)

@@ -9,26 +9,26 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..architecture import build_model
+from ..base_memory import describe_machine, find_base_memory, find_cache_folder, make_child_environment
 from ..config import Config
-from ..memory import BUILT_MB, MemoryEstimate, Variant, estimate_memory, require_positive
+from ..layers import to_keras_model
+from ..memory import MemoryEstimate, Variant, estimate_memory, require_positive
 from .batch_size import max_batch_size, memory_budget_mb, require_memory
 from ..storage.atomic import write_json
 from ..utils.checks import is_finite_number, is_whole_number, shorten_repr
 from ..utils.display import html_table, text_table
 from ..utils.errors import CryptoLSTMError
-from ..utils.system import MB, peak_memory_mb, process_memory_mb, processor_count, reset_peak_memory
+from ..utils.keras_internals import get_compile_settings
+from ..utils.system import MB, AnonymousPeak, anonymous_memory_mb
 
 if TYPE_CHECKING:
     import keras
@@ -51,9 +51,10 @@ class MeasuredMemory:
     batch_size: int
     steps: int
     device: str  # CPU, or the name of the GPU
-    resident_mb: float  # of the process, just after the model was built
-    process_peak_mb: float
-    growth_mb: float  # process peak less resident memory
+    base_mb: float  # anonymous memory of the process, just after the model was built
+    process_peak_mb: float  # of the anonymous memory
+    growth_mb: float  # process peak less base
+    file_mb: float  # the most file pages that were mapped, not part of the others
     tensor_peak_mb: float | None  # None: not measured, or the allocator has no statistics
 
     def as_dict(self) -> dict[str, Any]:
@@ -62,10 +63,11 @@ class MeasuredMemory:
 
     def _rows(self) -> list[tuple[str, str]]:
         values = {
-            "resident, model built": self.resident_mb,
+            "base, model built": self.base_mb,
             "process peak": self.process_peak_mb,
             "growth": self.growth_mb,
             "tensor peak": self.tensor_peak_mb,
+            "file pages, not counted": self.file_mb,
         }
         return [(name, "-" if mb is None else f"{mb:,.1f}") for name, mb in values.items()]
 
@@ -103,6 +105,11 @@ def _build_variant(config: Config, variant: Variant) -> keras.Model:
     if variant.precision != "float32":
         keras.config.set_dtype_policy(variant.precision)
     model = build_model(config, inputs=variant.inputs)
+    if variant.keras_layers:
+        settings = get_compile_settings(model)
+        uncompiled = keras.Model(model.input, model.output)
+        optimizer, model = model.optimizer, to_keras_model(uncompiled)
+        model.compile(**{**settings, "optimizer": optimizer})
     if variant.optimizer != "adam":
         model.compile(variant.optimizer, loss=model.loss, metrics=["accuracy", "categorical_accuracy"])
     return model
@@ -128,17 +135,22 @@ def _train_steps(config: Config, variant: Variant, steps: int) -> dict[str, Any]
     model = _build_variant(config, variant)
     windows = _random_windows(config, model.input_shape[-1], steps)
     name, counted = _find_device()
-    resident, was_reset = process_memory_mb(), reset_peak_memory()
+    base_mb = anonymous_memory_mb()
+    watch = AnonymousPeak()
+    watch.start()
     if counted:
         tf.config.experimental.reset_memory_stats(counted)
     model.fit(windows, epochs=1, verbose=0)
+    peak_mb = watch.read()
+    watch.stop()
     tensor_peak = tf.config.experimental.get_memory_info(counted)["peak"] / MB if counted else None
     return {
         "device": name,
-        "resident_mb": resident,
-        "process_peak_mb": peak_memory_mb(),
+        "base_mb": base_mb,
+        "process_peak_mb": peak_mb,
+        "file_mb": watch.file_mb,
         "tensor_peak_mb": tensor_peak,
-        "peak_is_own": was_reset,
+        "peak_is_exact": watch.is_exact,
     }
 
 
@@ -156,7 +168,7 @@ print("measured:" + _run_job(sys.argv[1]), flush=True)
 os._exit(0)
 """
 _TIMEOUT_S = 600.0
-_READINGS = ("device", "resident_mb", "process_peak_mb", "tensor_peak_mb")
+_READINGS = ("device", "base_mb", "process_peak_mb", "file_mb", "tensor_peak_mb")
 
 
 def _run_in_new_process(job: dict[str, Any], environment: dict[str, str], timeout_s: float) -> dict[str, Any]:
@@ -165,7 +177,7 @@ def _run_in_new_process(job: dict[str, Any], environment: dict[str, str], timeou
     Raises `ProbeError` if the process dies, exceeds its time or returns no readings. No process or file of it remains.
     """
     command = [sys.executable, "-c", _CHILD, json.dumps(job)]
-    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **_import_path(), **environment}
+    env = make_child_environment(**environment)
     with _text_file() as output, _text_file() as errors:
         with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=output, stderr=errors) as child:
             try:
@@ -182,16 +194,6 @@ def _run_in_new_process(job: dict[str, Any], environment: dict[str, str], timeou
             last = " ".join(_read_lines(errors)[-3:])[-500:] or "no error output"
             raise ProbeError(f"{_describe_job(job)} {_explain_exit(code)}: {last}")
     return _parse_readings(answers[0], job)
-
-
-def _import_path() -> dict[str, str]:
-    """PYTHONPATH with the folder of this package; nothing if the code runs in a notebook."""
-    if "__file__" not in globals():
-        return {}
-    folders = [str(Path(__file__).parents[2])]
-    if os.environ.get("PYTHONPATH"):
-        folders.append(os.environ["PYTHONPATH"])
-    return {"PYTHONPATH": os.pathsep.join(folders)}
 
 
 @contextlib.contextmanager
@@ -251,21 +253,22 @@ def measure_memory(
     config, variant = _set_batch_size(config, batch_size), variant or Variant()
     require_positive("steps", steps, whole=True)
     require_positive("timeout_s", timeout_s)
-    require_memory(config, _child_budget_mb(budget_mb), BUILT_MB, variant)
+    require_memory(config, _child_budget_mb(budget_mb), find_base_memory().anonymous_mb, variant)
     job = {"config": config.as_dict(), "variant": asdict(variant), "steps": steps}
     readings = _run_in_new_process(job, {"TF_CPU_ALLOCATOR_USE_BFC": "0"}, timeout_s)
     tensor_peak = readings["tensor_peak_mb"]
     if tensors and tensor_peak is None:
         counted = _run_in_new_process(job, {"TF_CPU_ALLOCATOR_USE_BFC": "1"}, timeout_s)
         tensor_peak = counted["tensor_peak_mb"]
-    resident, peak = readings["resident_mb"], readings["process_peak_mb"]
+    base, peak = readings["base_mb"], readings["process_peak_mb"]
     return MeasuredMemory(
         batch_size=config.batch_windows,
         steps=steps,
         device=readings["device"],
-        resident_mb=resident,
+        base_mb=base,
         process_peak_mb=peak,
-        growth_mb=peak - resident,
+        growth_mb=peak - base,
+        file_mb=readings["file_mb"],
         tensor_peak_mb=tensor_peak,
     )
 
@@ -275,13 +278,14 @@ def _set_batch_size(config: Config, batch_size: int | None) -> Config:
     if batch_size is not None:
         config = config.replace(batch_size=batch_size)
     if config.batch_size == "auto":
-        config = config.replace(batch_size=max_batch_size(config, resident_mb=BUILT_MB).batch_size)
+        largest = max_batch_size(config, base_mb=find_base_memory().anonymous_mb)
+        config = config.replace(batch_size=largest.batch_size)
     return config
 
 
 def _child_budget_mb(budget_mb: float | None) -> float:
     """Memory that another process may hold while this one runs."""
-    return max(1.0, memory_budget_mb() - process_memory_mb()) if budget_mb is None else budget_mb
+    return max(1.0, memory_budget_mb() - anonymous_memory_mb()) if budget_mb is None else budget_mb
 
 # %% ../../nbs/profiling/02_measure.ipynb #58fe8832
 def probe_sizes(
@@ -300,9 +304,9 @@ class ProbedMemory:
     """Memory of a batch size, extrapolated from measurements of smaller ones; in MB of 2**20 bytes."""
 
     batch_size: int
-    resident_mb: float
+    base_mb: float  # anonymous memory of the process with the model built
     growth_mb: float
-    process_peak_mb: float
+    process_peak_mb: float  # of the anonymous memory
     gpu_peak_mb: float | None  # tensors on the GPU; None without one
     tested: bool  # True: this batch size itself was measured
     measured: tuple[MeasuredMemory, ...] = field(repr=False)
@@ -356,24 +360,14 @@ def extrapolate_memory(
     return high + slope * (batch_size - large)
 
 # %% ../../nbs/profiling/02_measure.ipynb #9e0bfa6e
-_VERSIONED = ("crypto_lstm", "tensorflow", "keras", "numpy")
-_ALLOCATOR_SETTINGS = re.compile(r"MALLOC_|TF_|LD_PRELOAD$|OMP_|KMP_|MKL_|CUDA_VISIBLE_DEVICES$|XLA_")
-
-
 def probe_cache_folder() -> Path:
     """Folder of the cached measurements: `crypto_lstm/probes` in `$XDG_CACHE_HOME`, by default in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crypto_lstm" / "probes"
+    return find_cache_folder() / "probes"
 
 
 def _hash_job(job: dict[str, Any]) -> str:
     """SHA-256 of everything on which the result of a measurement depends."""
-    settings = {}
-    for name, value in sorted(os.environ.items()):
-        if _ALLOCATOR_SETTINGS.match(name) and name != "TF_CPP_MIN_LOG_LEVEL":
-            settings[name] = value
-    versions = [version(name) for name in _VERSIONED]
-    machine = [platform.platform(), platform.python_version(), processor_count(), versions, settings]
-    return hashlib.sha256(json.dumps([job, machine], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([job, describe_machine()], sort_keys=True).encode()).hexdigest()
 
 
 def _read_cached(path: Path) -> MeasuredMemory | None:
@@ -385,7 +379,7 @@ def _read_cached(path: Path) -> MeasuredMemory | None:
     if not isinstance(values, dict) or set(values) != {one.name for one in fields(MeasuredMemory)}:
         return None
     counts = [values[name] for name in ("batch_size", "steps")]
-    numbers = [values[name] for name in ("resident_mb", "process_peak_mb", "growth_mb")]
+    numbers = [values[name] for name in ("base_mb", "process_peak_mb", "growth_mb", "file_mb")]
     if values["tensor_peak_mb"] is not None:
         numbers.append(values["tensor_peak_mb"])
     is_valid = all(is_whole_number(count, 1) for count in counts) and all(map(is_finite_number, numbers))
@@ -435,22 +429,22 @@ def _measure_cached(
 def _extrapolate_probe(config: Config, variant: Variant, measured: tuple[MeasuredMemory, ...]) -> ProbedMemory:
     """Extrapolate growth, process peak and, on a GPU, the tensors to the batch size of the configuration."""
     size = config.batch_windows
-    resident = max(reading.resident_mb for reading in measured)
+    base = max(reading.base_mb for reading in measured)
     growths = {reading.batch_size: reading.growth_mb for reading in measured}
     gpu_peak = None
     if measured[0].device == "CPU":
-        growth = extrapolate_memory(size, growths, lambda n: estimate_memory(config, n, variant=variant).growth_mb)
+        growth = extrapolate_memory(size, growths, lambda n: estimate_memory(config, n, base, variant).growth_mb)
     else:
         growth = extrapolate_memory(size, growths, None)
         tensors = {reading.batch_size: reading.tensor_peak_mb or 0.0 for reading in measured}
         gpu_peak = extrapolate_memory(size, tensors, None)
     return ProbedMemory(
         batch_size=size,
-        resident_mb=resident,
+        base_mb=base,
         growth_mb=growth,
-        process_peak_mb=resident + growth,
+        process_peak_mb=base + growth,
         gpu_peak_mb=gpu_peak,
         tested=measured[-1].batch_size == size,
         measured=measured,
-        forecast=estimate_memory(config, None, resident, variant),
+        forecast=estimate_memory(config, None, base, variant),
     )

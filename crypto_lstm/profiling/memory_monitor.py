@@ -15,40 +15,14 @@ from ..config import ConfigError
 from ..gpu import gpu_memory_mb, reset_gpu_peak
 from ..memory import EmptyHistoryError, MemoryEstimate
 from ..utils.checks import is_finite_number, shorten_repr
-from ..utils.display import BLUE, GREEN, GREY, ORANGE, RED, get_logger, new_axes
-from ..utils.system import MB, peak_memory_mb, process_memory_mb, reset_peak_memory
+from ..utils.display import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, get_logger, new_axes
+from ..utils.system import MB, AnonymousPeak, anonymous_memory_mb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
 __all__ = ['LimitStop', 'MemoryMonitorCallback', 'plot_memory_history']
-
-# %% ../../nbs/profiling/03_memory_monitor.ipynb #54182c7d
-class _EpochPeak:
-    """The highest resident memory of this process since `start`, in MB."""
-
-    def __init__(self) -> None:
-        self.can_reset = False  # whether the system resets its record
-        self.is_epoch = False  # whether the last reading is the true peak, not only the highest reading
-        self._record_at_start = 0.0
-        self._highest_seen = 0.0
-
-    def start(self) -> None:
-        """Start from the memory that is resident now."""
-        self.can_reset = reset_peak_memory()
-        self.is_epoch = self.can_reset
-        self._record_at_start = peak_memory_mb()
-        self._highest_seen = process_memory_mb()
-
-    def read(self) -> float:
-        """The peak so far. If the record can't be reset, read often: a peak between two readings may be missed."""
-        record = peak_memory_mb()
-        self.is_epoch = self.can_reset or record > self._record_at_start
-        if self.is_epoch:
-            return record
-        self._highest_seen = max(self._highest_seen, process_memory_mb())
-        return self._highest_seen
 
 # %% ../../nbs/profiling/03_memory_monitor.ipynb #682a999c
 def _has_cpu_statistics() -> bool:
@@ -86,7 +60,7 @@ class LimitStop(NamedTuple):
 
     epoch: int  # from 0
     batch: int | None  # from 0; None: seen at the end of the epoch, so in its validation
-    peak_mb: float  # of the process, in this epoch so far
+    peak_mb: float  # of the anonymous memory, in this epoch so far
     limit_mb: float
 
     def __str__(self) -> str:
@@ -113,10 +87,10 @@ class MemoryMonitorCallback(keras.callbacks.Callback):
     A record holds these values, in MB of 2**20 bytes:
 
     - epoch: from 0
-    - memory_mb: resident memory at the end of the epoch
-    - peak_mb: highest resident memory of the epoch, with its validation
-    - peak_is_epoch: False if the system can't reset its record; peak_mb is the highest reading at the ends of
-      batches then
+    - memory_mb: anonymous memory of the process at the end of the epoch
+    - peak_mb: highest anonymous memory of the epoch, with its validation
+    - peak_is_epoch: False if the system can't reset its record; peak_mb is the highest reading then
+    - file_mb: the most file pages of the epoch, which the kernel can drop: not part of the others
     - tensor_peak_mb: of TensorFlow's tensors on the GPU, otherwise on the CPU; None if not all tensors are counted
     - gpu_mb, gpu_peak_mb: tensors on the GPU; None without a GPU
     - val_accuracy, val_loss: None without validation
@@ -139,7 +113,7 @@ class MemoryMonitorCallback(keras.callbacks.Callback):
         self.stopped_by_limit: LimitStop | None = None
         self._is_first_epoch = True
         self._epoch = 0
-        self._peak = _EpochPeak()
+        self._peak = AnonymousPeak()
         self._counts_cpu_tensors = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -173,6 +147,10 @@ class MemoryMonitorCallback(keras.callbacks.Callback):
             peak_mb, memory_mb = record["peak_mb"], record["memory_mb"]
             _logger.info("epoch %d: peak %.0f MB, at its end %.0f MB", epoch + 1, peak_mb, memory_mb)
 
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Stop reading the memory."""
+        self._peak.stop()
+
     def _make_record(self, epoch: int, logs: dict[str, Any] | None) -> dict[str, Any]:
         peak_mb = self._peak.read()
         gpu_mb, gpu_peak_mb = gpu_memory_mb() or (None, None)
@@ -181,9 +159,10 @@ class MemoryMonitorCallback(keras.callbacks.Callback):
             tensor_peak_mb = _cpu_tensor_bytes("peak") / MB
         return {
             "epoch": epoch,
-            "memory_mb": process_memory_mb(),
+            "memory_mb": anonymous_memory_mb(),
             "peak_mb": peak_mb,
-            "peak_is_epoch": self._peak.is_epoch,
+            "peak_is_epoch": self._peak.is_exact,
+            "file_mb": self._peak.file_mb,
             "tensor_peak_mb": tensor_peak_mb,
             "gpu_mb": gpu_mb,
             "gpu_peak_mb": gpu_peak_mb,
@@ -220,6 +199,8 @@ def plot_memory_history(
 ) -> Axes:  # peak and current memory over the epochs
     """Draw the memory of a run over its epochs with forecast and limit; title and bar show the headroom.
 
+    Peak, forecast and limit are of anonymous memory. File pages are a line of their own, and no part of the headroom.
+
     MB of 2**20 bytes, epochs from 1. For records with GPU values a second panel takes the right part of the axes.
     Raises `EmptyHistoryError` if there are no records, and `ConfigError` if the limit is not above 0.
     """
@@ -234,9 +215,12 @@ def plot_memory_history(
     has_peaks = all(record.get("peak_is_epoch", True) for record in records)
     peak_label = "peak of the epoch" if has_peaks else "highest reading of the epoch"
     lines = [("peak_mb", peak_label, BLUE, "o-"), ("memory_mb", "end of the epoch", GREY, "o--")]
+    most_file_mb = max(record.get("file_mb") or 0.0 for record in records)
+    if most_file_mb:
+        lines.append(("file_mb", "file pages, not counted", PURPLE, ".:"))
     _draw_lines(ax, records, lines)
     highest = max(record["peak_mb"] for record in records)
-    _draw_forecast_and_limit(ax, highest, estimate, limit_mb)
+    _draw_forecast_and_limit(ax, highest, estimate, limit_mb, most_file_mb)
     ax.set_title(_describe_headroom(highest, limit_mb), loc="left")
     if limit_mb is not None:
         _draw_headroom_bar(ax, highest, estimate, limit_mb)
@@ -253,10 +237,10 @@ def _describe_headroom(highest: float, limit_mb: float | None) -> str:
 
 # %% ../../nbs/profiling/03_memory_monitor.ipynb #71adfd6c
 def _draw_forecast_and_limit(
-    ax: Axes, highest: float, estimate: MemoryEstimate | None, limit_mb: float | None
+    ax: Axes, highest: float, estimate: MemoryEstimate | None, limit_mb: float | None, most_file_mb: float
 ) -> None:
     """Draw the forecast, the limit and the headroom between peak and limit; set the range of the axis."""
-    shown = highest
+    shown = max(highest, most_file_mb)
     if estimate is not None:
         label = f"forecast {estimate.process_peak_mb:,.0f}, at most {estimate.upper_mb:,.0f} MB"
         ax.axhline(estimate.process_peak_mb, color=ORANGE, linestyle="--", label=label)

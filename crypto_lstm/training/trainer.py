@@ -37,7 +37,7 @@ from ..gpu import GpuStatus, setup_gpu_memory
 from ..inference.bundle import load_bundle, save_bundle
 from ..inference.onnx_file import export_onnx
 from ..inference.policy import DecisionPolicy
-from ..memory import BUILT_MB, MemoryEstimate, Variant, estimate_memory
+from ..memory import MemoryEstimate, Variant, estimate_memory
 from ..persistence import load_model, save_model
 from ..profiling.batch_size import MemoryBudgetError, OutOfMemoryError, fit_to_memory, halve_batch_size
 from ..profiling.memory_monitor import MemoryMonitorCallback, plot_memory_history
@@ -67,7 +67,7 @@ from crypto_lstm.training.run_folder import (
 from .saved_run import load_run, predict_candles, predict_probabilities, read_pinned
 from ..utils.display import get_logger, html_table, text_table
 from ..utils.environment import require_session_dtypes, require_unforked_tensorflow
-from ..utils.system import MB, memory_limit_mb, process_memory_mb
+from ..utils.system import MB, anonymous_memory_mb, memory_limit_mb, read_process_memory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,7 +130,7 @@ class TrainingRun:
 
     @property
     def peak_mb(self) -> float | None:
-        """Highest memory of the process in any epoch, in MB; None if the monitor has no record."""
+        """Highest anonymous memory of the process in any epoch, in MB; None if the monitor has no record."""
         return max((record["peak_mb"] for record in self.memory_history), default=None)
 
     def predict(self, candles: pd.DataFrame) -> pd.DataFrame:
@@ -190,6 +190,8 @@ def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:
     memory = f"estimated {run.estimate.process_peak_mb:.0f} MB"
     if run.peak_mb is not None:
         memory += f", measured {run.peak_mb:.0f} MB"
+    if run.estimate.file_mb is not None:
+        memory += f"; file pages {run.estimate.file_mb:.0f} MB, not counted"
     return [
         ("epochs", epochs),
         ("memory peak", memory),
@@ -241,16 +243,16 @@ def _prepare_data(
 def _prepare_batches(candles: pd.DataFrame, config: Config, on_memory: OnMemory, gpu: GpuStatus) -> TrainingData:
     if config.batch_size != "auto":
         features_mb = 4 * len(candles) * len(config.features) / MB
-        prepared_mb = process_memory_mb() + PREPARED_COPIES * features_mb
-        config = _fit_to_memory(config, on_memory, gpu, max(prepared_mb, BUILT_MB))
+        prepared_mb = anonymous_memory_mb() + PREPARED_COPIES * features_mb
+        config = _fit_to_memory(config, on_memory, gpu, prepared_mb)
     data = prepare(candles, config)
-    config = _fit_to_memory(config, on_memory, gpu, process_memory_mb(), len(data.train.rows))
+    config = _fit_to_memory(config, on_memory, gpu, anonymous_memory_mb(), len(data.train.rows))
     data = data.with_batch_size(config.batch_windows)
     return replace(data, config=config)
 
 
 def _fit_to_memory(
-    config: Config, on_memory: OnMemory, gpu: GpuStatus, resident_mb: float, windows: int | None = None
+    config: Config, on_memory: OnMemory, gpu: GpuStatus, base_mb: float, windows: int | None = None
 ) -> Config:
     """`fit_to_memory` for the device.
 
@@ -258,12 +260,12 @@ def _fit_to_memory(
     checked only if the layers do not use cuDNN.
     """
     if not gpu:
-        return fit_to_memory(config, on_memory, resident_mb=resident_mb, windows=windows)
+        return fit_to_memory(config, on_memory, base_mb=base_mb, windows=windows)
     is_described = gpu.free_mb is not None and cudnn_loss(config) is not None
     if not is_described and config.batch_size != "auto":
         return config
     variant = Variant(keras_layers=True)
-    return fit_to_memory(config, on_memory, budget_mb=gpu.free_mb, resident_mb=1.0, windows=windows, variant=variant)
+    return fit_to_memory(config, on_memory, budget_mb=gpu.free_mb, base_mb=1.0, windows=windows, variant=variant)
 
 # %% ../../nbs/training/04_trainer.ipynb #ffaeb7ed
 @dataclass(frozen=True)
@@ -287,7 +289,9 @@ class _Job:
     def estimate(self) -> MemoryEstimate:
         """The memory of the training in this process, which holds the data already."""
         variant = Variant(keras_layers=bool(self.gpu))
-        return estimate_memory(self.data.config, resident_mb=process_memory_mb(), variant=variant)
+        held = read_process_memory()
+        estimate = estimate_memory(self.data.config, base_mb=held.anonymous_mb, variant=variant)
+        return replace(estimate, file_mb=held.file_mb)
 
 
 def _run_job(

@@ -18,13 +18,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'GREY', 'CLASS_COLOURS', 'text_table', 'html_table', 'new_axes',
-           'get_logger']
+__all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'GREY', 'CLASS_COLOURS', 'limit_width', 'text_table', 'html_table',
+           'new_axes', 'get_logger']
 
 # %% ../../nbs/utils/02_display.ipynb #0a6954e6
 _GAP = "  "  # between two columns
 _MIN_TEXT_WIDTH = 10  # characters; columns of text are narrowed to this before columns of numbers are narrowed
 _FALLBACK_WIDTH = 100  # columns, if the output is not a terminal
+
+
+def limit_width(
+    most: int,  # characters of a line
+) -> int:
+    """`most`, or the columns of a narrower terminal."""
+    return min(most, shutil.get_terminal_size((most, 24)).columns)
 
 
 def text_table(

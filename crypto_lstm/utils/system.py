@@ -5,22 +5,26 @@
 # %% ../../nbs/utils/04_system.ipynb #61e3ce97
 from __future__ import annotations
 
+import re
 import sys
+import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 # %% auto #0
-__all__ = ['MB', 'process_memory_mb', 'peak_memory_mb', 'reset_peak_memory', 'memory_limit_mb', 'available_memory_mb',
-           'processor_count']
+__all__ = ['MB', 'process_memory_mb', 'peak_memory_mb', 'reset_peak_memory', 'ProcessMemory', 'read_process_memory',
+           'anonymous_memory_mb', 'AnonymousPeak', 'memory_limit_mb', 'available_memory_mb', 'processor_count']
 
 # %% ../../nbs/utils/04_system.ipynb #6879a530
 MB = 2**20  # bytes
 
 # %% ../../nbs/utils/04_system.ipynb #965537da
 def process_memory_mb() -> float:
-    """Resident memory of this process now, in MB of 2**20 bytes."""
+    """Resident memory of this process now, anonymous and file pages, in MB of 2**20 bytes."""
     return float(psutil.Process().memory_info().rss) / MB
 
 
@@ -29,12 +33,8 @@ def peak_memory_mb() -> float:
 
     Source: `VmHWM` in `/proc/self/status` on Linux, `getrusage` on macOS, the peak working set on Windows.
     """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return _system_peak_mb()
-    marks = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(marks[0]) / 1024 if marks else _system_peak_mb()
+    record = _read_status().get(b"VmHWM")
+    return _system_peak_mb() if record is None else record / 1024
 
 
 def _system_peak_mb() -> float:
@@ -54,6 +54,129 @@ def reset_peak_memory() -> bool:
     except OSError:
         return False
     return True
+
+# %% ../../nbs/utils/04_system.ipynb #ceb13dea
+class ProcessMemory(NamedTuple):
+    """Resident memory of a process by kind, in MB of 2**20 bytes."""
+
+    anonymous_mb: float  # no file holds its content, so the kernel can't take it back
+    file_mb: float  # pages of files, such as libraries: the kernel drops them when memory is short
+
+    @property
+    def resident_mb(self) -> float:
+        """All resident memory."""
+        return self.anonymous_mb + self.file_mb
+
+
+def read_process_memory() -> ProcessMemory:
+    """Resident memory of this process now, by kind.
+
+    Source: `RssAnon`, `RssShmem` and `RssFile` in `/proc/self/status` on Linux from version 4.5; on older ones the
+    resident and the shared pages; elsewhere psutil's unique set size (USS).
+    """
+    kib = _read_status()
+    if b"RssAnon" in kib:
+        return ProcessMemory((kib[b"RssAnon"] + kib[b"RssShmem"]) / 1024, kib[b"RssFile"] / 1024)
+    return _read_portable_memory()
+
+
+_STATUS_VALUE = re.compile(rb"^(VmHWM|RssAnon|RssFile|RssShmem):\s*(\d+) kB", re.MULTILINE)
+
+
+def _read_status() -> dict[bytes, int]:
+    """Resident memory in `/proc/self/status` in KiB, by name; empty on a system without `/proc`."""
+    try:
+        with open("/proc/self/status", "rb", buffering=0) as file:
+            text = file.read(8192)
+    except OSError:
+        return {}
+    return {name: int(kib) for name, kib in _STATUS_VALUE.findall(text)}
+
+
+def _read_portable_memory() -> ProcessMemory:
+    """Memory by kind from psutil: the unique set size, or all resident memory if the system refuses to tell it."""
+    process = psutil.Process()
+    info = process.memory_info()
+    if hasattr(info, "shared"):  # Linux: its shared pages are those of files and of shared memory
+        return ProcessMemory((info.rss - info.shared) / MB, info.shared / MB)
+    try:
+        unique = min(info.rss, process.memory_full_info().uss)
+    except (psutil.Error, OSError, AttributeError):
+        return ProcessMemory(info.rss / MB, 0.0)
+    return ProcessMemory(unique / MB, (info.rss - unique) / MB)
+
+
+def anonymous_memory_mb() -> float:
+    """Anonymous memory of this process now, in MB of 2**20 bytes; see `read_process_memory`."""
+    return read_process_memory().anonymous_mb
+
+# %% ../../nbs/utils/04_system.ipynb #d9ba6b24
+_SAMPLE_S = 0.02 if sys.platform == "linux" else 0.2
+
+
+class AnonymousPeak:
+    """The highest anonymous memory of this process since `start`, in MB of 2**20 bytes."""
+
+    def __init__(self) -> None:
+        self.can_reset = False  # whether the system resets its record of the resident memory
+        self.is_exact = False  # whether that record belongs to the time since `start`, so no peak was missed
+        self._lock = threading.RLock()  # reentrant: a signal handler may read the peak as well
+        self._stopped: threading.Event | None = None
+        self._record_at_start = 0.0
+        self._highest = ProcessMemory(0.0, 0.0)
+
+    def start(self) -> None:
+        """Forget earlier peaks, and start the thread unless it runs."""
+        with self._lock:
+            self.can_reset = reset_peak_memory()
+            self.is_exact = self.can_reset
+            self._record_at_start = peak_memory_mb()
+            self._highest = read_process_memory()
+        if self._stopped is None:
+            self._stopped = threading.Event()
+            arguments = (weakref.ref(self), self._stopped)
+            threading.Thread(target=_sample_peak, args=arguments, daemon=True, name="anonymous peak").start()
+
+    def read(self) -> float:
+        """The peak since `start`."""
+        with self._lock:
+            self._sample()
+            record = peak_memory_mb()
+            self.is_exact = self.can_reset or record > self._record_at_start
+            by_record = record - self._highest.file_mb if self.is_exact else 0.0
+            return max(self._highest.anonymous_mb, by_record)
+
+    @property
+    def file_mb(self) -> float:
+        """The most file pages that were seen since `start`."""
+        return self._highest.file_mb
+
+    def __reduce__(self) -> tuple[type[AnonymousPeak], tuple[()]]:
+        """A copy is new: threads and locks can't be copied."""
+        return AnonymousPeak, ()
+
+    def stop(self) -> None:
+        """End the thread. `read` still works."""
+        if self._stopped is not None:
+            self._stopped.set()
+            self._stopped = None
+
+    def _sample(self) -> None:
+        """Read the memory, and keep the highest value of each kind."""
+        with self._lock:
+            now = read_process_memory()
+            anonymous_mb = max(self._highest.anonymous_mb, now.anonymous_mb)
+            self._highest = ProcessMemory(anonymous_mb, max(self._highest.file_mb, now.file_mb))
+
+
+def _sample_peak(peak: weakref.ref[AnonymousPeak], stopped: threading.Event) -> None:
+    """The work of the thread. It holds only a weak reference, so it ends with the object."""
+    while not stopped.wait(_SAMPLE_S):
+        held = peak()
+        if held is None:
+            return
+        held._sample()
+        del held
 
 # %% ../../nbs/utils/04_system.ipynb #97da0690
 # for each hierarchy: name in /proc/self/cgroup, folder, limit, usage, key of droppable pages in memory.stat

@@ -109,7 +109,7 @@ def test_config_reports_unknown_names_and_bad_values_together():
 def test_the_types_of_choices_name_exactly_what_the_check_allows():
     hints = typing.get_type_hints(Config)
     choices = {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
-    assert set(choices) == {"timeframe", "recurrent_dropout", "monitor", "tie", "scaler", "balance"}
+    assert set(choices) == {"timeframe", "recurrent_dropout", "monitor", "tie", "scaler", "balance", "rule"}
     for name, words in choices.items():
         assert [getattr(Config(**{name: word}), name) for word in words] == list(words)
         with pytest.raises(ConfigError, match=f"one of {', '.join(words)}, got 'other'"):
@@ -120,7 +120,7 @@ def test_what_to_do_without_enough_memory_has_a_literal_type():
     assert {function.__annotations__["on_memory"] for function in (train, fit_to_memory)} == {"OnMemory"}
     assert typing.get_args(OnMemory) == ("refuse", "accumulate", "force")
     for word in typing.get_args(OnMemory):
-        fit_to_memory(Config(), word, budget_mb=100_000, resident_mb=1.0)
+        fit_to_memory(Config(), word, budget_mb=100_000, base_mb=1.0)
     with pytest.raises(ConfigError, match="one of refuse, accumulate, force, got 'other'"):
         fit_to_memory(Config(), "other")
 

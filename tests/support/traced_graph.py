@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from crypto_lstm.base_memory import find_base_memory
 from crypto_lstm.memory import (
-    BUILT_MB,
     FLOAT32_BYTES,
     LOW_MEMORY_PARTS,
     OPTIMIZER_SLOTS,
@@ -601,7 +601,7 @@ def _require_loops(graph: Any, recurrent: Sequence[Any], found: Sequence[Any]) -
 def trace_memory(
     model: keras.Model,  # built and compiled; it is not changed
     batch_size: int,  # windows in a step
-    resident_mb: float | None = None,  # of the process with data loaded and model built; None: a process without data
+    base_mb: float | None = None,  # anonymous memory of the process with data and model; None: one without data
     loops: tuple[LoopTrace, ...] | None = None,  # of `trace_loops` for this model and batch size; None: traced here
 ) -> MemoryEstimate:  # all in MB of 2**20 bytes
     """Memory of a training step of any Keras model with recurrent loops, from its traced step; no step is run.
@@ -623,7 +623,7 @@ def trace_memory(
         slots=_optimizer_slots(model),
         windows_mb=windows / MB,
         loops=[LoopKind(loop.low_memory, loop.masked_states) for loop in loops],
-        resident_mb=BUILT_MB if resident_mb is None else resident_mb,
+        base_mb=find_base_memory().anonymous_mb if base_mb is None else base_mb,
         notes=["layers other than recurrent ones, Dense and Dropout"],
     )
 
