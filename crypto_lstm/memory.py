@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .architecture import LayerPlan, LayerSpec, layer_plan
-from .base_memory import find_base_memory
 from .config import Config, ConfigError
+from .utils.base_memory import find_base_memory
 from .utils.checks import is_finite_number, is_whole_number, shorten_repr
 from .utils.display import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, html_table, new_axes, text_table
 from .utils.errors import CryptoLSTMError

@@ -32,10 +32,10 @@ from benchmarks.memory.measurements import GRID, REPEATS, measure, parse_entry
 from benchmarks.paths import RESULTS
 from crypto_lstm import memory
 from crypto_lstm.architecture import build_model, layer_plan
-from crypto_lstm.base_memory import find_base_memory
 from crypto_lstm.config import Config
 from crypto_lstm.memory import MemoryEstimate, Variant, estimate_memory
 from crypto_lstm.profiling.measure import extrapolate_memory, probe_sizes
+from crypto_lstm.utils.base_memory import find_base_memory
 from crypto_lstm.utils.system import MB
 
 KERAS_LAYERS = "stock/"

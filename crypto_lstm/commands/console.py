@@ -188,7 +188,7 @@ class TrainingProgress:
         print(f"\r{fit_line(parts, width):<{max(width - 1, 1)}}", end="", file=sys.stderr, flush=True)
 
 # %% ../../nbs/commands/01_console.ipynb #65666fbb
-_LOGGERS = ("crypto_lstm.training", "crypto_lstm.base_memory")
+_LOGGERS = ("crypto_lstm.training", "crypto_lstm.utils.base_memory")
 
 
 @contextlib.contextmanager

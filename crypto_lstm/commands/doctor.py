@@ -144,8 +144,8 @@ def check_memory(
     limit_mb: float,  # of the machine or the container
 ) -> Check:
     """Whether a training fits into memory, by the same rule as `train`. If it does not, the remedy names what fits."""
-    from crypto_lstm.base_memory import find_base_memory
     from crypto_lstm.profiling.batch_size import MemoryBudgetError, max_batch_size, require_memory
+    from crypto_lstm.utils.base_memory import find_base_memory
 
     known = f"{budget_mb:,.0f} of {limit_mb:,.0f} MB may be used; batch_size"
     base_mb = find_base_memory().anonymous_mb

@@ -486,9 +486,9 @@ _LADDER = (32, 64, 128, 256, 512, 1024)
 
 def run_estimate(arguments: argparse.Namespace) -> Result:
     """`crypto-lstm estimate`."""
-    from crypto_lstm.base_memory import find_base_memory
     from crypto_lstm.memory import estimate_memory
     from crypto_lstm.profiling.batch_size import max_batch_size, memory_budget_mb
+    from crypto_lstm.utils.base_memory import find_base_memory
 
     config = load_config(arguments)
     budget_mb = arguments.budget or memory_budget_mb()

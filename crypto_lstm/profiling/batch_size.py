@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..base_memory import find_base_memory
 from ..config import Config, ConfigError, OnMemory
 from ..memory import MemoryEstimate, Variant, estimate_memory, require_positive
+from ..utils.base_memory import find_base_memory
 from ..utils.display import get_logger
 from ..utils.errors import CryptoLSTMError, Suggestion
 from ..utils.system import anonymous_memory_mb, available_memory_mb, memory_limit_mb

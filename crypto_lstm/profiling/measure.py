@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..architecture import build_model
-from ..base_memory import describe_machine, find_base_memory, find_cache_folder, make_child_environment
 from ..config import Config
 from ..layers import to_keras_model
 from ..memory import MemoryEstimate, Variant, estimate_memory, require_positive
 from .batch_size import max_batch_size, memory_budget_mb, require_memory
 from ..storage.atomic import write_json
+from ..utils.base_memory import describe_machine, find_base_memory, find_cache_folder, make_child_environment
 from ..utils.checks import is_finite_number, is_whole_number, shorten_repr
 from ..utils.display import html_table, text_table
 from ..utils.errors import CryptoLSTMError

@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crypto_lstm.base_memory import find_base_memory
 from crypto_lstm.memory import (
     FLOAT32_BYTES,
     LOW_MEMORY_PARTS,
@@ -47,6 +46,7 @@ from crypto_lstm.memory import (
     low_memory_layer_peak,
     low_memory_step_bytes,
 )
+from crypto_lstm.utils.base_memory import find_base_memory
 from crypto_lstm.utils.checks import is_whole_number
 from crypto_lstm.utils.system import MB
 
