@@ -54,7 +54,7 @@ from crypto_lstm.training.checkpointing import (
     restore_training,
     resume_fit,
 )
-from .judging import judge_model, list_trained_shares
+from .judging import judge_model, list_trained_shares, warn_of_rule
 from crypto_lstm.training.run_folder import (
     FILES,
     check_output_folder,
@@ -435,7 +435,7 @@ def _load_finished_run(
 
 
 def _log_doubts(data: TrainingData) -> None:
-    for warning in data.warnings:
+    for warning in (*data.warnings, *warn_of_rule(data.config)):
         _log.warning(warning)
 
 
