@@ -1,4 +1,4 @@
-"""The block bootstrap of blocks that do not overlap: the reference beside which the intervals by stretches are measured.
+"""The block bootstrap of blocks that do not overlap: a reference beside the intervals by stretches.
 
 Source: Carlstein (1986), The Use of Subseries Values for Estimating the Variance of a General Statistic from a
 Stationary Sequence. The evaluation of a model used it before; its 99 % intervals held the true value too seldom.

@@ -37,7 +37,8 @@ def train_once(edge: float, seed: int, kind: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = train(candles, config, Path(folder) / "run", tensorboard=False)
     metrics = {name: run.test.metrics[name] for name in METRICS}
-    return {**metrics, "log_loss": run.test.metrics["log_loss"], "learnt": run.judgement.learnt, "epochs": run.epochs_run}
+    metrics["log_loss"] = run.test.metrics["log_loss"]
+    return {**metrics, "learnt": run.judgement.learnt, "epochs": run.epochs_run}
 
 
 def compare_pairs(pairs: list[dict[str, dict[str, float]]], metric: str) -> dict[str, float]:

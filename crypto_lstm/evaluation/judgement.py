@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, get_args
 
@@ -224,7 +224,21 @@ class Account:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Judgement:
-    """Whether a model may be traded on, with all figures that lead to it. Intervals are at 99 %."""
+    """Whether a model may be traded on, with all figures that lead to it. Intervals are at 99 %.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> import numpy as np
+        >>> from crypto_lstm.evaluation.judgement import Answers, judge
+        >>> from crypto_lstm.inference.policy import DecisionPolicy
+        >>> config = cl.Config(timeframe="1h", sequence_length=12, future_window=24)
+        >>> candles = cl.synthetic_candles(3000, timeframe="1h")
+        >>> labels = cl.make_labels(candles, config)
+        >>> raw = np.random.default_rng(0).dirichlet([4, 4, 4], size=len(labels))  # answers without skill
+        >>> found = judge("test", candles, labels, Answers.from_policy("noise", raw, DecisionPolicy()), config)
+        >>> isinstance(found, cl.Judgement), found.learnt, found.pays
+        (True, False, False)
+    """
 
     name: str  # of the part: validation, test, walk-forward
     rows: int

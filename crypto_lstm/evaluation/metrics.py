@@ -5,7 +5,6 @@
 # %% ../../nbs/evaluation/01_metrics.ipynb #d639af10
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 

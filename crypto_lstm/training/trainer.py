@@ -83,7 +83,10 @@ EARLY_STOPPING = "early stopping"  # the regular end of a training that no longe
 
 @dataclass(frozen=True, repr=False)
 class TrainingRun:
-    """The result of `train`. `paths` names the files; `validation` and `test` compare the model with its baselines."""
+    """The result of `train`. `judgement` is the verdict on the test part; `validation` and `test` hold plain figures.
+
+    `paths` names the files.
+    """
 
     config: Config
     model: keras.Model  # with the weights of the best epoch

@@ -98,7 +98,7 @@ def test_config_reports_unknown_names_and_bad_values_together():
 def test_the_types_of_choices_name_exactly_what_the_check_allows():
     hints = typing.get_type_hints(Config)
     choices = {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
-    assert set(choices) == {"timeframe", "recurrent_dropout", "monitor", "tie", "scaler", "balance"}
+    assert set(choices) == {"timeframe", "recurrent_dropout", "monitor", "tie", "scaler", "balance", "rule"}
     for name, words in choices.items():
         assert [getattr(Config(**{name: word}), name) for word in words] == list(words)
         with pytest.raises(ConfigError, match=f"one of {', '.join(words)}, got 'other'"):

@@ -10,6 +10,7 @@ import random
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,9 +131,7 @@ def test_a_refused_save_leaves_the_old_bundle(run, saved, tmp_path, monkeypatch)
     broken = build_model(CONFIG)
     broken.layers[1].weights[0].assign(np.full((8, 32), np.inf, "f4"))
     other = SimpleNamespace(**{**vars(run), "config": CONFIG.replace(lstm_units=[8, 5])})
-    scaler = SimpleNamespace(
-        **{**vars(run.data), "scaler": run.data.scaler.__class__("minmax", *list(vars(run.data.scaler).values())[1:])}
-    )
+    scaler = SimpleNamespace(**{**vars(run.data), "scaler": replace(run.data.scaler, kind="minmax")})
     for bad, error, fault in [
         (SimpleNamespace(config=CONFIG, model=broken, data=run.data), ModelMismatchError, "expected finite weights"),
         (other, ModelMismatchError, "expected"),
