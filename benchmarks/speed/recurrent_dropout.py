@@ -28,12 +28,13 @@ def train_once(edge: float, seed: int, kind: str) -> dict[str, Any]:
     import keras
 
     from crypto_lstm.commands.demo import DEMO_CANDLES, DEMO_CONFIG
+    from crypto_lstm.config import FEATURES
     from crypto_lstm.data.synthetic import synthetic_candles
     from crypto_lstm.training.trainer import train
 
     keras.backend.clear_session()
     candles = synthetic_candles(DEMO_CANDLES, seed=seed, edge=edge)
-    config = DEMO_CONFIG.replace(seed=seed, recurrent_dropout=kind)
+    config = DEMO_CONFIG.replace(seed=seed, recurrent_dropout=kind, features=FEATURES, test_split=0.2)
     with tempfile.TemporaryDirectory() as folder:
         run = train(candles, config, Path(folder) / "run", tensorboard=False)
     metrics = {name: run.test.metrics[name] for name in METRICS}

@@ -193,10 +193,10 @@ def _describe_result(result: Result, simulation: Simulation, net: Interval, days
         return f"{account}, which cannot be told from chance: {net.reason}."
     mean = f"{figures['mean_net_pct']:+.3f} % a trade"
     if result == "pays":
-        return f"{account} ({mean}), more than chance explains."
+        return f"{account} ({mean}): it gains, beyond chance."
     if result == "loses":
         return f"{account} ({mean}): it loses, beyond chance."
-    return f"{account} ({mean}), which chance explains."
+    return f"{account} ({mean}), which is not beyond chance."
 
 # %% ../../nbs/evaluation/10_judgement.ipynb #a89ebefb
 @dataclass(frozen=True)

@@ -122,8 +122,8 @@ def test_the_words_follow_from_the_figures(skilled, net):
         assert ("has learnt nothing beyond chance" in learnt) == (not is_short and not is_better)
         assert ("too few signals" in learnt) == (is_better and places[2] == "none")
         assert ("it loses, beyond chance" in returned) == (trades > 0 and place == "below")
-        assert ("more than chance explains" in returned) == (trades > 0 and place == "above") == judgement.pays
-        assert ("which chance explains" in returned) == (place == "around")
+        assert ("it gains, beyond chance" in returned) == (trades > 0 and place == "above") == judgement.pays
+        assert ("which is not beyond chance" in returned) == (place == "around")
         assert ("cannot be told from chance" in returned) == (trades > 0 and place == "none")
         assert ("made no trade" in returned) == (trades == 0)
         assert not trades or f"{total:+.2f} % after costs" in returned
