@@ -286,7 +286,7 @@ def _make_write_error(target: Path, error: OSError) -> LedgerError:
     text = f"{str(target)!r}: the judgement could not be added ({error.strerror or error})"
     return LedgerError(f"{text}; the ledger is unchanged: free the disk, or set XDG_STATE_HOME to a writable folder")
 
-# %% ../../nbs/evaluation/07_ledger.ipynb #7a826529
+# %% ../../nbs/evaluation/07_ledger.ipynb #161d4b3a
 @dataclass(frozen=True)
 class LedgerFault:
     """A line of a ledger that cannot be used, or that does not follow the line before it."""
@@ -299,12 +299,12 @@ class LedgerFault:
         return f"line {self.line}: {self.fault}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ledger:
     """The readable entries of a ledger, oldest first, and its damaged lines."""
 
     path: Path
-    entries: tuple[LedgerEntry, ...] = field(repr=False)
+    entries: tuple[LedgerEntry, ...]
     faults: tuple[LedgerFault, ...] = ()
 
     def require_sound(self) -> None:
@@ -319,6 +319,9 @@ class Ledger:
 
     def __iter__(self) -> Iterator[LedgerEntry]:
         return iter(self.entries)
+
+    def __repr__(self) -> str:
+        return f"Ledger({len(self)} entries, {len(self.faults)} damaged lines)"
 
     def __str__(self) -> str:
         return text_table(_COLUMNS, map(_list_cells, self.entries), width=80)
