@@ -10,6 +10,7 @@ from crypto_lstm.data.features import make_features as make_features
 from crypto_lstm.data.labels import make_labels as make_labels
 from crypto_lstm.data.synthetic import synthetic_candles as synthetic_candles
 from crypto_lstm.data.windows import prepare as prepare
+from crypto_lstm.evaluation.judgement import Judgement as Judgement
 from crypto_lstm.evaluation.metrics import evaluate as evaluate
 from crypto_lstm.gpu import setup_gpu_memory as setup_gpu_memory
 from crypto_lstm.inference.bundle import load_bundle as load_bundle
@@ -17,6 +18,7 @@ from crypto_lstm.inference.bundle import save_bundle as save_bundle
 from crypto_lstm.inference.decision import Decision as Decision
 from crypto_lstm.inference.onnx_file import export_onnx as export_onnx
 from crypto_lstm.inference.predictor import Predictor as Predictor
+from crypto_lstm.inference.rule import TradeRule as TradeRule
 from crypto_lstm.memory import estimate_memory as estimate_memory
 from crypto_lstm.persistence import load_model as load_model
 from crypto_lstm.persistence import save_model as save_model

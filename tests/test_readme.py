@@ -13,7 +13,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 CODE = "\n".join(BLOCKS)
 REPORT = """
 print("RESULT")
-print(str(run.test).split("\\n\\n")[0])
+print("\\n\\n".join(str(run.judgement).split("\\n\\n")[:3]))
 print(decision.action)
 """
 
@@ -21,6 +21,11 @@ print(decision.action)
 def split_columns(line: str) -> list[str]:
     """The cells of a line of a text table."""
     return re.split(r" {2,}", line.strip())
+
+
+def list_names(table: str) -> list[str]:
+    """The first cell of each row, below a title, a header and a rule."""
+    return [split_columns(line)[0] for line in table.splitlines()[3:]]
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +39,22 @@ def output(tmp_path_factory):
 
 def test_the_python_of_the_readme_runs_as_written(output):
     table, result = output.split("RESULT\n")
-    assert split_columns(table.splitlines()[0]) == ["date", "short", "hold", "long decision", "filled"]
+    assert split_columns(table.splitlines()[0]) == ["date", "long", "expected_long decision"]
     assert result.splitlines()[-1] == "NO_TRADE"
 
 
 def test_the_result_table_has_the_form_of_a_real_one(output):
-    real = output.split("RESULT\n")[1].splitlines()[:-1]
-    shown = next(block for block in re.findall(r"```\n(.*?)```", README, flags=re.DOTALL) if block.startswith("test:"))
-    lines = shown.splitlines()
-    assert len(lines) == len(real)
-    assert split_columns(lines[1]) == split_columns(real[1])
-    assert [split_columns(line)[0] for line in lines[3:]] == [split_columns(line)[0] for line in real[3:]]
-    assert max(map(len, lines)) <= 100
+    """Three sentences and two tables. A short run has no interval, so its cells may take more lines."""
+    real = output.split("RESULT\n")[1].rpartition("\n")[0].split("\n\n")
+    shown = next(block for block in re.findall(r"```\n(.*?)```", README, flags=re.DOTALL) if "\ntest: " in block)
+    parts = shown.split("\n\n")
+    assert len(parts) == len(real) == 3
+    assert parts[0].startswith("The model has learnt")
+    for ours, theirs in zip(parts[1:], real[1:], strict=True):
+        assert split_columns(ours.splitlines()[1]) == split_columns(theirs.splitlines()[1])
+    assert list_names(parts[1]) == ["accuracy", "balanced accuracy", "MCC", "direction of signals", "gain in log-loss"]
+    assert list_names(parts[2])[:5] == list_names(real[2])[:5]
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_the_python_needs_the_front_door_alone():

@@ -168,13 +168,14 @@ def start_check(check: Check, folder: Path) -> int:
 
 
 def enter_process(folder: Path) -> None:
-    """Give the process its output file and its folder of temporary files."""
+    """Give the process its output file, its folder of temporary files, and its folder of lasting ones."""
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
     temporary = folder / "t"
     temporary.mkdir()
     os.environ["TMPDIR"] = str(temporary)
+    os.environ["XDG_STATE_HOME"] = str(temporary / "state")  # the ledger of trials is not that of the user
     tempfile.tempdir = None
     sys.argv = ["check"]
 

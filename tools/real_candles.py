@@ -2,8 +2,8 @@
 
     real_candles.py FILE [--last N] [--set KEY=VALUE ...]
 
-All files must be written, and all metrics finite. The decisions of the loaded run for the test part must give the
-confusion matrix that the training reported.
+All files must be written, and all metrics finite. The probabilities of the loaded run for the test part must give the
+log-loss that the training reported, and its decisions as many trades.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import pandas as pd
 from crypto_lstm.config import CLASSES, Config
 from crypto_lstm.data.candles import read_candles
 from crypto_lstm.data.labels import make_labels
+from crypto_lstm.evaluation.simulator import simulate
 
 COMMAND = Path(sys.executable).parent / "crypto-lstm"
 FILES = {"model", "bundle", "onnx", "checkpoint", "scaler", "config", "metadata", "history", "memory", "logs"}
@@ -35,15 +36,15 @@ def collect_numbers(value: object) -> list[float]:
     return [float(value)] if isinstance(value, (int, float)) else []
 
 
-def count_confusion(answers: pd.DataFrame, candles: pd.DataFrame, config: Config, span: list[str]) -> list[list[int]]:
-    """Labels by decisions over the test part, joined by date and counted without the package's own evaluation."""
+def replay_answers(answers: pd.DataFrame, candles: pd.DataFrame, config: Config, span: list[str]) -> dict[str, float]:
+    """Log-loss and trades of the answers to the test part, joined with the labels by date."""
     first, last = (pd.Timestamp(date) for date in span)
-    part = answers[(answers["date"] >= first) & (answers["date"] <= last)]
-    both = part.merge(make_labels(candles, config), on="date")
-    table = np.zeros((len(CLASSES), len(CLASSES)), dtype=int)
-    for truth, decision in zip(both["label"], both["decision"], strict=True):
-        table[truth, CLASSES.index(decision)] += 1
-    return table.tolist()
+    labels = make_labels(candles, config).reset_index(names="row")
+    part = labels.merge(answers[(answers["date"] >= first) & (answers["date"] <= last)], on="date")
+    given = part[["short", "hold", "long"]].to_numpy()[np.arange(len(part)), part["label"]]
+    classes = part["decision"].map({name: number for number, name in enumerate(CLASSES)})
+    account = simulate(candles, part["row"].to_numpy(), classes.to_numpy(np.int8), config, random_runs=0)
+    return {"log_loss": float(-np.log(np.clip(given, 1e-7, 1.0)).mean()), "trades": account.figures["trades"]}
 
 
 def run_command(*words: str | Path) -> str:
@@ -69,19 +70,21 @@ def main() -> None:
         run_command("predict", "--model", run, "--output", table, *words)
         config, answers = Config.load(run / "config.toml"), pd.read_parquet(table)
         written = {name for name, file in trained["files"].items() if Path(file).exists()}
-    check_run(trained, written, count_confusion(answers, candles, config, trained["windows"]["spans"]["test"]))
+    check_run(trained, written, replay_answers(answers, candles, config, trained["windows"]["spans"]["test"]))
     figures = len(collect_numbers([trained["validation"], trained["test"]]))
-    print(f"{arguments.file}: {figures} finite figures, all files, equal decisions of the loaded run on the test part")
-    print(f"validation: {trained['validation']['verdict']}\ntest: {trained['test']['verdict']}")
+    print(f"{arguments.file}: {figures} finite figures, all files, equal answers of the loaded run on the test part")
+    print(*trained["judgement"]["verdict"], sep="\n")
 
 
-def check_run(trained: dict, written: set[str], confusion: list[list[int]]) -> None:
-    """All files are there, all figures finite, and the loaded run decides as the training reported."""
-    expected, reported = FILES | PLOTS, trained["test"]["confusion_matrix"]
+def check_run(trained: dict, written: set[str], replayed: dict[str, float]) -> None:
+    """All files are there, all figures finite, and the loaded run answers as the training reported."""
+    expected, reported = FILES | PLOTS, trained["judgement"]["model"]
     assert written == expected, f"missing files: {expected - written}, unknown files: {written - expected}"
     figures = collect_numbers([trained["validation"], trained["test"]])
     assert all(map(math.isfinite, figures)), "a metric is not finite"
-    assert confusion == reported, f"the training reported {reported}, the loaded run gives {confusion}"
+    for name, value in replayed.items():
+        trained_value = reported[name]
+        assert math.isclose(value, trained_value, rel_tol=1e-4), f"{name}: {trained_value} in training, {value} loaded"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ interval by stretches; the share of histories with an interval stands beside the
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import multiprocessing
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evaluation.block_bootstrap import assign_blocks, bootstrap_metrics
 from benchmarks.evaluation.worlds import (
     BLOCK,
     CONFIG,
@@ -32,9 +32,8 @@ from benchmarks.evaluation.worlds import (
     measure_old_direction,
 )
 from benchmarks.paths import RESULTS
-from crypto_lstm.evaluation import metrics
 from crypto_lstm.evaluation.intervals import Interval, metric_intervals, signal_direction
-from crypto_lstm.evaluation.metrics import assign_blocks, bootstrap_metrics, confusion_matrix, decision_metrics
+from crypto_lstm.evaluation.metrics import confusion_matrix, decision_metrics
 from crypto_lstm.utils.display import text_table
 
 COVERAGE_RESULTS = RESULTS / "coverage.json"
@@ -42,7 +41,7 @@ HISTORIES = 400
 MEMORIES_H = (1, 8, 24, 72)
 BLOCKS = (30, 60, 120)
 METRICS = ("balanced_accuracy", "mcc", "direction", "log_loss_gain", "net_return")
-METHODS = ("stretches", "bootstrap", "old")  # ours; circular blocks of automatic length; `evaluation.metrics`
+METHODS = ("stretches", "bootstrap", "old")  # ours; circular blocks of automatic length; `block_bootstrap`
 GOAL = (0.97, 0.999)
 _TRUTH_HISTORIES, _TRUTH_ROWS = 4, 300_000
 
@@ -72,7 +71,6 @@ def estimate_intervals(history: History) -> dict[str, dict[str, Limits]]:
     means = {"log_loss_gain": history.log_loss_gain, "net_return": history.net_return}
     found = metric_intervals(history.labels, history.decisions, rows, PURGE_GAP, means, history.probabilities)
     blocks = assign_blocks(rows, BLOCK)
-    metrics._draw_blocks = draw_blocks
     resampled = bootstrap_metrics(history.labels, history.probabilities, blocks, means)
     old: dict[str, Limits] = {}
     for metric in METRICS:
@@ -83,10 +81,6 @@ def estimate_intervals(history: History) -> dict[str, dict[str, Limits]]:
         "bootstrap": {metric: get_limits(found.bootstrap[metric]) for metric in METRICS},
         "old": old,
     }
-
-
-# The draws depend on the number of blocks and the seed alone, and take most of the time.
-draw_blocks = functools.cache(metrics._draw_blocks)
 
 
 def get_limits(interval: Interval) -> Limits:

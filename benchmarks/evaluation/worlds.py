@@ -18,7 +18,7 @@ from crypto_lstm.evaluation.metrics import direction_accuracy, direction_cells, 
 
 CONFIG = Config(timeframe="5m", sequence_length=12, future_window=48)
 CANDLES_PER_HOUR = 12
-BLOCK = CONFIG.sequence_length + CONFIG.future_window  # candles of a block of `evaluation.metrics`
+BLOCK = CONFIG.sequence_length + CONFIG.future_window  # candles of a block of `block_bootstrap`
 PURGE_GAP = BLOCK - 1
 PRIOR = np.array([0.25, 0.5, 0.25])  # the baseline of the log-loss gain
 STEP_PCT = 0.13  # deviation of a five-minute return

@@ -93,7 +93,7 @@ def measure_case(count: int, kind: str) -> dict[str, Any]:
         fit = timed(
             "fit calibration", lambda: fit_calibration(answers[part], labels[part], rows[part], thirds, prior, gap)
         )
-        rule = timed("fit rule", lambda: fit_rule(outcomes[part], config, kind=kind))
+        rule = timed("fit rule", lambda: fit_rule(outcomes[part], config.replace(rule=kind)))
         calibrated = timed("calibrate", lambda: fit.calibration.apply(answers))
         error = timed("calibration error", lambda: calibration_error(labels, calibrated))
         decisions = timed("decide", lambda: rule.choose_classes(calibrated))

@@ -12,7 +12,7 @@ from typing import Any
 
 from .console import print_status
 from .jobs import Result, report_run, train_with_progress
-from ..config import Config
+from ..config import FEATURES, Config
 from ..utils.display import text_table
 
 # %% auto #0
@@ -28,12 +28,13 @@ DEMO_SEED = 7
 DEMO_EDGE = 0.6  # see `synthetic_candles`
 DEMO_CONFIG = Config(
     pair="SYNTHETIC",
+    features=tuple(name for name in FEATURES if not name.endswith("43200")),
     sequence_length=60,
     lstm_units=(32, 16),
     dense_units=(16,),
     epochs=6,
     monitor="val_loss",
-    test_split=0.2,
+    test_split=0.3,
 )
 
 

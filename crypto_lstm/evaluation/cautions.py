@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..config import Config
 from ..data.candles import ensure_filled
+from .intervals import MIN_STRETCHES, STRETCHES, stretch_interval
 from ..utils.display import BLUE, GREY, ORANGE, html_table, new_axes, text_table
 from ..utils.errors import CryptoLSTMError
 
@@ -273,9 +274,6 @@ def find_dead_market(
     return [Caution("dead_market", f"{sentence}. {where}", figures)]
 
 # %% ../../nbs/evaluation/09_cautions.ipynb #62c3b183
-_STRETCHES = 12
-_MIN_STRETCHES = 8
-_CONFIDENCE = 0.99
 _REGIMES = {
     "volatility": ("low volatility", "middle volatility", "high volatility"),
     "trend": ("falling prices", "sideways prices", "rising prices"),
@@ -290,7 +288,7 @@ class RegimeResult:
     split: str  # volatility, trend or hour
     regime: str
     rows: int
-    stretches: int  # stretches of time in which it occurs
+    stretches: int  # of 12 equal stretches of the part, in which it occurs
     mean: float | None  # None without rows
     interval: tuple[float, float] | None  # at 99 %; None for too few stretches
 
@@ -328,34 +326,27 @@ def measure_regimes(
     if len(shapes) != 1 or not len(rows):
         raise CautionError(f"expected one value, one row and one regime for each window, got shapes {sorted(shapes)}")
     span = int(rows[-1] - rows[0]) + 1
-    stretch = (rows - rows[0]) * _STRETCHES // span
-    is_long = span / _STRETCHES >= 5 * (config.future_window + config.sequence_length - 1)
+    stretch = (rows - rows[0]) * STRETCHES // span
+    purge_gap = config.future_window + config.sequence_length - 1
     results = []
     for split, found in regimes.items():
         for number, name in enumerate(_REGIMES[split]):
             chosen = found == number
-            results.append(_measure_regime(split, name, values[chosen], stretch[chosen], is_long))
+            stretches = len(np.unique(stretch[chosen]))
+            results.append(_measure_regime(split, name, values[chosen], rows[chosen], stretches, purge_gap))
     return results
 
 
-def _measure_regime(split: str, name: str, values: np.ndarray, stretch: np.ndarray, is_long: bool) -> RegimeResult:
-    counts = np.bincount(stretch, minlength=_STRETCHES)
-    occurs = counts > 0
-    stretches = int(occurs.sum())
+def _measure_regime(
+    split: str, name: str, values: np.ndarray, rows: np.ndarray, stretches: int, purge_gap: int
+) -> RegimeResult:
     mean = float(values.mean()) if len(values) else None
     interval = None
-    if is_long and stretches >= _MIN_STRETCHES:
-        sums = np.bincount(stretch, weights=values, minlength=_STRETCHES)
-        interval = _estimate_interval(sums[occurs] / counts[occurs])
+    if stretches >= MIN_STRETCHES:
+        found = stretch_interval(values, rows, purge_gap)
+        if found.low is not None and found.high is not None:
+            interval = (found.low, found.high)
     return RegimeResult(split, name, len(values), stretches, mean, interval)
-
-
-def _estimate_interval(means: np.ndarray) -> tuple[float, float]:
-    from scipy.stats import t
-
-    half = float(t.ppf(0.5 + _CONFIDENCE / 2, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means)))
-    centre = float(means.mean())
-    return centre - half, centre + half
 
 # %% ../../nbs/evaluation/09_cautions.ipynb #fbcb6ecd
 def find_weak_regimes(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, get_args
 
@@ -22,14 +22,14 @@ from .intervals import Interval, Intervals, metric_intervals, stretch_interval
 from .luck import Luck, LuckError, measure_luck
 from .metrics import EvaluationError, confusion_matrix, decision_metrics, row_log_loss
 from .rule_fit import fit_rule
-from .simulator import Costs, Simulation, simulate
+from .simulator import Simulation, simulate
 from ..inference.policy import DecisionPolicy
 from ..inference.rule import TradeRule
 from ..utils.display import html_table, limit_width, text_table
 
 # %% auto #0
 __all__ = ['Finding', 'Result', 'PolicyFit', 'fit_policy', 'Answers', 'choose_finding', 'choose_result', 'choose_advice',
-           'Trials', 'Account', 'Judgement', 'judge']
+           'Trials', 'Account', 'Judgement', 'compute_gains', 'judge']
 
 # %% ../../nbs/evaluation/10_judgement.ipynb #7a97c239
 @dataclass(frozen=True)
@@ -46,14 +46,13 @@ def fit_policy(
     training: pd.DataFrame,  # outcomes of the training part, before balancing
     trained_on: npt.ArrayLike,  # (3,) class shares that the model was trained on
     prior: npt.ArrayLike,  # (3,) class shares of the training part
-    config: Config,  # barriers, costs and rule
+    config: Config,  # barriers, costs, margin and rule
 ) -> PolicyFit:
     """Calibration and rule of a model. Raises `CalibrationError` and `RuleError` for input that does not fit."""
     labels, rows = _read_outcomes(validation)
     gap = config.future_window + config.sequence_length - 1
     calibration = fit_calibration(answers, labels, rows, trained_on, prior, gap)
-    rule = fit_rule(training, config, config.slippage_pct, config.margin_pct, config.rule)
-    return PolicyFit(DecisionPolicy(calibration.calibration, rule), calibration)
+    return PolicyFit(DecisionPolicy(calibration.calibration, fit_rule(training, config)), calibration)
 
 
 def _read_outcomes(outcomes: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -118,22 +117,34 @@ def choose_result(
         return "no trade"
     if net.low is None:
         return "too few"
-    if net.is_above(0.0) and simulation.figures["total_return_pct"] > 0:
+    total = simulation.figures["total_return_pct"]
+    if net.is_above(0.0) and total > 0:
         return "pays"
-    return "loses" if net.is_below(0.0) else "unclear"
+    return "loses" if net.is_below(0.0) and total < 0 else "unclear"
 
 
-_LOSS = "Do not trade on it: more signals would lose more."
-_NO_EDGE = "Do not trade on it: chance explains these figures."
+_STAY_OUT = "There is nothing to trade: its rule stays out of the market."
+_LOSS = "Do not trade on it: its trades lose money."
+_NO_EDGE = "Do not trade on it: nothing here is beyond chance."
+_NO_DIRECTION = "Do not trade on it: which way the price moves is not foreseen beyond chance."
+_UNEXPLAINED = "Do not trade on it: the return is not explained by what the model has learnt."
 _MORE_CANDLES = "Do not trade on it yet: judge it on a longer test part, or by walk-forward."
-_NOT_DIRECTION = "Do not trade on it: the return is not explained by what the model has learnt."
-_NO_TRADE_ADVICE = "There is nothing to trade: no expected return was above the costs."
 _ADVICE: dict[Result, dict[Finding, str]] = {
-    "no trade": dict.fromkeys(get_args(Finding), _NO_TRADE_ADVICE),
+    "no trade": dict.fromkeys(get_args(Finding), _STAY_OUT),
     "loses": dict.fromkeys(get_args(Finding), _LOSS),
-    "unclear": {"too short": _MORE_CANDLES, "direction": _MORE_CANDLES, "size": _NO_EDGE, "nothing": _NO_EDGE},
-    "too few": {"too short": _MORE_CANDLES, "direction": _MORE_CANDLES, "size": _NO_EDGE, "nothing": _NO_EDGE},
-    "pays": {"too short": _MORE_CANDLES, "direction": "", "size": _NOT_DIRECTION, "nothing": _NOT_DIRECTION},
+    "unclear": {
+        "too short": _MORE_CANDLES,
+        "direction": _MORE_CANDLES,
+        "size": _NO_DIRECTION,
+        "nothing": _NO_EDGE,
+    },
+    "too few": {
+        "too short": _MORE_CANDLES,
+        "direction": _MORE_CANDLES,
+        "size": _NO_DIRECTION,
+        "nothing": _NO_EDGE,
+    },
+    "pays": {"too short": _MORE_CANDLES, "direction": "", "size": _UNEXPLAINED, "nothing": _UNEXPLAINED},
 }
 
 
@@ -162,7 +173,10 @@ def _describe_finding(finding: Finding, intervals: Intervals, chance: float) -> 
     if finding == "direction":
         return f"The model has learnt which way the price moves: {figures}."
     if finding == "size":
-        return f"The model has learnt how far the price moves, but not beyond chance which way: {figures}."
+        way = "but not beyond chance which way"
+        if direction.low is None:
+            way = "and has too few signals to tell whether it knows which way"
+        return f"The model has learnt how far the price moves, {way}: {figures}."
     return f"The model has learnt nothing beyond chance: {figures}."
 
 
@@ -176,13 +190,13 @@ def _describe_result(result: Result, simulation: Simulation, net: Interval, days
     if trades == 1:
         account = f"Its single trade in {days:,.0f} days returns {total:+.2f} % after costs"
     if result == "too few":
-        return f"{account}, too few to tell from chance."
+        return f"{account}, which cannot be told from chance: {net.reason}."
     mean = f"{figures['mean_net_pct']:+.3f} % a trade"
     if result == "pays":
-        return f"{account} ({mean}), more than chance explains."
+        return f"{account} ({mean}): it gains, beyond chance."
     if result == "loses":
         return f"{account} ({mean}): it loses, beyond chance."
-    return f"{account} ({mean}), which chance explains."
+    return f"{account} ({mean}), which is not beyond chance."
 
 # %% ../../nbs/evaluation/10_judgement.ipynb #a89ebefb
 @dataclass(frozen=True)
@@ -210,7 +224,21 @@ class Account:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Judgement:
-    """Whether a model may be traded on, with all figures that lead to it. Intervals are at 99 %."""
+    """Whether a model may be traded on, with all figures that lead to it. Intervals are at 99 %.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> import numpy as np
+        >>> from crypto_lstm.evaluation.judgement import Answers, judge
+        >>> from crypto_lstm.inference.policy import DecisionPolicy
+        >>> config = cl.Config(timeframe="1h", sequence_length=12, future_window=24)
+        >>> candles = cl.synthetic_candles(3000, timeframe="1h")
+        >>> labels = cl.make_labels(candles, config)
+        >>> raw = np.random.default_rng(0).dirichlet([4, 4, 4], size=len(labels))  # answers without skill
+        >>> found = judge("test", candles, labels, Answers.from_policy("noise", raw, DecisionPolicy()), config)
+        >>> isinstance(found, cl.Judgement), found.learnt, found.pays
+        (True, False, False)
+    """
 
     name: str  # of the part: validation, test, walk-forward
     rows: int
@@ -374,6 +402,25 @@ def _list_html_notes(judgement: Judgement) -> list[str]:
     return notes + [f"<p>Caution: {html.escape(caution)}</p>" for caution in judgement.cautions]
 
 # %% ../../nbs/evaluation/10_judgement.ipynb #4757902b
+def compute_gains(
+    labels: np.ndarray,  # (rows,) true class
+    answers: Answers,  # of the model
+    rivals: Sequence[Answers],  # simpler models on the same rows
+) -> np.ndarray:  # (rows,) nats; above 0 the model is better
+    """Log-loss of the best rival that needs no features, less that of the model, row by row.
+
+    Without such a rival the model is compared with equal probabilities.
+    """
+    simple = [row_log_loss(labels, rival.probabilities) for rival in rivals if rival.name in _FEATURELESS]
+    reference = np.full(len(labels), np.log(len(CLASSES)))
+    if simple:
+        reference = min(simple, key=lambda losses: float(losses.mean()))
+    return reference - row_log_loss(labels, answers.probabilities)
+
+
+_FEATURELESS = ("class prior", "recent shares")  # rivals that do not look at candles
+
+
 def judge(
     name: str,  # of the part: validation, test, walk-forward
     candles: pd.DataFrame,  # the history of the rows, and the candles after them
@@ -394,8 +441,8 @@ def judge(
     losses = row_log_loss(labels, answers.probabilities)
     rival_losses = {rival.name: row_log_loss(labels, rival.probabilities) for rival in rivals}
     likeliest = answers.raw.argmax(axis=1)
-    gain = _choose_reference(rival_losses, labels) - losses
-    intervals = metric_intervals(labels, likeliest, rows, gap, {"log_loss_gain": gain}, answers.probabilities)
+    gains = {"log_loss_gain": compute_gains(labels, answers, rivals)}
+    intervals = metric_intervals(labels, likeliest, rows, gap, gains, answers.probabilities)
     filled = ensure_filled(candles, config)
     model = _open_account(answers, filled, labels, rows, losses, config, random_runs)
     return Judgement(
@@ -405,7 +452,7 @@ def judge(
         confusion=confusion_matrix(labels, likeliest),
         chance=1 / len(np.unique(labels)),
         intervals=intervals,
-        net=stretch_interval(_spread_returns(model.simulation, rows), rows, gap),
+        net=_estimate_net(model.simulation, rows, gap),
         model=model,
         rivals=tuple(
             _open_account(rival, filled, labels, rows, rival_losses[rival.name], config, 0) for rival in rivals
@@ -422,14 +469,6 @@ def _require_same_rows(answers: Answers, rows: int) -> None:
         raise EvaluationError(f"expected one answer and one decision for each of {rows} outcomes, got {got}")
 
 
-def _choose_reference(losses: Mapping[str, np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """(rows,) log-losses of the best rival that needs no features; without one, of equal probabilities."""
-    simple = [losses[name] for name in ("class prior", "recent shares") if name in losses]
-    if not simple:
-        return np.full(len(labels), np.log(len(CLASSES)))
-    return min(simple, key=lambda values: float(values.mean()))
-
-
 def _open_account(
     answers: Answers,
     filled: pd.DataFrame,
@@ -440,20 +479,22 @@ def _open_account(
     random_runs: int,
 ) -> Account:
     metrics = decision_metrics(confusion_matrix(labels, answers.raw.argmax(axis=1)))
-    costs = Costs.from_config(config, config.slippage_pct)
-    simulation = simulate(filled, rows, answers.decisions, config, costs, random_runs=random_runs, seed=config.seed)
+    simulation = simulate(filled, rows, answers.decisions, config, random_runs=random_runs, seed=config.seed)
     return Account(answers.name, float(metrics["balanced_accuracy"]), float(losses.mean()), simulation)
 
 
-def _spread_returns(simulation: Simulation, rows: np.ndarray) -> np.ndarray:
-    """(rows,) net return of the trade that a row began, in percent; 0 where it began none."""
+def _estimate_net(simulation: Simulation, rows: np.ndarray, gap: int) -> Interval:
+    """The mean net return of a row in percent, which is 0 where it began no trade."""
     values = np.zeros(len(rows))
     values[np.searchsorted(rows, simulation.trades["row"].to_numpy())] = simulation.trades["net_pct"].to_numpy()
-    return values
+    found = stretch_interval(values, rows, gap)
+    return replace(found, reason=found.reason.replace("values other than 0", "trades"))
 
 
 def _make_interval(gap: int) -> Any:
     def estimate(values: np.ndarray, rows: np.ndarray) -> tuple[float, float] | None:
+        if not values.any():
+            return 0.0, 0.0  # both answer the same
         interval = stretch_interval(values, rows, gap)
         return None if interval.low is None or interval.high is None else (interval.low, interval.high)
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..config import Config
 from .luck import LuckError, SharpeMoments, measure_sharpe
-from ..storage.lock import hold_lock
+from ..storage.lock import LockedError, hold_lock
 from ..storage.manifest import FilePath, IntegrityError, parse_json
 from ..utils.checks import is_finite_number, is_whole_number, list_first_names, shorten_repr
 from ..utils.display import html_table, text_table
@@ -224,11 +224,13 @@ def append_entry(
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _make_write_error(target, error) from error
-    with hold_lock(target, wait_s=wait_s):
-        try:
+    try:
+        with hold_lock(target, wait_s=wait_s):
             _append_line(target, entry)
-        except OSError as error:
-            raise _make_write_error(target, error) from error
+    except LockedError:  # it names the other writer
+        raise
+    except OSError as error:  # of the lock file, or of the ledger
+        raise _make_write_error(target, error) from error
     return target
 
 

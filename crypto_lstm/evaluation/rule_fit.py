@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..config import CLASSES, LONG, SHORT, Config
-from ..inference.rule import SIDES, RuleError, RuleKind, TradeRule
+from ..inference.rule import SIDES, RuleError, TradeRule
 from ..utils.display import BLUE, GREY, ORANGE, new_axes
 
 if TYPE_CHECKING:
@@ -57,22 +57,19 @@ def _pessimistic_returns(config: Config) -> np.ndarray:
 # %% ../../nbs/evaluation/04_rule_fit.ipynb #c673a71e
 def fit_rule(
     outcomes: pd.DataFrame,  # of training rows, before balancing: label, long_return, short_return in percent
-    config: Config,  # fee_pct and the barriers
-    slippage_pct: float = 0.0,  # of one side, percent
-    margin_pct: float = 0.0,  # a trade needs a higher expected net return than this
-    kind: RuleKind = "expected_value",
+    config: Config,  # rule, margin_pct, fee_pct, slippage_pct and the barriers
 ) -> TradeRule:
     """A rule to trade from the outcomes of the training part.
 
-    Raises `RuleError` for outcomes without rows, or costs that can't be used.
+    Raises `RuleError` for outcomes without rows, or returns that are not finite.
     """
     means = measure_mean_returns(outcomes, config)
     counts = np.bincount(outcomes["label"].to_numpy().astype(np.int64), minlength=len(CLASSES))
     return TradeRule(
-        kind=kind,
+        kind=config.rule,
         mean_returns=tuple(tuple(row) for row in means.tolist()),
-        cost_pct=2 * (config.fee_pct + slippage_pct),
-        margin_pct=margin_pct,
+        cost_pct=2 * (config.fee_pct + config.slippage_pct),
+        margin_pct=config.margin_pct,
         class_shares=tuple((counts / counts.sum()).tolist()),
     )
 

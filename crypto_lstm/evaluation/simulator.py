@@ -69,9 +69,9 @@ class Costs:
             raise SimulationError("funding is a column or a constant: set funding_pct_per_8h=0 to use the column")
 
     @classmethod
-    def from_config(cls, config: Config, slippage_pct: float = 0.0) -> Self:
-        """The fee of a configuration, and slippage."""
-        return cls(fee_pct=config.fee_pct, slippage_pct=slippage_pct)
+    def from_config(cls, config: Config) -> Self:
+        """The fee and the slippage of a configuration."""
+        return cls(fee_pct=config.fee_pct, slippage_pct=config.slippage_pct)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -50,6 +50,14 @@ class TradeRule:
     Raises `RuleError` for values that can't be used.
 
     Source: Elkan (2001), The Foundations of Cost-Sensitive Learning.
+
+    Example:
+        >>> import crypto_lstm as cl
+        >>> rule = cl.TradeRule.from_barriers((1.0, 0.5), (1.0, 0.5), cost_pct=0.2)  # take-profit, stop-loss
+        >>> rule.choose_classes([[0.1, 0.5, 0.4], [0.1, 0.2, 0.7]]).tolist()  # HOLD, LONG
+        [1, 2]
+        >>> round(rule.break_even_probability["long"], 3)
+        0.467
     """
 
     kind: RuleKind

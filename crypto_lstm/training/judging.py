@@ -16,7 +16,8 @@ import pandas as pd
 from ..config import CLASSES, Config
 from ..data.windows import TrainingData
 from ..evaluation.baselines import Baseline, fit_baselines
-from ..evaluation.judgement import Answers, Judgement, PolicyFit, Trials, fit_policy, judge
+from ..evaluation.cautions import Caution, CautionError, find_cautions
+from ..evaluation.judgement import Answers, Judgement, PolicyFit, Trials, compute_gains, fit_policy, judge
 from ..evaluation.ledger import LedgerError, append_entry, make_entry, read_ledger, summarise_trials
 from ..storage.lock import LockedError
 from ..utils.display import get_logger
@@ -24,7 +25,8 @@ from ..utils.display import get_logger
 _log = get_logger(__name__)
 
 # %% auto #0
-__all__ = ['list_trained_shares', 'fit_model_policy', 'answer_with_baselines', 'count_trials', 'JudgedModel', 'judge_model']
+__all__ = ['list_trained_shares', 'fit_model_policy', 'answer_with_baselines', 'count_trials', 'warn_of_rule', 'list_cautions',
+           'JudgedModel', 'judge_model']
 
 # %% ../../nbs/training/05_judging.ipynb #39293648
 def list_trained_shares(
@@ -69,6 +71,7 @@ def count_trials(
     candles_sha256: str,  # fingerprint of the candles
     dates: pd.Series,  # of the test part
     path: str | os.PathLike[str] | None = None,  # of the ledger; None: that of the user
+    wait_s: float = 10.0,  # for another process that writes it
 ) -> Trials:
     """Enter a judgement in the ledger, and count the settings that were tried on its test part."""
     start, end = (pd.Timestamp(date).to_pydatetime() for date in (dates.iloc[0], dates.iloc[-1]))
@@ -86,7 +89,7 @@ def count_trials(
     try:
         known = read_ledger(path)
         if not any(_is_same_trial(entry, other) for other in known):
-            append_entry(entry, path)
+            append_entry(entry, path, wait_s)
             known = read_ledger(path)
     except (LedgerError, LockedError) as error:
         _log.warning("the ledger of trials is not used, and this model counts as the only one: %s", error)
@@ -100,6 +103,41 @@ def count_trials(
 def _is_same_trial(entry: Any, other: Any) -> bool:
     names = ("market", "candles", "start", "end", "settings", "sharpe")
     return all(getattr(entry, name) == getattr(other, name) for name in names)
+
+# %% ../../nbs/training/05_judging.ipynb #c0ffee06
+_NO_COSTS = (
+    "rule='argmax' takes the most likely class and does not ask whether a trade is expected to return more than its"
+    " costs; rule='expected_value' does"
+)
+
+
+def warn_of_rule(
+    config: Config,
+) -> tuple[str, ...]:  # sentences; empty for a rule that weighs the costs
+    """A warning where decisions are no rule to trade."""
+    return (_NO_COSTS,) if config.rule == "argmax" else ()
+
+
+def list_cautions(
+    candles: pd.DataFrame,  # the history that `data` was prepared from
+    data: TrainingData,
+    gains: np.ndarray,  # (test rows,) log-loss of a baseline less that of the model
+) -> tuple[str, ...]:  # sentences
+    """What a trader must know about the data, the rule and the test part; each fact once."""
+    sentences = [*data.warnings, *warn_of_rule(data.config)]
+    try:
+        found = find_cautions(data, candles, gains)
+    except CautionError as error:  # too little data; the judgement is worth more than no judgement
+        return (*sentences, f"the test part was not compared with the training part: {error}")
+    sentences += [caution.sentence for caution in found if not _is_known(caution, data)]
+    return tuple(dict.fromkeys(sentences))
+
+
+def _is_known(caution: Caution, data: TrainingData) -> bool:
+    """Whether `prepare` has warned of the same fact, in other words."""
+    if caution.kind == "constant":
+        return caution.figures["feature"] in data.scaler.constant
+    return caution.kind == "dead_market"
 
 # %% ../../nbs/training/05_judging.ipynb #921451ff
 @dataclass(frozen=True, eq=False)
@@ -123,7 +161,9 @@ def judge_model(
     answers = Answers.from_policy("network", test, fit.policy)
     rivals = answer_with_baselines(data)
     outcomes = data.outcomes_of("test")
-    judgement = judge("test", candles, outcomes, answers, data.config, rivals, data.warnings)
+    gains = compute_gains(outcomes["label"].to_numpy(), answers, rivals)
+    cautions = list_cautions(candles, data, gains)
+    judgement = judge("test", candles, outcomes, answers, data.config, rivals, cautions)
     dates = data.dates.iloc[data.test.rows]
     trials = count_trials(judgement, data.config, candles_sha256, dates, ledger)
     return JudgedModel(fit, judgement.with_trials(trials))

@@ -54,7 +54,7 @@ from crypto_lstm.training.checkpointing import (
     restore_training,
     resume_fit,
 )
-from .judging import judge_model, list_trained_shares
+from .judging import judge_model, list_trained_shares, warn_of_rule
 from crypto_lstm.training.run_folder import (
     FILES,
     check_output_folder,
@@ -83,7 +83,10 @@ EARLY_STOPPING = "early stopping"  # the regular end of a training that no longe
 
 @dataclass(frozen=True, repr=False)
 class TrainingRun:
-    """The result of `train`. `paths` names the files; `validation` and `test` compare the model with its baselines."""
+    """The result of `train`. `judgement` is the verdict on the test part; `validation` and `test` hold plain figures.
+
+    `paths` names the files.
+    """
 
     config: Config
     model: keras.Model  # with the weights of the best epoch
@@ -439,7 +442,7 @@ def _load_finished_run(
 
 
 def _log_doubts(data: TrainingData) -> None:
-    for warning in data.warnings:
+    for warning in (*data.warnings, *warn_of_rule(data.config)):
         _log.warning(warning)
 
 

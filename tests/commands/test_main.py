@@ -213,8 +213,10 @@ def test_predict_writes_a_row_for_every_full_window(run_folder, candle_file, tmp
     assert list(answers.columns) == ["date", "part", *ANSWERS]
     assert len(answers) == summary["rows"] == 3000 - 719 - 11  # 30 days of hours for the mean, 12 for the window
     assert pd.Timestamp(answers["date"].iloc[-1]) == hourly()["date"].iloc[-1]
-    chosen = answers[["short", "hold", "long"]].to_numpy().argmax(axis=1)
-    assert (np.array(["SHORT", "HOLD", "LONG"])[chosen] == answers["decision"]).all()
+    long, short = answers["expected_long"], answers["expected_short"]  # percent after costs
+    trades = [(long > short) & (long > 0), (short > long) & (short > 0)]
+    assert (np.select(trades, ["LONG", "SHORT"], "HOLD") == answers["decision"]).all()
+    np.testing.assert_allclose(answers[["short", "hold", "long"]].sum(axis=1), 1)
     assert main(words) == 1  # it exists now, and is not overwritten
     assert "nothing is overwritten" in capsys.readouterr().err
 

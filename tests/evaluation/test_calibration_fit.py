@@ -270,16 +270,18 @@ def test_rolling_shares_refuse_input_that_does_not_fit(change):
 
 def test_a_rule_is_the_mean_of_its_rows_and_of_nothing_else():
     config, outcomes = make_outcomes()
-    rule = fit_rule(outcomes[:800], config, slippage_pct=0.05, margin_pct=0.01)
+    config = config.replace(slippage_pct=0.05, margin_pct=0.01)
+    rule = fit_rule(outcomes[:800], config)
     for place, side in enumerate(("long_return", "short_return")):
         for number in (SHORT, HOLD, LONG):
             returns = outcomes[side][:800][outcomes["label"][:800] == number]
             assert math.isclose(rule.mean_returns[place][number], sum(map(float, returns)) / len(returns), rel_tol=1e-9)
     assert math.isclose(rule.cost_pct, 2 * (config.fee_pct + 0.05))
+    assert (rule.kind, rule.margin_pct) == (config.rule, 0.01)
     _, other = make_outcomes(seed=9)
     mixed = outcomes.copy()
     mixed.iloc[800:] = other.iloc[800:]
-    assert fit_rule(mixed[:800], config, slippage_pct=0.05, margin_pct=0.01) == rule
+    assert fit_rule(mixed[:800], config) == rule
     assert type(rule).from_dict(json.loads(json.dumps(rule.as_dict()))) == rule
 
 

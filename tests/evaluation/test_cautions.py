@@ -31,6 +31,7 @@ from crypto_lstm.evaluation.cautions import (
     measure_stability,
     tabulate_cautions,
 )
+from crypto_lstm.evaluation.intervals import stretch_interval
 
 SMALL = Config(
     timeframe="1h", features=("close_change", "volume_change", "price_to_ma1440"), sequence_length=12, future_window=24
@@ -253,11 +254,21 @@ def test_a_regime_without_eight_stretches_is_not_judged():
 
 
 def test_short_stretches_give_no_interval():
-    rows = np.arange(12 * 5 * 35 - 1)
+    rows = np.arange(8 * 5 * 35)  # the rows of a regime span a little less: too short for 8 stretches of 5 gaps
     short = measure_regimes(-np.ones(len(rows)), rows, {"hour": rows % 3}, SMALL)
     assert {result.interval for result in short} == {None}
-    rows = np.arange(12 * 5 * 35)
+    rows = np.arange(8 * 5 * 35 + 6)
     assert all(item.interval for item in measure_regimes(-np.ones(len(rows)), rows, {"hour": rows % 3}, SMALL))
+
+
+def test_the_interval_of_a_regime_is_that_of_every_other_figure():
+    rows = np.arange(11, 6000)
+    regimes = assign_regimes(CALM["close"].to_numpy(), CALM["date"], rows, SMALL)
+    gains = np.random.default_rng(3).normal(0.1, 0.3, len(rows))
+    chosen = regimes["trend"] == 2
+    expected = stretch_interval(gains[chosen], rows[chosen], SMALL.future_window + SMALL.sequence_length - 1)
+    found = {result.regime: result.interval for result in measure_regimes(gains, rows, regimes, SMALL)}
+    assert found["rising prices"] == (expected.low, expected.high)
 
 
 def test_values_of_other_rows_are_refused():

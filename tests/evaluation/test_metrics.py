@@ -1,7 +1,8 @@
-"""Metrics against scikit-learn, the bootstrap against plain resampling of rows, and input that must be refused."""
+"""Metrics against scikit-learn, and input that must be refused."""
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -9,16 +10,12 @@ import pandas as pd
 import pytest
 import sklearn.metrics
 
-from crypto_lstm.config import Config
+from crypto_lstm.config import HOLD, LONG, SHORT, Config
 from crypto_lstm.evaluation.metrics import (
     EvaluationError,
-    assign_blocks,
-    bootstrap_metrics,
     confusion_matrix,
     correct_prior,
     decision_metrics,
-    direction_accuracy,
-    direction_cells,
     evaluate,
     row_log_loss,
 )
@@ -51,30 +48,6 @@ def test_metrics_equal_those_of_scikit_learn(seed):
     assert math.isclose(losses.mean(), sklearn.metrics.log_loss(labels, probabilities), rel_tol=1e-6)
 
 
-def test_the_bootstrap_equals_resampled_rows():
-    """Repeat the rows of each block as often as it was drawn, and compute the metrics of these rows."""
-    labels, probabilities = make_answers(rows=120, seed=1)
-    positions = np.cumsum(np.random.default_rng(2).integers(1, 4, size=120))
-    blocks = assign_blocks(positions, length=20)
-    losses = row_log_loss(labels, probabilities)
-    resampled = bootstrap_metrics(labels, probabilities, blocks, {"log_loss": losses}, seed=3)
-    count = blocks.max() + 1
-    draws = np.random.default_rng(3).multinomial(count, np.full(count, 1 / count), size=2000)
-    for number in range(0, 2000, 100):
-        rows = np.repeat(np.arange(120), draws[number][blocks])
-        metrics = decision_metrics(confusion_matrix(labels[rows], probabilities[rows].argmax(axis=1)))
-        cells = direction_cells(labels[rows], probabilities[rows])
-        metrics["direction"] = direction_accuracy(np.bincount(cells[cells >= 0], minlength=4))
-        metrics["log_loss"] = losses[rows].mean()
-        for name, value in metrics.items():
-            assert math.isclose(resampled[name][number], value, rel_tol=1e-12), name
-
-
-def test_blocks_do_not_overlap_and_have_no_gaps():
-    rows = np.array([100, 101, 119, 120, 500, 519, 520])
-    assert assign_blocks(rows, length=20).tolist() == [0, 0, 0, 1, 2, 2, 3]
-
-
 def test_a_corrected_prior_is_undone_by_the_opposite_correction():
     _, probabilities = make_answers(rows=50, seed=4)
     market = [0.1, 0.7, 0.2]
@@ -83,13 +56,28 @@ def test_a_corrected_prior_is_undone_by_the_opposite_correction():
     np.testing.assert_allclose(correct_prior(there, trained_on=market, prior=THIRDS), probabilities)
 
 
-def test_a_repr_has_one_line_and_tables_fit_a_terminal():
+def test_a_repr_has_one_line_tables_fit_a_terminal_and_values_are_plain_json():
     labels, probabilities = make_answers(rows=400, seed=5)
-    outcomes = make_outcomes(labels).set_axis(np.arange(400) * 20)
-    evaluation = evaluate("test", probabilities, outcomes, THIRDS, THIRDS, Config())
+    evaluation = evaluate("test", probabilities, make_outcomes(labels), THIRDS, THIRDS, Config())
     assert "\n" not in repr(evaluation)
-    tables = str(evaluation).rpartition("\n\n")[0]
-    assert max(map(len, tables.splitlines())) <= 100
+    assert max(map(len, str(evaluation).splitlines())) <= 80
+    assert evaluation.as_dict() == json.loads(json.dumps(evaluation.as_dict(), allow_nan=False))
+
+
+def test_the_figures_carry_no_verdict():
+    """Neighbouring windows share their candles, so figures by windows prove nothing; the verdict is a `Judgement`."""
+    labels, probabilities = make_answers(rows=50, seed=6)
+    evaluation = evaluate("test", probabilities, make_outcomes(labels), THIRDS, THIRDS, Config())
+    names = {"intervals", "beats", "learnt", "pays", "verdict"}
+    assert not names & (set(dir(evaluation)) | set(evaluation.as_dict()))
+
+
+def test_the_direction_of_all_moves_is_that_of_scikit_learn():
+    labels, probabilities = make_answers(rows=300, seed=7)
+    moved = labels != HOLD
+    ups = probabilities[moved, LONG] > probabilities[moved, SHORT]
+    found = evaluate("test", probabilities, make_outcomes(labels), THIRDS, THIRDS, Config()).metrics["direction"]
+    assert math.isclose(found, sklearn.metrics.balanced_accuracy_score(labels[moved] == LONG, ups))
 
 
 @pytest.mark.parametrize("label", [3, -1, 0.5])

@@ -717,9 +717,12 @@ def run_folder(tmp_path_factory):
 
 def test_a_run_answers_as_its_bundle_does(run_folder):
     candles = pd.read_feather(run_folder.parent / "candles.feather")
-    expected = load_bundle(run_folder / "bundle").probabilities(candles)
+    bundle = load_bundle(run_folder / "bundle")
+    expected = bundle.policy.choose_rows(bundle.probabilities(candles))
     came = load_run_predictor(run_folder).predict(candles)
-    np.testing.assert_allclose(np.stack([came[name] for name in SHARES], axis=1), expected, atol=1e-5)
+    for name in (*SHARES, "expected_long", "expected_short"):
+        np.testing.assert_allclose(came[name], expected[name], atol=1e-5)
+    assert (came["decision"] == expected["decision"]).all()
 
 
 def test_the_pin_of_a_run_is_that_of_its_bundle(run_folder):

@@ -93,6 +93,8 @@ def test_the_report_of_a_training_names_what_it_could_not_learn(run):
 def test_a_training_warns_of_candles_from_which_little_is_learnt(run, caplog):
     again = train(HOURLY.assign(volume=5.0), SMALL, run.output_dir, tensorboard=False)
     assert again.data.warnings == run.data.warnings
+    assert again.judgement.as_dict() == run.judgement.as_dict()
+    assert load_run(run.output_dir).metadata["judgement"] == run.judgement.as_dict()
     assert all(warning in caplog.messages for warning in again.data.warnings)
 
 
@@ -110,7 +112,7 @@ def test_a_constant_feature_that_moves_is_told_in_every_decision(run):
     expected = f"11 of the {VALUES} values of the window are out of the range of the training (volume_change 1"
     for decision in decide_everywhere(run, moved):
         assert expected in decision.reason and decision.probabilities is not None
-        assert "highest probability" in decision.reason
+        assert "after costs" in decision.reason
     for decision in decide_everywhere(run, HOURLY.assign(volume=5.0)):
         assert "out of the range" not in decision.reason
 
