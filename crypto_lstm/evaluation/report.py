@@ -30,8 +30,9 @@ from ..utils.errors import CryptoLSTMError, escape_control
 __all__ = ['RECORD_FILE', 'REPORT_FILE', 'ReportError', 'ReportSource', 'read_report_source', 'Table', 'Section', 'list_sections',
            'describe_report', 'write_page', 'write_report', 'require_report_path']
 
-# %% ../../nbs/evaluation/13_report.ipynb #52e489bf
-RECORD_FILE, REPORT_FILE = "judgement.npz", "report.html"  # in the folder of a run
+# %% ../../nbs/evaluation/13_report.ipynb #b6dcd95d
+RECORD_FILE: str = "judgement.npz"  # in the folder of a run
+REPORT_FILE: str = "report.html"
 _MAX_METADATA, _MAX_RECORD = 64 << 20, 2 << 30  # bytes
 
 
@@ -472,14 +473,16 @@ font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",Arial,
 h1{font-size:1.5rem;line-height:1.25;overflow-wrap:anywhere}h2{font-size:1.2rem;margin:2.5rem 0 .5rem}
 p{max-width:48rem;overflow-wrap:anywhere}a{color:inherit}
 nav{font-size:.9rem}nav a{display:inline-block;margin:0 .9rem .2rem 0}
-.verdict{background:var(--soft);border-left:4px solid var(--blue);padding:.4rem 1.2rem;margin-bottom:1rem;border-radius:4px}
+.verdict{background:var(--soft);border-left:4px solid var(--blue)}
+.verdict{padding:.4rem 1.2rem;margin-bottom:1rem;border-radius:4px}
 .verdict p{font-size:1.05rem;max-width:none}.verdict p:nth-child(3){font-weight:600}
 figure{margin:1rem 0}figcaption{font-size:.9rem}
 svg{display:block;width:100%;height:auto;color:var(--ink)}svg *{stroke-linejoin:round}
 svg text{font-family:inherit}
 .table{overflow-x:auto;margin:1rem 0}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
-caption{padding:.2rem 0;white-space:nowrap}th,td{padding:.25rem .7rem;border-bottom:1px solid var(--line);overflow-wrap:anywhere}
+caption{padding:.2rem 0;white-space:nowrap}
+th,td{padding:.25rem .7rem;border-bottom:1px solid var(--line);overflow-wrap:anywhere}
 th{background:var(--soft)}td:first-child,th:first-child{min-width:7rem}
 summary{cursor:pointer;font-weight:600;font-size:.9rem}
 @media print{details{display:block}body{max-width:none}}

@@ -18,6 +18,7 @@ from ..data.windows import TrainingData
 from ..evaluation.baselines import Baseline, fit_baselines
 from ..evaluation.judgement import Answers, Judgement, PolicyFit, Trials, fit_policy, judge
 from ..evaluation.ledger import LedgerError, append_entry, make_entry, read_ledger, summarise_trials
+from ..evaluation.record import JudgementRecord, make_record
 from ..storage.lock import LockedError
 from ..utils.display import get_logger
 
@@ -104,10 +105,11 @@ def _is_same_trial(entry: Any, other: Any) -> bool:
 # %% ../../nbs/training/05_judging.ipynb #921451ff
 @dataclass(frozen=True, eq=False)
 class JudgedModel:
-    """The policy of a model, and the judgement of its test part."""
+    """The policy of a model, the judgement of its test part, and what its report is drawn from."""
 
     fit: PolicyFit
     judgement: Judgement
+    record: JudgementRecord
 
 
 def judge_model(
@@ -126,4 +128,5 @@ def judge_model(
     judgement = judge("test", candles, outcomes, answers, data.config, rivals, data.warnings)
     dates = data.dates.iloc[data.test.rows]
     trials = count_trials(judgement, data.config, candles_sha256, dates, ledger)
-    return JudgedModel(fit, judgement.with_trials(trials))
+    record = make_record(judgement, candles, outcomes["label"].to_numpy(), answers, data.config)
+    return JudgedModel(fit, judgement.with_trials(trials), record)
