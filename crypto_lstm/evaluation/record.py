@@ -42,8 +42,8 @@ _TRADE_TYPES = {
 class JudgementRecord:
     """What a judgement was made of, as arrays.
 
-    `trades` has a row for each trade: `entry_time`, `exit_time` (UTC), `entry_price`, `exit_price`, `side`, `reason` and
-    `net_pct` (after costs, percent of the value at entry).
+    `trades` has a row for each trade: `entry_time`, `exit_time` (UTC), `entry_price`, `exit_price`, `side`, `reason`
+    and `net_pct` (after costs, percent of the value at entry).
     """
 
     labels: np.ndarray  # (rows,) int8 true class

@@ -425,11 +425,11 @@ def _describe_origin(metadata: Mapping[str, Any]) -> Section:
         ["candles", _write_value(_get(data, "candles"))],
         ["first candle", _write_value(_get(data, "first"))],
         ["last candle", _write_value(_get(data, "last"))],
-        ["sha256 of the candles", _write_value(_get(data, "sha256"))],
+        ["sha256 candles", _write_value(_get(data, "sha256"))],
     ]
     hashes = _get(metadata, "sha256")
     for name, sha256 in hashes.items() if isinstance(hashes, Mapping) else ():
-        rows.append([f"sha256 of the {name}", _write_value(sha256)])
+        rows.append([f"sha256 {name}", _write_value(sha256)])
     spans = _get(metadata, "windows", "spans")
     for name, span in spans.items() if isinstance(spans, Mapping) else ():
         rows.append([f"{name} part", " to ".join(date[:16] for date in _list_texts(span))])

@@ -28,21 +28,23 @@ from ..utils.system import MB, process_memory_mb
 # %% auto #0
 __all__ = ['BaselineForecast', 'forecast_baselines', 'BaselineResult', 'judge_baselines']
 
-# %% ../../nbs/training/06_baseline.ipynb #3e06d141
-_FIXED_S, _FIT_S, _CANDLE_S = 2.0, 20.0, 10.0  # of the models, of 50,000 training rows, and of 100,000 candles
-_COPIES = 6.0  # highest memory that is added, as a multiple of the features in float32
-_FIXED_MB = 100
+# %% ../../nbs/training/06_baseline.ipynb #133dc091
+_FIXED_S = 0.5
+_FIT_S = 11.0  # of 50,000 training rows
+_CANDLE_S = 1.4  # of 100,000 candles
+_FIXED_MB = 60.0
+_COPIES = 7.0  # highest memory that is added, as a multiple of the features in float32
 
 
 @dataclass(frozen=True)
 class BaselineForecast:
     """Time and memory that `judge_baselines` is expected to need."""
 
-    seconds: float  # on two cores
+    seconds: float  # of processor time, at most
     peak_mb: float  # of the process
 
     def __str__(self) -> str:
-        return f"about {self.seconds:.0f} s on two cores, and a peak of {self.peak_mb:,.0f} MB in this process"
+        return f"at most about {self.seconds:.0f} s of processor time, and {self.peak_mb:,.0f} MB in this process"
 
 
 def forecast_baselines(
@@ -50,8 +52,9 @@ def forecast_baselines(
     config: Config,
 ) -> BaselineForecast:
     """Forecast the time and memory of `judge_baselines`."""
-    size = len(config.features) / 8  # of the defaults
-    fit_rows = min(candles * (1 - config.test_split - config.validation_split), MAX_FIT_ROWS)
+    size = len(config.features) / len(Config().features)
+    usable = max(candles - config.month_candles, 0)
+    fit_rows = min(usable * (1 - config.test_split - config.validation_split), MAX_FIT_ROWS)
     seconds = _FIXED_S + size * (_FIT_S * fit_rows / MAX_FIT_ROWS + _CANDLE_S * candles / 100_000)
     features_mb = 4 * candles * len(config.features) / MB
     return BaselineForecast(seconds, process_memory_mb() + _FIXED_MB + _COPIES * features_mb)
@@ -157,7 +160,7 @@ def _make_source(
     """What the report of one model is made of."""
     labels = data.outcomes_of("test")["label"].to_numpy()
     record = make_record(judgement, candles, labels, answers, data.config)
-    facts = {
+    facts: dict[str, Any] = {
         "crypto_lstm": crypto_lstm.__version__,
         "identity": {"data": fingerprint_candles(candles)},
         "calibration": fit.calibration.as_dict(),
