@@ -139,6 +139,12 @@ def _list_mappings(values: Any) -> list[Mapping[str, Any]]:
     return [value for value in values if isinstance(value, Mapping)] if isinstance(values, (list, tuple)) else []
 
 
+def _get_mapping(values: Any, *names: str) -> Mapping[str, Any]:
+    """As `_get`; empty for anything but a mapping."""
+    found = _get(values, *names)
+    return found if isinstance(found, Mapping) else {}
+
+
 def _list_texts(values: Any) -> list[str]:
     return [str(value) for value in values] if isinstance(values, (list, tuple)) else []
 
@@ -196,8 +202,7 @@ _FIGURES = {
 def _describe_accounts(judgement: Mapping[str, Any]) -> Section:
     simulation = _get(judgement, "simulation")
     accounts = {"model": _get(simulation, "figures")}
-    comparisons = _get(simulation, "comparisons")
-    accounts |= comparisons if isinstance(comparisons, Mapping) else {}
+    accounts |= _get_mapping(simulation, "comparisons")
     rows = []
     for name, (title, pattern) in _FIGURES.items():
         rows.append([title, *(_write_number(_get(figures, name), pattern) for figures in accounts.values())])
@@ -216,10 +221,9 @@ def _describe_trades(judgement: Mapping[str, Any], record: JudgementRecord | Non
     count = _get(judgement, "simulation", "figures", "trades")
     if not count:
         return Section("trades", "Trades", ("The rule made no trade.",))
-    ignored = _get(judgement, "simulation", "ignored")
     positions = _write_count(_get(judgement, "simulation", "max_positions"))
     notes = [f"Trades: {_write_count(count)}. Positions open at the same time: at most {positions}."]
-    for reason, signals in ignored.items() if isinstance(ignored, Mapping) else ():
+    for reason, signals in _get_mapping(judgement, "simulation", "ignored").items():
         if is_whole_number(signals, 1):
             notes.append(f"{signals:,} more signals were not traded: {reason}.")
     tables = () if record is None else (_tabulate_reasons(record), _tabulate_trades(record))
@@ -293,10 +297,11 @@ def _describe_calibration(metadata: Mapping[str, Any]) -> Section:
     fit = _get(metadata, "calibration")
     if not isinstance(fit, Mapping):
         return Section("reliability", "Calibration", ("How the calibration was fitted is not part of this report.",))
-    biases = _list_texts([_write_number(bias, "{:+.3f}") for bias in _get(fit, "fitted", "biases") or ()])
+    fitted = _get(fit, "fitted", "biases")
+    biases = [_write_number(bias, "{:+.3f}") for bias in fitted] if isinstance(fitted, (list, tuple)) else ["-"]
     rows = [
-        ["temperature", _write_number(_get(fit, "fitted", "temperature"), "{:.3f}")],
-        [f"biases of {', '.join(CLASSES)}", ", ".join(biases)],
+        ["temperature that was fitted", _write_number(_get(fit, "fitted", "temperature"), "{:.3f}")],
+        [f"fitted biases of {', '.join(CLASSES)}", ", ".join(biases)],
         ["log-loss of the network", _write_number(_get(fit, "log_loss_raw"), "{:.4f}")],
         ["log-loss after the prior correction", _write_number(_get(fit, "log_loss_before"), "{:.4f}")],
         ["log-loss with temperature and biases", _write_number(_get(fit, "log_loss_after"), "{:.4f}")],
@@ -311,7 +316,8 @@ def _describe_calibration(metadata: Mapping[str, Any]) -> Section:
 
 def _describe_confusion(judgement: Mapping[str, Any]) -> Section:
     counts = _get(judgement, "confusion_matrix")
-    if not isinstance(counts, list) or [len(row) for row in counts if isinstance(row, list)] != [len(CLASSES)] * 3:
+    lengths = [len(row) if isinstance(row, list) else 0 for row in counts] if isinstance(counts, list) else []
+    if lengths != [len(CLASSES)] * len(CLASSES):
         return Section("confusion", "Confusion")
     rows = []
     for name, row in zip(CLASSES, counts, strict=True):
@@ -322,7 +328,7 @@ def _describe_confusion(judgement: Mapping[str, Any]) -> Section:
 # %% ../../nbs/evaluation/13_report.ipynb #c752db96
 def _describe_rivals(judgement: Mapping[str, Any]) -> Section:
     comparisons = {str(_get(found, "name")): found for found in _list_mappings(_get(judgement, "comparisons"))}
-    accounts = [{**(_get(judgement, "model") or {}), "name": "model"}, *_list_mappings(_get(judgement, "rivals"))]
+    accounts = [{**_get_mapping(judgement, "model"), "name": "model"}, *_list_mappings(_get(judgement, "rivals"))]
     rows = []
     for account in accounts:
         name = str(_get(account, "name"))
@@ -342,6 +348,8 @@ def _describe_rivals(judgement: Mapping[str, Any]) -> Section:
 def _compare_in_words(comparison: Any) -> str:
     if not isinstance(comparison, Mapping):
         return "-"
+    if comparison.get("interval") is None:
+        return "unclear"
     if comparison.get("is_better"):
         return "better"
     return "yes" if comparison.get("is_as_good") else "no"
@@ -427,14 +435,11 @@ def _describe_origin(metadata: Mapping[str, Any]) -> Section:
         ["last candle", _write_value(_get(data, "last"))],
         ["sha256 candles", _write_value(_get(data, "sha256"))],
     ]
-    hashes = _get(metadata, "sha256")
-    for name, sha256 in hashes.items() if isinstance(hashes, Mapping) else ():
+    for name, sha256 in _get_mapping(metadata, "sha256").items():
         rows.append([f"sha256 {name}", _write_value(sha256)])
-    spans = _get(metadata, "windows", "spans")
-    for name, span in spans.items() if isinstance(spans, Mapping) else ():
+    for name, span in _get_mapping(metadata, "windows", "spans").items():
         rows.append([f"{name} part", " to ".join(date[:16] for date in _list_texts(span))])
-    versions = _get(metadata, "versions")
-    for name, version in versions.items() if isinstance(versions, Mapping) else ():
+    for name, version in _get_mapping(metadata, "versions").items():
         rows.append([str(name), _write_value(version)])
     rows.append(["platform", _write_value(_get(metadata, "platform"))])
     shown = [row for row in rows if row[1] != "-"]
