@@ -120,6 +120,11 @@ COMMANDS = [
     (write_named_file, ("estimate", "--config", "{path}")),
     (write_folder, ("predict", "--model", "{path}", "--candles", "{path}")),
     (write_named_file, ("predict", "--model", "{path}", "--candles", "{path}")),
+    (write_folder, ("report", "{path}")),
+    (write_surrogate_name, ("report", "{path}")),
+    (write_named_file, ("report", "{path}", "--output", "{path}.html")),
+    (write_csv, ("baseline", "--candles", "{path}")),
+    (write_named_file, ("baseline", "--candles", "{path}", "--output", "{path}")),
     (write_folder, ("export", "--model", "{path}", "--output", "{out}.onnx")),
 ]
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Result', 'load_config', 'load_candles', 'train_with_progress', 'run_train', 'report_run', 'describe_next',
-           'OutputFileError', 'run_predict', 'run_export', 'run_verify', 'run_estimate', 'run_settings', 'run_doctor']
+           'run_report', 'run_baseline', 'OutputFileError', 'run_predict', 'run_export', 'run_verify', 'run_estimate',
+           'run_settings', 'run_doctor']
 
 # %% ../../nbs/commands/04_jobs.ipynb #27648622
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def report_run(
 
 
 _LOOK_AT = {
+    "report": "may it be traded? open it in a browser",
     "training_curves": "does validation follow training?",
     "confusion_matrix": "which classes are confused?",
     "memory_history": "how near is the limit?",
@@ -159,6 +161,54 @@ def describe_next(
     if commands:
         lines += ["Next:", *(f"  {command}" for command in commands)]
     return "\n".join(lines)
+
+# %% ../../nbs/commands/04_jobs.ipynb #0b3a4d51
+def run_report(arguments: argparse.Namespace) -> Result:
+    """`crypto-lstm report`: needs neither candles nor TensorFlow."""
+    from crypto_lstm.evaluation.report import (
+        REPORT_FILE,
+        describe_report,
+        read_report_source,
+        require_report_path,
+        write_report,
+    )
+
+    folder = Path(arguments.run)
+    target = Path(arguments.output) if arguments.output is not None else folder / REPORT_FILE
+    if arguments.output is not None:
+        require_report_path(target)
+    source = read_report_source(folder)
+    write_report(source, target)
+    values = {
+        "output": str(target),
+        "pair": source.metadata.get("pair"),
+        "unfinished": source.metadata.get("interrupted"),
+        "judgement": source.metadata.get("judgement"),
+        "has_record": source.record is not None,
+    }
+    return Result(values, f"{describe_report(source)}\n\nWith pictures: {target}")
+
+
+def run_baseline(arguments: argparse.Namespace) -> Result:
+    """`crypto-lstm baseline`."""
+    from crypto_lstm.evaluation.report import require_report_path, write_report
+
+    config = load_config(arguments)
+    if arguments.output is not None:
+        require_report_path(arguments.output)
+    candles = load_candles(arguments, config.timeframe)
+    load_tensorflow()
+    from crypto_lstm.training.baseline import forecast_baselines, judge_baselines
+
+    print_status(f"{len(candles):,} candles: {forecast_baselines(len(candles), config)}")
+    started = time.perf_counter()
+    result = judge_baselines(candles, config)
+    seconds = time.perf_counter() - started
+    notes = [str(result), f"It took {format_duration(seconds)}."]
+    if arguments.output is not None:
+        notes.append(f"With pictures: {write_report(result.source, arguments.output)}")
+    values = {**result.as_dict(), "seconds": seconds, "output": arguments.output}
+    return Result(values, "\n\n".join(notes))
 
 # %% ../../nbs/commands/04_jobs.ipynb #20ca8f52
 class OutputFileError(CryptoLSTMError, OSError):

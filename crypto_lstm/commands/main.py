@@ -57,6 +57,8 @@ def _report_error(error: BaseException, arguments: argparse.Namespace, exit_code
 _JOBS = {
     "demo": demo.run_demo,
     "train": jobs.run_train,
+    "report": jobs.run_report,
+    "baseline": jobs.run_baseline,
     "estimate": jobs.run_estimate,
     "predict": jobs.run_predict,
     "export": jobs.run_export,

@@ -137,6 +137,19 @@ def _add_verify(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sha256", metavar="HEX", help="SHA-256 of the bundle or model file, noted elsewhere")
 
 
+def _add_report(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN", help="folder that train wrote")
+    command.add_argument(
+        "--output", metavar="FILE", help="the page, .html (default: report.html in the folder); a report is replaced"
+    )
+
+
+def _add_baseline(command: argparse.ArgumentParser) -> None:
+    _add_candles(command)
+    command.add_argument("--output", metavar="FILE", help="write the report of the best model to this .html file")
+    _add_settings(command)
+
+
 def _add_demo(command: argparse.ArgumentParser) -> None:
     free = "new or empty folder (default: the first free of crypto_lstm_demo, crypto_lstm_demo-2, ...)"
     command.add_argument("--output", metavar="DIR", help=free)
@@ -149,6 +162,8 @@ def _add_nothing(command: argparse.ArgumentParser) -> None:
 _COMMANDS = {
     "demo": ("train on a synthetic market with a planted edge, and show all results", _add_demo),
     "train": ("train on candles; write model, scaler, report and plots to a folder", _add_train),
+    "report": ("show what a run is worth: verdict and tables, and a page with pictures", _add_report),
+    "baseline": ("judge simpler models on the same split in seconds, without a network", _add_baseline),
     "estimate": ("forecast the memory of a training without starting it", _add_estimate),
     "predict": ("compute probabilities and a decision for every candle with a full window", _add_predict),
     "export": ("write the .onnx file of a run or a bundle, for decisions without TensorFlow", _add_export),

@@ -19,6 +19,7 @@ from ..evaluation.baselines import Baseline, fit_baselines
 from ..evaluation.cautions import Caution, CautionError, find_cautions
 from ..evaluation.judgement import Answers, Judgement, PolicyFit, Trials, compute_gains, fit_policy, judge
 from ..evaluation.ledger import LedgerError, append_entry, make_entry, read_ledger, summarise_trials
+from ..evaluation.record import JudgementRecord, make_record
 from ..storage.lock import LockedError
 from ..utils.display import get_logger
 
@@ -142,10 +143,11 @@ def _is_known(caution: Caution, data: TrainingData) -> bool:
 # %% ../../nbs/training/05_judging.ipynb #921451ff
 @dataclass(frozen=True, eq=False)
 class JudgedModel:
-    """The policy of a model, and the judgement of its test part."""
+    """The policy of a model, the judgement of its test part, and what its report is drawn from."""
 
     fit: PolicyFit
     judgement: Judgement
+    record: JudgementRecord
 
 
 def judge_model(
@@ -166,4 +168,5 @@ def judge_model(
     judgement = judge("test", candles, outcomes, answers, data.config, rivals, cautions)
     dates = data.dates.iloc[data.test.rows]
     trials = count_trials(judgement, data.config, candles_sha256, dates, ledger)
-    return JudgedModel(fit, judgement.with_trials(trials))
+    record = make_record(judgement, candles, outcomes["label"].to_numpy(), answers, data.config)
+    return JudgedModel(fit, judgement.with_trials(trials), record)

@@ -22,6 +22,7 @@ import crypto_lstm
 from ..callbacks import CHECKPOINT_NAME, OutputFolderError
 from ..config import Config
 from ..data.candle_report import require_candles
+from ..evaluation.report import RECORD_FILE, REPORT_FILE
 from ..gpu import GpuStatus
 from ..inference.predictor import RUN_FILES
 from ..storage.checkpoints import CheckpointStore
@@ -50,6 +51,8 @@ FILES = {
     "training_curves": "training_curves.png",
     "memory_history": "memory_history.png",
     "confusion_matrix": "confusion_matrix.png",
+    "record": RECORD_FILE,
+    "report": REPORT_FILE,
 }
 STATE = "state"  # folder of the checkpoints, in that of the run; deleted when the run is finished
 STOP_NOTE = "stopped.json"  # in that folder: where an exception stopped the training

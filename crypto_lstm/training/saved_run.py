@@ -152,6 +152,7 @@ def load_run(
 
 # %% ../../nbs/training/03_saved_run.ipynb #6cd0bad8
 _PINNED = ("config", "scaler", "model", "onnx", "history", "memory")  # files whose SHA-256 is in the metadata
+_ADDED = {"record"}  # files that older versions did not write
 _MAX_METADATA = 64 << 20  # bytes
 _MAX_FILE = 2 << 30  # bytes
 
@@ -267,7 +268,7 @@ def verify_run(
     folder = Path(path)
     metadata = _load_metadata(folder)
     faults: dict[str, str | None] = {FILES["metadata"]: None}
-    for name in (*_PINNED, "checkpoint"):
+    for name in (*_PINNED, *(_ADDED & metadata["sha256"].keys()), "checkpoint"):
         faults[FILES[name]] = _find_fault(folder, metadata, name)
     sha256_in_metadata = metadata["sha256"]["bundle"]
     bundle = verify_bundle(folder / FILES["bundle"], sha256_in_metadata)

@@ -33,6 +33,8 @@ from ..data.windows import TrainingData, prepare
 from ..evaluation.calibration_fit import CalibrationFit
 from ..evaluation.judgement import Judgement
 from ..evaluation.metrics import Evaluation, evaluate, plot_confusion
+from ..evaluation.record import JudgementRecord, encode_record
+from ..evaluation.report import write_report
 from ..gpu import GpuStatus, setup_gpu_memory
 from ..inference.bundle import load_bundle, save_bundle
 from ..inference.onnx_file import export_onnx
@@ -107,6 +109,7 @@ class TrainingRun:
     resumed_at: str | None = None  # epoch and step of a resume; "finished" if the run was only read from its files
     stopped_by: str | None = None  # None: all epochs; "early stopping", the name of a signal, or "a callback"
     partial_epochs: int = 0  # 1 if it stopped inside its last epoch
+    record: JudgementRecord | None = None  # answers, accounts and trades of the test part, for the report
 
     @property
     def epochs_run(self) -> int:
@@ -145,6 +148,13 @@ class TrainingRun:
         import matplotlib.pyplot as plt
 
         return _plot_run(self, plt.figure)
+
+    def report(
+        self,
+        path: str | os.PathLike[str] | None = None,  # of the page; None: report.html in the folder of the run
+    ) -> Path:  # of the page
+        """Write the report of the run as one HTML file, see `write_report`. `train` has written one already."""
+        return write_report(self.output_dir, path)
 
     def as_dict(self) -> dict[str, Any]:
         """The content of metadata.json: configuration, counts, metrics, memory, device, versions."""
@@ -406,6 +416,7 @@ def _evaluate_run(
         calibration=judged.fit.calibration,
         policy=judged.fit.policy,
         judgement=judged.judgement,
+        record=judged.record,
         gpu=job.gpu,
         interrupted=None,
         output_dir=job.folder,
@@ -459,7 +470,7 @@ def _write_run(run: TrainingRun, cleaning: dict[str, Any]) -> None:
     write_json(run.paths["memory"], run.memory_history)
     _write_figures(run)
     hashes: dict[str, str | None] = {}
-    for name in ("config", "scaler", "model", "history", "memory"):
+    for name in ("config", "scaler", "model", "history", "memory", *_write_record(run)):
         hashes[name] = sha256_file(run.paths[name])
     if run.epochs_finished:
         hashes["bundle"] = save_bundle(run, run.paths["bundle"]).sha256
@@ -473,6 +484,16 @@ def _write_run(run: TrainingRun, cleaning: dict[str, Any]) -> None:
     }
     with atomic_file(run.paths["metadata"]) as new:
         write_json(new, {**head, **run.as_dict()})
+    write_report(run.output_dir)
+
+
+def _write_record(run: TrainingRun) -> tuple[str, ...]:
+    """Write the record of the judgement; returns its name in `FILES`, or none if there is no record."""
+    if run.record is None:
+        return ()
+    with atomic_path(run.paths["record"]) as temporary:
+        temporary.write_bytes(encode_record(run.record))
+    return ("record",)
 
 
 def _write_figures(run: TrainingRun) -> None:

@@ -181,6 +181,27 @@ def test_a_folder_with_other_files_is_not_touched(candle_file, tmp_path, capsys)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("model.keras", "mine")]
 
 
+def test_report_reads_a_run_and_refuses_a_damaged_one(run_folder, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    assert main(["report", str(folder), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert values["judgement"] == metadata["judgement"] and values["has_record"] and values["unfinished"] is None
+    assert main(["verify", str(folder)]) == 0
+    page = (folder / "report.html").read_bytes()
+    data = (folder / "judgement.npz").read_bytes()
+    (folder / "judgement.npz").write_bytes(data[:-1])
+    assert main(["report", str(folder)]) == 1
+    assert "judgement.npz" in capsys.readouterr().err
+    assert main(["verify", str(folder)]) == 1
+    (folder / "judgement.npz").write_bytes(data)
+    (folder / "report.html").write_text("mine")
+    assert main(["report", str(folder)]) == 1
+    assert "exists and is no report" in capsys.readouterr().err
+    assert (folder / "report.html").read_text() == "mine" and page != b"mine"
+
+
 def test_a_folder_with_a_run_is_refused_with_the_option_that_resumes_it(run_folder, candle_file, capsys):
     words = ["train", "--candles", str(candle_file), "--output", str(run_folder), "--no-resume", "--set", *SETTINGS]
     assert main(words) == 1
@@ -192,6 +213,7 @@ def test_train_writes_all_files(run_folder):
     assert names >= {
         "best_model_checkpoint.keras", "model.keras", "model.onnx", "bundle", "scaler.json", "config.toml",
         "metadata.json", "history.json", "logs", "training_curves.png", "memory_history.png", "confusion_matrix.png",
+        "judgement.npz", "report.html",
     }  # fmt: skip
     assert not [name for name in names if name.startswith(".")], "a temporary was left behind"
     metadata = json.loads((run_folder / "metadata.json").read_text())
@@ -377,6 +399,9 @@ sys.exit(main(["doctor", "--json"]))
         (["estimate", "--config", ""], "config"),
         (["estimate", "--budget", "9" * 400], "must be a number above 0"),
         (["predict", "--timezone", ""], "time zone ''"),
+        (["report", ""], "is no finished run"),
+        (["report", "x", "--output", ""], "must end in .html, got ''"),
+        (["baseline", "--candles", "x", "--output", ""], "must end in .html, got ''"),
     ],
 )
 def test_empty_and_endless_values_are_refused(words, expected, run_folder, tmp_path, capsys):

@@ -155,6 +155,7 @@ def test_train_ends_with_the_plots_and_the_next_command_that_runs(trained):
     folder, done = trained
     lines = done.stdout.splitlines()
     assert "Look at, in run:" in lines and any("confusion_matrix.png" in line for line in lines)
+    assert lines[lines.index("Look at, in run:") + 1].split(":")[0].strip() == "report.html"
     assert lines[-2] == "Next:" and lines[-1].split()[:4] == ["crypto-lstm", "predict", "--model", "run"]
     words = lines[-1].replace("FILE", "BTCUSDT-1h.feather").split()[1:]
     assert run_main(folder, *words).returncode == 0
@@ -201,6 +202,33 @@ def test_progress_is_one_line_at_any_width(monkeypatch, capsys):
         if width >= 40:
             assert "epoch 1 of 100" in shown and "left" in shown
     assert fit_line([(0, "epoch 1 of 3")], 5) == "epoc"
+
+
+# report and baseline
+
+
+def test_report_shows_the_verdict_of_train_in_80_columns(trained):
+    folder, trained_done = trained
+    done = run_main(folder, "report", "run", "--output", "mine.html")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and max(map(len, lines)) <= 80
+    assert lines[2] == "Verdict" and lines[4] in trained_done.stdout
+    assert lines[-1] == "With pictures: mine.html"
+    assert (folder / "mine.html").read_bytes() == (folder / "run" / "report.html").read_bytes()
+
+
+def test_baseline_forecasts_before_it_starts_and_needs_no_network(trained, tmp_path):
+    folder, _ = trained
+    words = ["baseline", "--candles", "BTCUSDT-1h.feather", "--output", str(tmp_path / "best.html"), "--set", *WORDS]
+    done = run_main(folder, *words)
+    tables = [line for line in done.stdout.splitlines() if "  " in line.strip()]
+    assert done.returncode == 0 and max(map(len, tables)) <= 80
+    assert "2,500 candles: at most about" in done.stderr and "MB in this process" in done.stderr
+    assert "logistic regression" in done.stdout and "epoch" not in done.stderr
+    assert "<h1>BTCUSDT 1h" in (tmp_path / "best.html").read_text()
+    assert run_main(folder, *words[:-1], "epochs=0").returncode == 1
+    answer = json.loads(run_main(folder, words[0], "--json", *words[1:]).stdout)
+    assert answer["best"] in answer["models"] and list(answer["models"])[:2] == ["class prior", "recent shares"]
 
 
 # predict
