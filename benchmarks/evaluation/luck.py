@@ -1,6 +1,7 @@
 """The best of 100 models without skill, and a true edge among them: how often each deflated Sharpe ratio convinces.
 
-Goals: a ratio above 0.95 in at most 1 of 100 groups without skill, and in all groups where one model has an edge of 0.4 deviations.
+Goals: a ratio above 0.95 in at most 1 of 100 groups without skill, and in all groups where one model has an edge of
+0.4 deviations.
 
     python -m benchmarks luck                  1,000 groups of each kind; writes results/luck.json
     python -m benchmarks luck --groups 100     fewer, and nothing is written
