@@ -199,9 +199,15 @@ class _Table:
     rows: np.ndarray
     cells: np.ndarray | None  # (rows,) 3 x label + decision
     values: tuple[np.ndarray, ...]  # each (rows,)
+    sums: dict[int, np.ndarray] = field(default_factory=dict, repr=False)  # by number of stretches: every metric asks
 
     def sum_stretches(self, number: int) -> np.ndarray:  # (number, 9 + values + 1)
         """The totals of each stretch."""
+        if number not in self.sums:
+            self.sums[number] = self._sum_stretches(number)
+        return self.sums[number]
+
+    def _sum_stretches(self, number: int) -> np.ndarray:
         stretch = _assign_stretches(self.rows, number)
         size = len(CLASSES) ** 2
         counts: np.ndarray = np.zeros((number, size))
@@ -252,7 +258,7 @@ def _require_stretches(rows: np.ndarray, masks: Mapping[str, np.ndarray], stretc
     """The reason why there is no interval, or "". Each mask must be true for a row in at least eight stretches."""
     stretch = _assign_stretches(rows, stretches)
     for name, mask in masks.items():
-        found = len(np.unique(stretch[mask]))
+        found = np.count_nonzero(np.bincount(stretch[mask], minlength=stretches))
         if found < MIN_STRETCHES:
             return f"{name}: found in {found} of {stretches} stretches of time, at least {MIN_STRETCHES} are needed"
     return ""
