@@ -59,8 +59,14 @@ BENCHMARKS = {
     "live": Benchmark(
         "reliability.live", "a bot's stream with lost and late candles against a plain oracle", "5 minutes"
     ),
+    "judgement": Benchmark(
+        "judgement.suite", "fair markets judged, other implementations, time and memory of two million", "20 minutes"
+    ),
+    "edge": Benchmark(
+        "judgement.edge", "planted edges: found, and paying, by the network and by simpler models", "an hour"
+    ),
     "simulation": Benchmark(
-        "judgement.simulation", "two million decisions calibrated, decided and simulated: time, memory", "2 minutes"
+        "judgement.simulation", "two million decisions judged and simulated: time, memory", "2 minutes"
     ),
     "golden": Benchmark(
         "reliability.golden", "changes of one weight that no golden answer of a saved file shows", "10 minutes"

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['STRETCHES', 'MIN_STRETCHES', 'Interval', 'signal_direction', 'measure_memory', 'choose_stretches', 'stretch_interval',
-           'BlockLength', 'optimal_block_length', 'bootstrap_interval', 'Intervals', 'metric_intervals',
-           'plot_intervals']
+           'trade_interval', 'BlockLength', 'optimal_block_length', 'bootstrap_interval', 'Intervals',
+           'metric_intervals', 'plot_intervals']
 
 # %% ../../nbs/evaluation/02_intervals.ipynb #55f0a3f5
 STRETCHES = 12  # stretches of time, if the part is long enough
@@ -199,9 +199,15 @@ class _Table:
     rows: np.ndarray
     cells: np.ndarray | None  # (rows,) 3 x label + decision
     values: tuple[np.ndarray, ...]  # each (rows,)
+    sums: dict[int, np.ndarray] = field(default_factory=dict, repr=False)  # by number of stretches: every metric asks
 
     def sum_stretches(self, number: int) -> np.ndarray:  # (number, 9 + values + 1)
         """The totals of each stretch."""
+        if number not in self.sums:
+            self.sums[number] = self._sum_stretches(number)
+        return self.sums[number]
+
+    def _sum_stretches(self, number: int) -> np.ndarray:
         stretch = _assign_stretches(self.rows, number)
         size = len(CLASSES) ** 2
         counts: np.ndarray = np.zeros((number, size))
@@ -221,6 +227,7 @@ def stretch_interval(
     rows: np.ndarray,  # (rows,) positions in time, ascending, in candles
     purge_gap: int,  # candles: horizon + window - 1
     confidence: float = 0.99,
+    counted: str = "values other than 0",  # their name in the reason of a missing interval
 ) -> Interval:
     """The interval of a mean by t over equal stretches of time.
 
@@ -233,16 +240,21 @@ def stretch_interval(
     values = _check_values("values", values, rows)
     memory = measure_memory(values, rows, max(1, purge_gap // 4))
     stretches, reason = choose_stretches(rows, purge_gap, memory)
-    return _build_mean_interval(_Table(rows, None, (values,)), 0, stretches, reason, confidence)
+    return _build_mean_interval(_Table(rows, None, (values,)), 0, stretches, reason, confidence, counted)
 
 
 def _build_mean_interval(
-    table: _Table, number: int, stretches: int | None, reason: str, confidence: float
+    table: _Table,
+    number: int,
+    stretches: int | None,
+    reason: str,
+    confidence: float,
+    counted: str = "values other than 0",
 ) -> Interval:
     """The interval of the mean of `table.values[number]`, or the reason why there is none."""
     values = table.values[number]
     if stretches is not None:
-        reason = _require_stretches(table.rows, {"values other than 0": values != 0}, stretches)
+        reason = _require_stretches(table.rows, {counted: values != 0}, stretches)
     if stretches is None or reason:
         return Interval(float(values.mean()), None, None, confidence, "stretches", stretches, reason)
     return _build_interval(table, _mean_of(len(CLASSES) ** 2 + number), stretches, confidence)
@@ -252,7 +264,7 @@ def _require_stretches(rows: np.ndarray, masks: Mapping[str, np.ndarray], stretc
     """The reason why there is no interval, or "". Each mask must be true for a row in at least eight stretches."""
     stretch = _assign_stretches(rows, stretches)
     for name, mask in masks.items():
-        found = len(np.unique(stretch[mask]))
+        found = np.count_nonzero(np.bincount(stretch[mask], minlength=stretches))
         if found < MIN_STRETCHES:
             return f"{name}: found in {found} of {stretches} stretches of time, at least {MIN_STRETCHES} are needed"
     return ""
@@ -278,6 +290,37 @@ def _check_values(name: str, values: np.ndarray, rows: np.ndarray) -> np.ndarray
         row = int(np.argmin(np.isfinite(values)))
         raise EvaluationError(f"{name} must be finite, got {values[row]} in row {row}")
     return values
+
+# %% ../../nbs/evaluation/02_intervals.ipynb #7d0e41a2
+def trade_interval(
+    net_pct: np.ndarray,  # (rows,) net return of the trade that a row began; 0 where it began none
+    rows: np.ndarray,  # (rows,) positions in time, ascending, in candles
+    purge_gap: int,  # candles: horizon + window - 1
+    confidence: float = 0.99,
+) -> Interval:
+    """The interval of the mean net return of a trade, by t over the same stretches as `stretch_interval`.
+
+    The mean is a ratio of two totals, and the jackknife leaves out both. The mean of a row has the same sign, but its
+    interval is wide where a model trades much in some stretches and little in others. Rows with a return of exactly 0
+    count as rows without a trade. Raises `EvaluationError` for unusable input.
+
+    Source: Cochran (1977), Sampling Techniques, section 6.3 (ratio estimates).
+    """
+    by_row = stretch_interval(net_pct, rows, purge_gap, confidence, counted="trades")
+    is_trade = np.asarray(net_pct) != 0
+    trades = np.count_nonzero(is_trade)
+    mean = float(np.sum(net_pct) / trades) if trades else 0.0
+    if by_row.low is None or by_row.stretches is None:
+        return replace(by_row, estimate=mean)
+    table = _Table(np.asarray(rows), None, (np.asarray(net_pct, dtype=np.float64), is_trade.astype(np.float64)))
+    return _build_interval(table, _mean_of_trades, by_row.stretches, confidence)
+
+
+def _mean_of_trades(totals: np.ndarray) -> np.ndarray:
+    """Sum of the returns over the number of trades; 0 without a trade."""
+    size = len(CLASSES) ** 2
+    returns, trades = totals[..., size], totals[..., size + 1]
+    return np.divide(returns, trades, out=np.zeros_like(returns), where=trades > 0)
 
 # %% ../../nbs/evaluation/02_intervals.ipynb #1a2ac270
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..config import CLASSES, Config
 from ..data.candles import ensure_filled
 from .baselines import BaselineComparison, compare_baselines, describe_comparisons
 from .calibration_fit import CalibrationFit, fit_calibration
-from .intervals import Interval, Intervals, metric_intervals, stretch_interval
+from .intervals import Interval, Intervals, metric_intervals, stretch_interval, trade_interval
 from .luck import Luck, LuckError, measure_luck
 from .metrics import EvaluationError, confusion_matrix, decision_metrics, row_log_loss
 from .rule_fit import fit_rule
@@ -110,7 +110,7 @@ def choose_finding(
 
 def choose_result(
     simulation: Simulation,
-    net: Interval,  # of the mean net return of a row: 0 without a trade
+    net: Interval,  # of the mean net return of a trade
 ) -> Result:
     """What trading would have returned."""
     if not len(simulation.trades):
@@ -246,7 +246,7 @@ class Judgement:
     confusion: np.ndarray  # (3, 3) true class by most likely class
     chance: float  # balanced accuracy of a constant answer
     intervals: Intervals  # of the most likely class, and of the gain in log-loss
-    net: Interval  # of the mean net return of a row in percent, 0 without a trade
+    net: Interval  # of the mean net return of a trade in percent
     model: Account
     rivals: tuple[Account, ...]  # simpler models on the same rows
     comparisons: tuple[BaselineComparison, ...]  # the log-loss of each rival beside that of the model
@@ -316,7 +316,7 @@ class Judgement:
             "chance": self.chance,
             "confusion_matrix": self.confusion.tolist(),
             "intervals": self.intervals.as_dict(),
-            "net_return_per_row": self.net.as_dict(),
+            "net_return_per_trade": self.net.as_dict(),
             "model": self.model.as_dict(),
             "simulation": self.model.simulation.as_dict(),
             "rivals": [rival.as_dict() for rival in self.rivals],
@@ -484,11 +484,10 @@ def _open_account(
 
 
 def _estimate_net(simulation: Simulation, rows: np.ndarray, gap: int) -> Interval:
-    """The mean net return of a row in percent, which is 0 where it began no trade."""
+    """The mean net return of a trade in percent."""
     values = np.zeros(len(rows))
     values[np.searchsorted(rows, simulation.trades["row"].to_numpy())] = simulation.trades["net_pct"].to_numpy()
-    found = stretch_interval(values, rows, gap)
-    return replace(found, reason=found.reason.replace("values other than 0", "trades"))
+    return trade_interval(values, rows, gap)
 
 
 def _make_interval(gap: int) -> Any:
