@@ -111,9 +111,9 @@ def judge_baselines(
 ) -> BaselineResult:
     """Fit class prior, recent shares, logistic regression, gradient boosting, and LightGBM where it is installed.
 
-    Each is judged beside the class prior, and the best of them beside all others. Luck is measured against as many trials as there are models, because the best
-    of them is chosen on the test part. The ledger of trials is not written. Raises the errors of `prepare`,
-    `BaselineError` and `SimulationError`.
+    Each is judged beside the class prior, and the best of them beside all others. Luck is measured against as many
+    trials as there are models, because the best of them is chosen on the test part. The ledger of trials is not
+    written. Raises the errors of `prepare`, `BaselineError` and `SimulationError`.
 
     >>> import crypto_lstm as cl
     >>> from crypto_lstm.training.baseline import judge_baselines
