@@ -176,7 +176,7 @@ def run_report(arguments: argparse.Namespace) -> Result:
     folder = Path(arguments.run)
     target = Path(arguments.output) if arguments.output is not None else folder / REPORT_FILE
     if arguments.output is not None:
-        require_report_path(target)
+        require_report_path(arguments.output)
     source = read_report_source(folder)
     write_report(source, target)
     values = {

@@ -302,7 +302,7 @@ def _describe_calibration(metadata: Mapping[str, Any]) -> Section:
     rows = [
         ["temperature that was fitted", _write_number(_get(fit, "fitted", "temperature"), "{:.3f}")],
         [f"fitted biases of {', '.join(CLASSES)}", ", ".join(biases)],
-        ["log-loss of the network", _write_number(_get(fit, "log_loss_raw"), "{:.4f}")],
+        ["log-loss of the raw answers", _write_number(_get(fit, "log_loss_raw"), "{:.4f}")],
         ["log-loss after the prior correction", _write_number(_get(fit, "log_loss_before"), "{:.4f}")],
         ["log-loss with temperature and biases", _write_number(_get(fit, "log_loss_after"), "{:.4f}")],
         ["ECE after the prior correction", _write_number(_get(fit, "ece_before"), "{:.4f}")],
@@ -466,7 +466,8 @@ def _title(source: ReportSource) -> str:
     pair = _get(source.metadata, "pair") or _get(source.metadata, "config", "pair") or "unknown pair"
     timeframe = _get(source.metadata, "config", "timeframe") or ""
     part = _get(source.metadata, "judgement", "name") or "test"
-    return escape_control(f"{pair} {timeframe}: judgement of the {part} part")[:200]
+    model = _get(source.metadata, "judgement", "model", "name") or "network"
+    return escape_control(f"{pair} {timeframe}: {model} on the {part} part")[:200]
 
 # %% ../../nbs/evaluation/13_report.ipynb #c441afa6
 _GENERATOR = '<meta name="generator" content="crypto-lstm report">'  # by which a page of ours is known

@@ -138,8 +138,14 @@ def _format_dates(ax: Axes) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     locator = AutoDateLocator(minticks=3, maxticks=8)
+    formatter = ConciseDateFormatter(
+        locator,
+        formats=["%Y", "%b", "%b %d", "%H:%M", "%H:%M", "%S.%f"],
+        zero_formats=["", "%b", "%b %d", "%b %d", "%H:%M", "%H:%M"],
+        offset_formats=["", "%Y", "%Y", "%Y", "%Y-%m-%d", "%Y-%m-%d %H:%M"],
+    )
     ax.xaxis.set_major_locator(locator)
-    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    ax.xaxis.set_major_formatter(formatter)
 
 
 def _measure_drawdown(equity: np.ndarray) -> np.ndarray:
@@ -214,13 +220,19 @@ def draw_trades(record: JudgementRecord) -> Picture:
     def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1)
         _draw_price(upper, record, chosen, slice(0, len(record.times)), size=16)
-        upper.set_title(f"{len(chosen):,} of {len(record.trades):,} trades, evenly spaced", loc="left")
+        upper.set_title(_describe_choice(len(chosen), len(record.trades)), loc="left")
         _draw_price(lower, record, newest, _find_span(record, newest), size=36)
         lower.set_title(f"The newest {len(newest)}, each from its entry to its exit", loc="left")
 
     won = int((record.trades["net_pct"] > 0).sum())
     caption = "Trades on the price: long (triangle up) or short (triangle down), green for a gain, red for a loss."
     return draw_picture("trades", draw, (10, 6.4), caption, f"{caption} {won:,} of {len(record.trades):,} gained.")
+
+
+def _describe_choice(shown: int, count: int) -> str:
+    if shown == count:
+        return "All trades"
+    return f"{shown:,} of {count:,} trades, evenly spaced in their order"
 
 
 def _find_span(record: JudgementRecord, trades: pd.DataFrame) -> slice:
@@ -262,7 +274,8 @@ def draw_months(record: JudgementRecord) -> Picture:
         ax.bar(places, months["model_pct"], color=colours, width=0.6)
         ax.plot(places, months["hold_pct"], "D", color=_INK, ms=5, fillstyle="none", label="buy and hold")
         ax.axhline(0, color=_INK, lw=0.6)
-        step = -(-len(months) // 14)
+        ax.set_xlim(-0.6, max(len(months), 6) - 0.4)
+        step = -(-len(months) // 12)
         ax.set_xticks(places[::step], months["month"][::step])
         ax.set(ylabel="return (%)")
         ax.legend()
@@ -337,9 +350,9 @@ def draw_random(record: JudgementRecord) -> Picture:
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
         ax.hist(returns, bins=40, color=GREY, alpha=0.6)
-        ax.axvline(own, color=BLUE, lw=2.5, label=f"model {own:+.1f} %")
+        ax.axvline(own, color=BLUE, lw=2.5)
+        ax.set_title(f"model {own:+.1f} %", loc="right", color=BLUE)
         ax.set(xlabel="total return (%)", ylabel="random accounts")
-        ax.legend(loc="upper center")
 
     lower = 100 * float(np.mean(returns < own))
     caption = "The model among accounts that traded as often at random times."

@@ -5,7 +5,7 @@
 # %% ../../nbs/training/06_baseline.ipynb #85f1317f
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,7 @@ __all__ = ['BaselineForecast', 'forecast_baselines', 'BaselineResult', 'judge_ba
 
 # %% ../../nbs/training/06_baseline.ipynb #133dc091
 _FIXED_S = 0.5
-_FIT_S = 11.0  # of 50,000 training rows
+_FIT_S = 13.0  # of 50,000 training rows
 _CANDLE_S = 1.4  # of 100,000 candles
 _FIXED_MB = 60.0
 _COPIES = 7.0  # highest memory that is added, as a multiple of the features in float32
@@ -111,9 +111,9 @@ def judge_baselines(
 ) -> BaselineResult:
     """Fit class prior, recent shares, logistic regression, gradient boosting, and LightGBM where it is installed.
 
-    Each is judged beside the class prior. Luck is measured against as many trials as there are models, because the best
-    of them is chosen on the test part. The ledger of trials is not written. Raises the errors of `prepare`,
-    `BaselineError` and `SimulationError`.
+    Each is judged beside the class prior, and the best of them beside all others. Luck is measured against as many
+    trials as there are models, because the best of them is chosen on the test part. The ledger of trials is not
+    written. Raises the errors of `prepare`, `BaselineError` and `SimulationError`.
 
     >>> import crypto_lstm as cl
     >>> from crypto_lstm.training.baseline import judge_baselines
@@ -127,20 +127,22 @@ def judge_baselines(
     for name, baseline in fit_baselines(data).items():
         fits[name] = fit_model_policy(data, baseline.validation, baseline.trained_on)
         answers[name] = Answers.from_policy(name, baseline.test, fits[name].policy)
-    judgements = _judge_each(candles, data, answers)
+    references = {name: [] if name == "class prior" else ["class prior"] for name in answers}
+    judgements = {name: _judge_beside(candles, data, answers, name, references[name]) for name in answers}
     best = min(judgements, key=lambda name: judgements[name].model.log_loss)
+    judgements[best] = _judge_beside(candles, data, answers, best, [name for name in answers if name != best])
+    trials = _count_models(judgements)
+    judgements = {name: judgement.with_trials(trials) for name, judgement in judgements.items()}
     source = _make_source(candles, data, judgements[best], answers[best], fits[best])
     return BaselineResult(data.config, judgements, best, source)
 
 
-def _judge_each(candles: pd.DataFrame, data: TrainingData, answers: Mapping[str, Answers]) -> dict[str, Judgement]:
-    outcomes = data.outcomes_of("test")
-    judgements = {}
-    for name, answer in answers.items():
-        rivals = [] if name == "class prior" else [answers["class prior"]]
-        judgements[name] = judge("test", candles, outcomes, answer, data.config, rivals, data.warnings)
-    trials = _count_models(judgements)
-    return {name: judgement.with_trials(trials) for name, judgement in judgements.items()}
+def _judge_beside(
+    candles: pd.DataFrame, data: TrainingData, answers: Mapping[str, Answers], name: str, others: Sequence[str]
+) -> Judgement:
+    """The judgement of one model on the test part, beside others."""
+    rivals = [answers[other] for other in others]
+    return judge("test", candles, data.outcomes_of("test"), answers[name], data.config, rivals, data.warnings)
 
 
 def _count_models(judgements: Mapping[str, Judgement]) -> Trials:

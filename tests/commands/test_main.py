@@ -220,7 +220,7 @@ def test_train_writes_all_files(run_folder):
     assert Config.from_dict(metadata["config"]) == Config(**SMALL, **WIDE)
     assert {"sha256", "candles", "first", "last", "cleaning"} == set(metadata["data"])
     assert metadata["data"]["cleaning"]["format"] == "feather" and metadata["data"]["candles"] == 3000
-    assert {"model", "scaler", "config", "history", "memory", "bundle", "onnx"} == set(metadata["sha256"])
+    assert {"model", "scaler", "config", "history", "memory", "record", "bundle", "onnx"} == set(metadata["sha256"])
     assert {"python", "tensorflow", "keras"} <= set(metadata["versions"])
     assert metadata["test"]["baselines"].keys() == {"majority", "class prior"}
 

@@ -175,7 +175,7 @@ def test_without_a_trade_the_report_says_so(market):
 
 def test_one_trade_is_drawn(market):
     page = require_sound_page(write_page(make_source(market, change=keep_one)))
-    assert "1 of 1 trades" in page.text and page.tags.count("svg") == 6
+    assert "All trades" in page.text and page.tags.count("svg") == 6
 
 
 def test_a_part_without_intervals_names_the_reason(market):
@@ -190,7 +190,7 @@ def test_thousands_of_trades_are_thinned_and_the_page_stays_small(source):
     trades = pd.concat([record.trades] * 40, ignore_index=True).sort_values("entry_time", ignore_index=True)
     text = write_page(ReportSource(source.metadata, dataclasses.replace(record, trades=trades)))
     page = require_sound_page(text)
-    assert f"150 of {len(trades):,} trades, evenly spaced" in page.text
+    assert f"150 of {len(trades):,} trades, evenly spaced in their order" in page.text
     assert len(text) < 1.5 * len(write_page(source))
 
 
