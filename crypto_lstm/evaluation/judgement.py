@@ -455,7 +455,7 @@ def judge(
         net=_estimate_net(model.simulation, rows, gap),
         model=model,
         rivals=tuple(
-            _open_account(rival, filled, labels, rows, rival_losses[rival.name], config, 0) for rival in rivals
+            _open_account(rival, filled, labels, rows, rival_losses[rival.name], config, 0, model) for rival in rivals
         ),
         comparisons=compare_baselines(losses, rival_losses, rows, _make_interval(gap)),
         luck=_measure_luck(model.simulation, trials or Trials()),
@@ -477,9 +477,13 @@ def _open_account(
     losses: np.ndarray,
     config: Config,
     random_runs: int,
+    first: Account | None = None,  # another model on the same rows: what needs no model is shared with it
 ) -> Account:
     metrics = decision_metrics(confusion_matrix(labels, answers.raw.argmax(axis=1)))
     simulation = simulate(filled, rows, answers.decisions, config, random_runs=random_runs, seed=config.seed)
+    if first is not None:
+        shared = {name: getattr(first.simulation, name) for name in ("comparisons", "comparison_equity")}
+        simulation = replace(simulation, **shared)  # equal values, in memory once
     return Account(answers.name, float(metrics["balanced_accuracy"]), float(losses.mean()), simulation)
 
 

@@ -15,6 +15,7 @@ from crypto_lstm.data.labels import make_labels
 from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.evaluation import baselines
 from crypto_lstm.evaluation.baselines import compute_recent_shares
+from crypto_lstm.evaluation.intervals import stretch_interval, trade_interval
 from crypto_lstm.evaluation.judgement import Answers, fit_policy, judge
 from crypto_lstm.evaluation.ledger import append_entry, make_entry, read_ledger, summarise_trials
 from crypto_lstm.evaluation.luck import measure_luck
@@ -154,3 +155,35 @@ def test_the_former_verdict_needs_ten_blocks_and_finds_a_strong_edge():
     skilled = np.eye(3)[outcomes["label"]] * 0.5 + 0.5 / 3
     assert former.judge_as_before(skilled, outcomes, SMALL).learnt
     assert not former.judge_as_before(skilled[:200], outcomes[:200], SMALL).learnt
+
+
+def test_rivals_share_the_accounts_that_need_no_model_and_their_values_are_equal():
+    config = HOURLY.replace(long_tp_pct=2.0, short_tp_pct=2.0)
+    candles = synthetic_candles(2000, seed=0, timeframe="1h")
+    outcomes = make_labels(candles, config)[:1500]
+    generator = np.random.default_rng(0)
+    some = [Answers.from_policy(name, generator.dirichlet([4, 4, 4], size=1500), DecisionPolicy()) for name in "ab"]
+    judged = judge("test", candles, outcomes, some[0], config, some[1:])
+    own = judge("test", candles, outcomes, some[1], config).model.simulation
+    shared = judged.rivals[0].simulation
+    assert shared.comparison_equity is judged.model.simulation.comparison_equity
+    assert shared.comparisons == own.comparisons and shared.figures == own.figures
+    for name, equity in own.comparison_equity.items():
+        np.testing.assert_array_equal(shared.comparison_equity[name], equity)
+
+
+def test_an_interval_of_trades_holds_their_mean_where_their_number_varies():
+    """Without an edge and without costs, 300 histories with ten times as many trades in some stretches."""
+    generator = np.random.default_rng(5)
+    rows = np.arange(6000)
+    missed, narrower = 0, 0
+    for _ in range(300):
+        activity = np.where((rows // 750) % 2 == 0, 0.2, 0.02)
+        net = np.where(generator.random(6000) < activity, generator.standard_t(5, size=6000), 0.0)
+        even = trade_interval(net, rows, 20)
+        missed += even.is_above(0.0) or even.is_below(0.0)
+        lost = np.where(net != 0, net - 0.3, 0.0)
+        by_trade, by_row = trade_interval(lost, rows, 20), stretch_interval(lost, rows, 20)
+        narrower += by_trade.is_below(0.0) and not by_row.is_below(0.0)
+    assert missed <= 9  # 3 of 100
+    assert narrower > 50
