@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import crypto_lstm
-from .console import TrainingProgress, format_duration, print_status, show_training_log
+from .console import TrainingProgress, print_status, show_training_log
 from .parser import tabulate_settings
 from ..config import CLASSES, Config
-from ..utils.display import text_table
+from ..utils.display import format_duration, text_table
 from ..utils.environment import load_tensorflow
 from ..utils.errors import CryptoLSTMError
 
