@@ -173,12 +173,12 @@ class TrainingProgress:
         print(f"\r{fit_line(parts, width):<{max(width - 1, 1)}}", end="", file=sys.stderr, flush=True)
 
 # %% ../../nbs/commands/01_console.ipynb #65666fbb
-_LOGGERS = ("crypto_lstm.training",)
+_LOGGERS = ("crypto_lstm.training", "crypto_lstm.backtest")
 
 
 @contextlib.contextmanager
 def show_training_log() -> Iterator[None]:
-    """Show what the training wing logs, from INFO on, on standard error."""
+    """Show what the wings of training and backtest log, from INFO on, on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
