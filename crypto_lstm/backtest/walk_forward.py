@@ -10,6 +10,7 @@ import hashlib
 import html
 import json
 import os
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -742,7 +743,7 @@ class CrossValidation:
         return f"CrossValidation({self.output_dir.name!r}, folds={len(self.folds)}, paths={len(self.paths)})"
 
     def __str__(self) -> str:
-        return f"{text_table(_PATH_COLUMNS, self._table(), width=80)}\n{self._sentence()}"
+        return f"{text_table(_PATH_COLUMNS, self._table(), width=80)}\n{textwrap.fill(self._sentence(), 80)}"
 
     def _repr_html_(self) -> str:
         return html_table(_PATH_COLUMNS, self._table(), caption=self._sentence())
