@@ -56,6 +56,9 @@ BENCHMARKS = {
     "baselines": Benchmark(
         "backtest.baselines", "logistic regression, boosting and recent shares on invented markets", "5 minutes"
     ),
+    "walk-forward": Benchmark(
+        "backtest.walk_forward", "time of a walk-forward run beside that of its trainings", "5 minutes"
+    ),
     "live": Benchmark(
         "reliability.live", "a bot's stream with lost and late candles against a plain oracle", "5 minutes"
     ),

@@ -111,6 +111,8 @@ COMMANDS = [
     (write_json_rows, TRAIN),
     (write_zip, TRAIN),
     (write_named_file, TRAIN),
+    (write_csv, ("walk-forward", *TRAIN[1:])),
+    (write_named_file, ("walk-forward", *TRAIN[1:])),
     (write_folder, ("verify", "{path}")),
     (write_folder, ("verify", "--json", "{path}")),
     (write_manifest_of_another_schema, ("verify", "{path}")),

@@ -15,13 +15,14 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..utils.display import format_duration
 from ..utils.errors import escape_control
 
 if TYPE_CHECKING:
     import keras
 
 # %% auto #0
-__all__ = ['print_status', 'print_result', 'fit_line', 'format_duration', 'TrainingProgress', 'show_training_log']
+__all__ = ['print_status', 'print_result', 'fit_line', 'TrainingProgress', 'show_training_log']
 
 # %% ../../nbs/commands/01_console.ipynb #00131b0e
 def print_status(
@@ -82,14 +83,6 @@ def fit_line(
         kept.remove(max(kept, key=lambda part: part[0]))
     return "  ".join(text for _, text in kept)[: max(width - 1, 1)]
 
-
-def format_duration(
-    seconds: float,
-) -> str:  # such as "40 s", "12 min" or "3.5 h"
-    """A time span in the unit in which a person counts it."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 # %% ../../nbs/commands/01_console.ipynb #b63373ee
 class TrainingProgress:
@@ -188,12 +181,12 @@ class TrainingProgress:
         print(f"\r{fit_line(parts, width):<{max(width - 1, 1)}}", end="", file=sys.stderr, flush=True)
 
 # %% ../../nbs/commands/01_console.ipynb #65666fbb
-_LOGGERS = ("crypto_lstm.training", "crypto_lstm.utils.base_memory")
+_LOGGERS = ("crypto_lstm.training", "crypto_lstm.backtest", "crypto_lstm.utils.base_memory")
 
 
 @contextlib.contextmanager
 def show_training_log() -> Iterator[None]:
-    """Show what the training wing and the measurement of the base log, from INFO on, on standard error."""
+    """Show what training, backtest and the measurement of the base log, from INFO on, on standard error."""
     handler = logging.StreamHandler(sys.stderr)
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import crypto_lstm
-from .console import TrainingProgress, format_duration, print_status, show_training_log
+from .console import TrainingProgress, print_status, show_training_log
 from .parser import tabulate_settings
 from ..config import CLASSES, Config, OnMemory
-from ..utils.display import text_table
+from ..utils.display import format_duration, text_table
 from ..utils.environment import load_tensorflow
 from ..utils.errors import CryptoLSTMError
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Result', 'load_config', 'load_candles', 'train_with_progress', 'run_train', 'report_run', 'describe_next',
-           'run_report', 'run_baseline', 'OutputFileError', 'run_predict', 'run_export', 'run_verify', 'run_estimate',
-           'run_settings', 'run_doctor']
+           'run_report', 'run_baseline', 'run_walk_forward', 'OutputFileError', 'run_predict', 'run_export',
+           'run_verify', 'run_estimate', 'run_settings', 'run_doctor']
 
 # %% ../../nbs/commands/04_jobs.ipynb #27648622
 @dataclass(frozen=True)
@@ -209,6 +209,40 @@ def run_baseline(arguments: argparse.Namespace) -> Result:
         notes.append(f"With pictures: {write_report(result.source, arguments.output)}")
     values = {**result.as_dict(), "seconds": seconds, "output": arguments.output}
     return Result(values, "\n\n".join(notes))
+
+# %% ../../nbs/commands/04_jobs.ipynb #d1e00002
+def run_walk_forward(arguments: argparse.Namespace) -> Result:
+    """`crypto-lstm walk-forward`."""
+    from crypto_lstm.backtest.walk_forward import InterruptedFoldError, walk_forward
+
+    config = load_config(arguments)
+    candles = load_candles(arguments, config.timeframe)
+    print_status("preparing folds ...")
+    names = ("mode", "step", "test", "first_train", "validation", "embargo", "warm_start", "deterministic")
+    options = {name: getattr(arguments, name) for name in names}
+    try:
+        with show_training_log():
+            result = walk_forward(
+                candles,
+                config,
+                arguments.output,
+                baselines=not arguments.no_baselines,
+                callbacks=[TrainingProgress().as_callback()],
+                on_memory=_choose_on_memory(arguments),
+                save_every_batches=arguments.save_every,
+                **options,
+            )
+    except InterruptedFoldError as error:
+        values = {"interrupted": error.cause, "fold": error.number, "output": arguments.output}
+        return Result(values, f"{error.cause} stopped fold {error.number}: run the same command again to resume")
+    files = {name: str(result.path.with_suffix(suffix)) for name, suffix in {"result": ".json", "plot": ".png"}.items()}
+    newest = shlex.quote(str(result.output_dir / result.folds[-1].folder_name))
+    needed = config.month_candles + config.sequence_length
+    command = f"crypto-lstm predict --model {newest} --candles FILE --last {needed}"
+    values = {**result.as_dict(), "output": str(result.output_dir), "files": files, "next": [command]}
+    picture = f"Look at, in {result.output_dir}:\n  {Path(files['plot']).name}: does each fold earn its part?"
+    return Result(values, f"{result}\n\n{picture}\nNext, with the model of the newest fold:\n  {command}")
+
 
 # %% ../../nbs/commands/04_jobs.ipynb #20ca8f52
 class OutputFileError(CryptoLSTMError, OSError):

@@ -37,11 +37,12 @@ def _describe_error(error: BaseException, arguments: argparse.Namespace) -> str:
 def _describe_leftovers(arguments: argparse.Namespace) -> str:
     """What an immediate stop left behind."""
     folder = Path(getattr(arguments, "output", None) or "")
-    is_training = arguments.command in ("train", "demo")
+    is_training = arguments.command in ("train", "demo", "walk-forward")
     if not is_training or folder == Path() or not folder.is_dir() or not any(folder.iterdir()):
         return "stopped; nothing was written"
     message = f"stopped at once; {str(folder)!r} holds what was written so far, which is not a finished run"
-    if arguments.command == "train" and (folder / "state").is_dir():
+    has_state = arguments.command == "train" and (folder / "state").is_dir()
+    if has_state or arguments.command == "walk-forward":
         message += "; run the same command again to resume"
     return message
 
@@ -59,6 +60,7 @@ _JOBS = {
     "train": jobs.run_train,
     "report": jobs.run_report,
     "baseline": jobs.run_baseline,
+    "walk-forward": jobs.run_walk_forward,
     "estimate": jobs.run_estimate,
     "predict": jobs.run_predict,
     "export": jobs.run_export,
@@ -66,7 +68,7 @@ _JOBS = {
     "settings": jobs.run_settings,
     "doctor": jobs.run_doctor,
 }
-_LOAD_FIRST = ("demo", "train", "verify")  # other jobs load TensorFlow themselves, if they need it
+_LOAD_FIRST = ("demo", "train", "walk-forward", "verify")  # other jobs load TensorFlow themselves, if they need it
 
 
 def _run_job(arguments: argparse.Namespace) -> jobs.Result:

@@ -88,12 +88,65 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         help="equal bits on every run, resumed or not; slower on a GPU",
     )  # fmt: skip
     command.add_argument("--no-tensorboard", action="store_true", help="write no logs for TensorBoard")
+    _add_memory(command)
+    _add_settings(command)
+
+
+def _add_memory(command: argparse.ArgumentParser) -> None:
     memory = command.add_mutually_exclusive_group()
     memory.add_argument(
         "--accumulate", action="store_true",
         help="if memory is short, train in smaller batches with accumulated gradients",
     )  # fmt: skip
     memory.add_argument("--force", action="store_true", help="train even if the forecast exceeds the available memory")
+
+
+def _span(text: str) -> str | int:
+    """A duration such as 14d as it is, a whole number as a number of candles."""
+    return int(text) if text.isdecimal() else text
+
+
+def _share_or_span(text: str) -> str | int | float:
+    """A share such as 0.2, or a span."""
+    try:
+        return _span(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text
+
+
+def _add_walk_forward(command: argparse.ArgumentParser) -> None:
+    _add_candles(command)
+    command.add_argument(
+        "--output", metavar="DIR", required=True,
+        help="new or empty folder, or the folder of the same command, which then resumes",
+    )  # fmt: skip
+    command.add_argument(
+        "--mode", choices=("expanding", "rolling"), default="expanding",
+        help="train on all candles before a test part, or on a history as long as the first",
+    )  # fmt: skip
+    spans = {
+        "--step": ("14d", "from one test part to the next"),
+        "--test": ("14d", "length of a test part"),
+        "--first-train": ("60d", "history before the first test part, with validation and gaps"),
+        "--embargo": (0, "added to the purge gap"),
+    }
+    for name, (default, text) in spans.items():
+        command.add_argument(
+            name, type=_span, metavar="SPAN", default=default,
+            help=f"{text}: such as 30m, 12h, 14d, 2w, or a number of candles (default: {default})",
+        )  # fmt: skip
+    command.add_argument(
+        "--validation", type=_share_or_span, metavar="SHARE", default=0.2,
+        help="validation part, the newest before a test part: a share of the history, or a span (default: 0.2)",
+    )  # fmt: skip
+    command.add_argument("--warm-start", action="store_true", help="start each fold from the weights of the one before")
+    command.add_argument("--no-baselines", action="store_true", help="do not compare with simpler models")
+    command.add_argument(
+        "--save-every", type=_whole_number, metavar="N",
+        help="save the training state every N steps as well (default: after each epoch)",
+    )  # fmt: skip
+    command.add_argument("--deterministic", action="store_true", help="equal bits on every run, resumed or not")
+    _add_memory(command)
     _add_settings(command)
 
 
@@ -164,6 +217,7 @@ _COMMANDS = {
     "train": ("train on candles; write model, scaler, report and plots to a folder", _add_train),
     "report": ("show what a run is worth: verdict and tables, and a page with pictures", _add_report),
     "baseline": ("judge simpler models on the same split in seconds, without a network", _add_baseline),
+    "walk-forward": ("train a model for each fold of a history, and judge all test parts as one", _add_walk_forward),
     "estimate": ("forecast the memory of a training without starting it", _add_estimate),
     "predict": ("compute probabilities and a decision for every candle with a full window", _add_predict),
     "export": ("write the .onnx file of a run or a bundle, for decisions without TensorFlow", _add_export),

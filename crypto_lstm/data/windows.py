@@ -6,9 +6,9 @@
 from __future__ import annotations  # noqa: F404
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -24,12 +24,14 @@ from .feature_stream import count_filled
 from .features import make_feature_matrix
 from .labels import label_filled
 from .scaler import Scaler
+from ..utils.checks import shorten_repr
 from ..utils.display import html_table, text_table
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
 __all__ = ['DataError', 'find_window_ends', 'split_rows', 'balance_rows', 'compute_class_weights', 'epoch_order', 'WindowDataset',
-           'tf_dataset', 'TrainingData', 'prepare', 'prediction_windows']
+           'tf_dataset', 'TrainingData', 'prepare', 'LabelledHistory', 'prepare_history', 'prepare_rows',
+           'prediction_windows']
 
 # %% ../../nbs/data/10_windows.ipynb #a29ed83d
 class DataError(CryptoLSTMError, ValueError):
@@ -259,6 +261,7 @@ class TrainingData:
     dropped: dict[str, int]  # reason -> candles
     clipped: dict[str, int]  # feature -> scaled values that were clipped
     warnings: tuple[str, ...] = ()  # sentences about candles from which little can be learnt
+    training_spans: tuple[tuple[int, int], ...] = ()  # first and last candle of each stretch that trains
 
     @property
     def parts(self) -> dict[str, WindowDataset]:
@@ -269,6 +272,15 @@ class TrainingData:
         """The outcomes of the windows of one part, in their order."""
         places = self.outcomes.index.searchsorted(self.parts[name].rows)
         return self.outcomes.iloc[places]  # `.loc` would build a hash table of all rows, and keep it
+
+    @property
+    def training_outcomes(self) -> pd.DataFrame:
+        """The outcomes of all candles in the stretches that train, before balancing."""
+        index = self.outcomes.index
+        spans = self.training_spans or ((0, int(self.train.rows[-1])),)
+        bounds = [(index.searchsorted(first), index.searchsorted(last, side="right")) for first, last in spans]
+        parts = [self.outcomes.iloc[first:end] for first, end in bounds]
+        return parts[0] if len(parts) == 1 else pd.concat(parts)
 
     def with_batch_size(self, batch_size: int) -> Self:
         """The same windows in batches of another size; nothing is copied, and the datasets of `self` do not change."""
@@ -343,29 +355,155 @@ def prepare(
         ((64, 12, 8), (64, 3))
     """
     config = config or Config()
+    history = prepare_history(candles, config)
+    return _prepare_parts(history, split_rows(history.usable, config), config, history.matrix)
+
+
+# %% ../../nbs/data/10_windows.ipynb #a1c20002
+@dataclass(frozen=True, eq=False, repr=False)
+class LabelledHistory:
+    """Filled candles with features and labels, computed once for all splits of a history. Rows are positions in it."""
+
+    filled: pd.DataFrame  # from `fill_gaps`
+    matrix: np.ndarray  # (candles, features) float32, not scaled
+    has_features: np.ndarray  # (candles,) bool
+    ends: np.ndarray  # (candles,) bool: a window may end here
+    outcomes: pd.DataFrame  # from `make_labels`
+    classes: np.ndarray  # (candles,) int8, -1 without a label
+    usable: np.ndarray  # int32 rows with a full window, a label, and a trade: the targets
+
+    def cut(
+        self,
+        candles: int,  # filled candles to keep; the last of them is a real one
+        config: Config,  # future_window
+    ) -> LabelledHistory:  # views of this one
+        """The history as it was when it had so many candles: labels whose future is cut off are gone."""
+        labelled = max(candles - config.future_window, 0)
+        classes = self.classes[:candles].copy()
+        classes[labelled:] = -1
+        return LabelledHistory(
+            filled=self.filled.iloc[:candles],
+            matrix=self.matrix[:candles],
+            has_features=self.has_features[:candles],
+            ends=self.ends[:candles],
+            outcomes=self.outcomes.iloc[: self.outcomes.index.searchsorted(labelled)],
+            classes=classes,
+            usable=self.usable[: np.searchsorted(self.usable, labelled)],
+        )
+
+    def count_dropped(self) -> dict[str, int]:
+        """Reason -> candles that are no target of a window."""
+        ends, is_labelled = self.ends, self.classes >= 0
+        is_filled = self.filled["filled"].to_numpy()
+        return {
+            "no previous candle, or the means are not full": int(np.count_nonzero(~self.has_features)),
+            "the window is not full": int(np.count_nonzero(self.has_features & ~ends)),
+            "the future window is not full": int(np.count_nonzero(ends & ~is_labelled)),
+            "filled: nobody traded in it": int(np.count_nonzero(ends & is_labelled & is_filled)),
+        }
+
+    def __repr__(self) -> str:
+        return f"LabelledHistory({len(self.filled)} candles, {len(self.usable)} targets)"
+
+
+def prepare_history(
+    candles: pd.DataFrame,  # date, open, high, low, close, volume
+    config: Config,  # features, barriers, sequence_length
+) -> LabelledHistory:
+    """Fill gaps, compute features and labels. Raises `CandleError`, `FeatureError` or `LabelError`."""
     filled = ensure_filled(candles, config)
     matrix, has_features = make_feature_matrix(filled, config)
     outcomes = label_filled(filled, config)
-    targets = _find_targets(filled, outcomes, has_features, config)
-    train, validation, test = split_rows(targets.usable, config)
-    scaler, clipped = _fit_and_scale(matrix, has_features, train[-1], config)
-    chosen = balance_rows(train, targets.classes[train], config)
+    ends = find_window_ends(has_features, filled["segment"].to_numpy(), config.sequence_length)
+    classes = _spread_labels(outcomes["label"], len(filled))
+    is_traded = ~filled["filled"].to_numpy()
+    usable = np.arange(len(filled), dtype=np.int32)[ends & (classes >= 0) & is_traded]
+    return LabelledHistory(filled, matrix, has_features, ends, outcomes, classes, usable)
+
+
+# %% ../../nbs/data/10_windows.ipynb #a1c20003
+def prepare_rows(
+    history: LabelledHistory,  # from `prepare_history`; it is not changed
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],  # of train, validation and test, each ascending
+    config: Config,  # of the history
+) -> TrainingData:  # ready for `fit`
+    """Turn given rows of a history into training data, as `prepare` does with those of `split_rows`.
+
+    The scaler is fitted on the stretches that train: from the first window to the last training row, without the
+    stretches in which validation or test rows lie. The scaled matrix is a copy. Raises `DataError` for rows that are no
+    targets, and for a part that can't train.
+    """
+    for name, part in zip(("train", "validation", "test"), rows, strict=True):
+        _require_targets(history, name, part)
+    return _prepare_parts(history, rows, config, history.matrix.copy())
+
+
+def _require_targets(history: LabelledHistory, name: str, rows: np.ndarray) -> None:
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or (rows[1:] <= rows[:-1]).any():
+        raise DataError(f"the {name} rows must be ascending whole numbers, at least one; got {shorten_repr(rows)}")
+    places = np.searchsorted(history.usable, rows).clip(max=len(history.usable) - 1)
+    bad = rows[history.usable[places] != rows]
+    if len(bad):
+        wanted = f"the {name} rows must have a full window and a label"
+        raise DataError(f"{wanted}, got row {bad[0]} of {len(history.filled)} candles: take rows of history.usable")
+
+
+def _prepare_parts(
+    history: LabelledHistory,
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],  # of train, validation and test
+    config: Config,
+    matrix: np.ndarray,  # that of the history or a copy; it is scaled in place
+) -> TrainingData:
+    train, validation, test = rows
+    classes = history.classes
+    spans = _find_training_spans(history, rows, config)
+    scaler, clipped = _fit_and_scale(matrix, history.has_features, spans, config)
+    chosen = balance_rows(train, classes[train], config)
     _require_batch(len(chosen), config)
-    purged = len(targets.usable) - len(train) - len(validation) - len(test)
-    counts = np.bincount(targets.classes[train], minlength=len(CLASSES))
+    counts = np.bincount(classes[train], minlength=len(CLASSES))
     return TrainingData(
         config=config,
-        train=_make_training_set(matrix, chosen, targets.classes, config),
-        validation=_make_dataset(matrix, validation, targets.classes, config),
-        test=_make_dataset(matrix, test, targets.classes, config),
+        train=_make_training_set(matrix, chosen, classes, config),
+        validation=_make_dataset(matrix, validation, classes, config),
+        test=_make_dataset(matrix, test, classes, config),
         scaler=scaler,
-        dates=filled["date"],
-        outcomes=outcomes,
+        dates=history.filled["date"],
+        outcomes=history.outcomes,
         prior=tuple((counts / len(train)).tolist()),
-        dropped={**targets.dropped, "purge gap": purged, "balance": len(train) - len(chosen)},
+        dropped={**history.count_dropped(), **_count_unused(history.usable, rows), "balance": len(train) - len(chosen)},
         clipped=dict(zip(config.features, clipped.tolist(), strict=True)),
-        warnings=tuple(_find_doubts(filled, scaler, int(train[-1]) + 1, config)),
+        warnings=tuple(_find_doubts(history.filled, scaler, int(train[-1]) + 1, config)),
+        training_spans=spans,
     )
+
+
+def _count_unused(usable: np.ndarray, rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> dict[str, int]:
+    """The targets that no part uses: those between the parts, and those outside of them."""
+    first, last = min(part[0] for part in rows), max(part[-1] for part in rows)
+    before, after = int(np.searchsorted(usable, first)), len(usable) - int(np.searchsorted(usable, last, side="right"))
+    counts = {"purge gap": len(usable) - before - after - sum(map(len, rows))}
+    if before:
+        counts["before the training part"] = before
+    if after:
+        counts["after the test part"] = after
+    return counts
+
+
+def _find_training_spans(
+    history: LabelledHistory, rows: tuple[np.ndarray, np.ndarray, np.ndarray], config: Config
+) -> tuple[tuple[int, int], ...]:
+    """First and last candle of each stretch that trains; another begins after each stretch that is held out."""
+    train = rows[0]
+    window = config.sequence_length - 1
+    held_out = np.concatenate(rows[1:])
+    breaks = np.unique(np.searchsorted(train, held_out[held_out < train[-1]]))
+    begins = [0 if train[0] == history.usable[0] else int(train[0]) - window]
+    ends = []
+    for place in breaks[breaks > 0].tolist():
+        ends.append(int(train[place - 1]))
+        begins.append(int(train[place]) - window)
+    return tuple(zip(begins, [*ends, int(train[-1])], strict=True))
+
 
 # %% ../../nbs/data/10_windows.ipynb #87a3618c
 def _make_dataset(
@@ -386,29 +524,6 @@ def _make_training_set(matrix: np.ndarray, ends: np.ndarray, classes: np.ndarray
     return _make_dataset(matrix, ends, classes, config, shuffle_seed=config.seed, weights=weights)
 
 # %% ../../nbs/data/10_windows.ipynb #7caabae3
-class _Targets(NamedTuple):
-    """The rows that can be the target of a window, and why the others can't."""
-
-    classes: np.ndarray  # (candles,) int8, -1 without a label
-    usable: np.ndarray  # int32 rows with a full window, a label, and a trade
-    dropped: dict[str, int]  # reason -> candles
-
-
-def _find_targets(filled: pd.DataFrame, outcomes: pd.DataFrame, has_features: np.ndarray, config: Config) -> _Targets:
-    ends = find_window_ends(has_features, filled["segment"].to_numpy(), config.sequence_length)
-    classes = _spread_labels(outcomes["label"], len(filled))
-    is_labelled = classes >= 0
-    is_traded = ~filled["filled"].to_numpy()
-    usable = np.arange(len(filled), dtype=np.int32)[ends & is_labelled & is_traded]
-    dropped = {
-        "no previous candle, or the means are not full": int(np.count_nonzero(~has_features)),
-        "the window is not full": int(np.count_nonzero(has_features & ~ends)),
-        "the future window is not full": int(np.count_nonzero(ends & ~is_labelled)),
-        "filled: nobody traded in it": int(np.count_nonzero(ends & is_labelled & ~is_traded)),
-    }
-    return _Targets(classes, usable, dropped)
-
-
 def _spread_labels(labels: pd.Series, candles: int) -> np.ndarray:
     """(candles,) int8 class of each candle, -1 where it has no label."""
     classes, index = np.full(candles, -1, dtype=np.int8), labels.index
@@ -420,15 +535,17 @@ def _spread_labels(labels: pd.Series, candles: int) -> np.ndarray:
 def _fit_and_scale(
     matrix: np.ndarray,  # (candles, features) float32; it is scaled in place
     has_features: np.ndarray,  # (candles,) bool
-    last_train_row: int,
+    spans: Sequence[tuple[int, int]],  # first and last candle of each stretch that trains
     config: Config,
 ) -> tuple[Scaler, np.ndarray]:  # the scaler; (features,) clipped values
-    """Fit the scaler on the rows up to the last training row, and scale the matrix in place."""
-    seen = slice(int(has_features.argmax()), last_train_row + 1)
-    fitted = matrix[seen]
-    if not has_features[seen].all():
-        fitted = fitted[has_features[seen]]
-    scaler = Scaler.fit(fitted, config)
+    """Fit the scaler on the stretches that train, and scale the matrix in place."""
+    first = int(has_features.argmax())
+    parts = []
+    for begin, last in spans:
+        seen = slice(max(begin, first), last + 1)
+        is_whole = has_features[seen].all()
+        parts.append(matrix[seen] if is_whole else matrix[seen][has_features[seen]])
+    scaler = Scaler.fit(parts[0] if len(parts) == 1 else np.concatenate(parts), config)
     return scaler, _scale_in_place(scaler, matrix, has_features)
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,7 @@ def fit_model_policy(
     trained_on: Sequence[float] | np.ndarray,  # (3,) class shares that it was trained on
 ) -> PolicyFit:
     """The policy of a model that was trained on `data`. It sees nothing of the test part."""
-    last = int(data.train.rows.max())
-    training = data.outcomes.iloc[: int(data.outcomes.index.searchsorted(last, side="right"))]
+    training = data.training_outcomes
     return fit_policy(answers, data.outcomes_of("validation"), training, trained_on, data.prior, data.config)
 
 
@@ -72,6 +71,7 @@ def count_trials(
     candles_sha256: str,  # fingerprint of the candles
     dates: pd.Series,  # of the test part
     path: str | os.PathLike[str] | None = None,  # of the ledger; None: that of the user
+    extra: Mapping[str, Any] | None = None,  # settings outside `Config` that matter, such as those of folds
     wait_s: float = 10.0,  # for another process that writes it
 ) -> Trials:
     """Enter a judgement in the ledger, and count the settings that were tried on its test part."""
@@ -86,6 +86,7 @@ def count_trials(
         returns=judgement.model.simulation.trades["net_pct"].to_numpy(),
         learnt=judgement.learnt,
         pays=judgement.pays,
+        extra=extra,
     )
     try:
         known = read_ledger(path)
@@ -148,6 +149,7 @@ class JudgedModel:
     fit: PolicyFit
     judgement: Judgement
     record: JudgementRecord
+    answers: tuple[Answers, ...]  # on the test part: of the network, then of the simpler models
 
 
 def judge_model(
@@ -157,16 +159,20 @@ def judge_model(
     test: np.ndarray,  # (rows, 3) on the test part
     candles_sha256: str,  # fingerprint of the candles
     ledger: str | os.PathLike[str] | None = None,  # None: that of the user
+    *,
+    baselines: bool = True,  # fit simpler models, and compare the network with them
+    is_trial: bool = True,  # enter the judgement in the ledger; False for a fold, whose run is judged as a whole
 ) -> JudgedModel:
     """Fit the policy of a network, answer with the simpler models, and judge the test part."""
     fit = fit_model_policy(data, validation, list_trained_shares(data))
     answers = Answers.from_policy("network", test, fit.policy)
-    rivals = answer_with_baselines(data)
+    rivals = answer_with_baselines(data) if baselines else []
     outcomes = data.outcomes_of("test")
-    gains = compute_gains(outcomes["label"].to_numpy(), answers, rivals)
-    cautions = list_cautions(candles, data, gains)
+    labels = outcomes["label"].to_numpy()
+    cautions = list_cautions(candles, data, compute_gains(labels, answers, rivals))
     judgement = judge("test", candles, outcomes, answers, data.config, rivals, cautions)
-    dates = data.dates.iloc[data.test.rows]
-    trials = count_trials(judgement, data.config, candles_sha256, dates, ledger)
-    record = make_record(judgement, candles, outcomes["label"].to_numpy(), answers, data.config)
-    return JudgedModel(fit, judgement.with_trials(trials), record)
+    if is_trial:
+        dates = data.dates.iloc[data.test.rows]
+        judgement = judgement.with_trials(count_trials(judgement, data.config, candles_sha256, dates, ledger))
+    record = make_record(judgement, candles, labels, answers, data.config)
+    return JudgedModel(fit, judgement, record, (answers, *rivals))

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +30,9 @@ from crypto_lstm.callbacks import (
     require_tensorboard_name,
 )
 from ..config import CLASSES, Config, OnMemory
-from ..data.windows import TrainingData, prepare
+from ..data.windows import LabelledHistory, TrainingData, prepare, prepare_rows
 from ..evaluation.calibration_fit import CalibrationFit
-from ..evaluation.judgement import Judgement
+from ..evaluation.judgement import Answers, Judgement
 from ..evaluation.metrics import Evaluation, evaluate, plot_confusion
 from ..evaluation.record import JudgementRecord, encode_record
 from ..evaluation.report import write_report
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 # %% auto #0
-__all__ = ['EARLY_STOPPING', 'PREPARED_COPIES', 'TrainingRun', 'train']
+__all__ = ['EARLY_STOPPING', 'PREPARED_COPIES', 'TrainingRun', 'train', 'train_rows']
 
 # %% ../../nbs/training/04_trainer.ipynb #3b50ee66
 EARLY_STOPPING = "early stopping"  # the regular end of a training that no longer improves
@@ -110,6 +111,7 @@ class TrainingRun:
     stopped_by: str | None = None  # None: all epochs; "early stopping", the name of a signal, or "a callback"
     partial_epochs: int = 0  # 1 if it stopped inside its last epoch
     record: JudgementRecord | None = None  # answers, accounts and trades of the test part, for the report
+    answers: tuple[Answers, ...] = ()  # on the test part: of the network, then of the simpler models
 
     @property
     def epochs_run(self) -> int:
@@ -230,6 +232,27 @@ def _plot_run(run: TrainingRun, new_figure: Callable[..., Figure]) -> dict[str, 
     return figures
 
 # %% ../../nbs/training/04_trainer.ipynb #62336add
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What is trained, and how: the arguments of `train` or `train_rows`."""
+
+    candles: pd.DataFrame
+    config: Config
+    prepare: Callable[[Config], TrainingData]
+    facts: Mapping[str, Any] = field(default_factory=dict)  # more facts of the identity
+    weights: Sequence[np.ndarray] | None = None  # to start from; None: random ones
+    baselines: bool = True  # compare with simpler models
+    is_trial: bool = True  # enter the judgement in the ledger
+    ledger: str | os.PathLike[str] | None = None  # of the trials; None: that of the user
+    callbacks: Sequence[keras.callbacks.Callback] = ()
+    tensorboard: bool = True
+    on_memory: OnMemory = "refuse"
+    resume: bool = True
+    save_every_batches: int | None = None
+    deterministic: bool = False
+    verbose: int = 0
+
+
 # Highest memory that `prepare` adds, as a multiple of the features in float32.
 # Source: python -m benchmarks feeding.
 # It was 2.2 for candles without gaps.
@@ -237,28 +260,27 @@ PREPARED_COPIES = 3.5
 
 
 def _prepare_data(
-    candles: pd.DataFrame,
-    config: Config,
-    on_memory: OnMemory,
+    task: _Task,
+    config: Config,  # of the task, or of the saved state
     gpu: GpuStatus,
     resumes: bool,  # the training was started before, with this batch size
 ) -> TrainingData:
     """The data in batches that fit the memory. Raises `MemoryBudgetError` if they do not fit."""
     if not resumes:
-        return _prepare_batches(candles, config, on_memory, gpu)
+        return _prepare_batches(task, config, task.on_memory, gpu)
     try:
-        return _prepare_batches(candles, config, "refuse" if on_memory == "accumulate" else on_memory, gpu)
+        return _prepare_batches(task, config, "refuse" if task.on_memory == "accumulate" else task.on_memory, gpu)
     except MemoryBudgetError:
         _log.warning("a resumed training keeps its batch size: free memory, or pass on_memory='force' (--force)")
         raise
 
 
-def _prepare_batches(candles: pd.DataFrame, config: Config, on_memory: OnMemory, gpu: GpuStatus) -> TrainingData:
+def _prepare_batches(task: _Task, config: Config, on_memory: OnMemory, gpu: GpuStatus) -> TrainingData:
     if config.batch_size != "auto":
-        features_mb = 4 * len(candles) * len(config.features) / MB
+        features_mb = 4 * len(task.candles) * len(config.features) / MB
         prepared_mb = anonymous_memory_mb() + PREPARED_COPIES * features_mb
         config = _fit_to_memory(config, on_memory, gpu, prepared_mb)
-    data = prepare(candles, config)
+    data = task.prepare(config)
     config = _fit_to_memory(config, on_memory, gpu, anonymous_memory_mb(), len(data.train.rows))
     data = data.with_batch_size(config.batch_windows)
     return replace(data, config=config)
@@ -285,18 +307,16 @@ def _fit_to_memory(
 class _Job:
     """One training in one folder."""
 
-    candles: pd.DataFrame
+    task: _Task
     data: TrainingData
     folder: Path
     gpu: GpuStatus
     identity: dict[str, Any]
-    tensorboard: bool
     saved: SavedState | None = None  # state from which it resumes
-    ledger: str | os.PathLike[str] | None = None  # of the trials; None: that of the user
 
     def paths(self) -> dict[str, Path]:
         """The files of the run, names as in `FILES`."""
-        names = [name for name in FILES if self.tensorboard or name != "logs"]
+        names = [name for name in FILES if self.task.tensorboard or name != "logs"]
         return {name: self.folder / FILES[name] for name in names}
 
     def estimate(self) -> MemoryEstimate:
@@ -307,18 +327,18 @@ class _Job:
         return replace(estimate, file_mb=held.file_mb)
 
 
-def _run_job(
-    job: _Job, callbacks: list[keras.callbacks.Callback], save_every: int | None, verbose: int
-) -> TrainingRun:
+def _run_job(job: _Job, callbacks: list[keras.callbacks.Callback]) -> TrainingRun:
     """Build, fit and evaluate."""
     model = build_model(job.data.config)
+    if job.task.weights is not None:
+        model.set_weights(job.task.weights)
     estimate = job.estimate()
     facts = {"identity": job.identity, "config": job.data.config.as_dict()}
-    backup = TrainingBackup(job.folder, facts, callbacks, len(job.data.train), save_every, job.saved)
+    backup = TrainingBackup(job.folder, facts, callbacks, len(job.data.train), job.task.save_every_batches, job.saved)
     if job.saved:
         _log.info("resuming at %s", job.saved)
         restore_training(job.saved, model, callbacks, job.folder)
-    history = _fit(job, model, backup, estimate, verbose)
+    history = _fit(job, model, backup, estimate)
     run = _evaluate_run(job, model, history, _memory_records(callbacks), estimate)
     return replace(
         run,
@@ -330,13 +350,15 @@ def _run_job(
 
 
 def _fit(
-    job: _Job, model: keras.Model, backup: TrainingBackup, estimate: MemoryEstimate, verbose: int
+    job: _Job, model: keras.Model, backup: TrainingBackup, estimate: MemoryEstimate
 ) -> dict[str, list[float]]:
     import tensorflow as tf
 
     config = job.data.config
     try:
-        return resume_fit(model, job.data.train, job.data.validation, backup, config.epochs, job.saved, verbose)
+        return resume_fit(
+            model, job.data.train, job.data.validation, backup, config.epochs, job.saved, job.task.verbose
+        )
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
         if os.strerror(errno.ENOSPC) in str(error):  # TensorFlow raises one class for a full disk and a full memory
             raise _full_disk_error(job, backup) from error
@@ -403,7 +425,16 @@ def _evaluate_run(
     """The run, evaluated on validation and test, and judged on the test."""
     answers = {name: predict_probabilities(model, job.data.parts[name]) for name in ("validation", "test")}
     fingerprint = job.identity["data"]["sha256"]
-    judged = judge_model(job.candles, job.data, answers["validation"], answers["test"], fingerprint, job.ledger)
+    judged = judge_model(
+        job.task.candles,
+        job.data,
+        answers["validation"],
+        answers["test"],
+        fingerprint,
+        job.task.ledger,
+        baselines=job.task.baselines,
+        is_trial=job.task.is_trial,
+    )
     return TrainingRun(
         config=job.data.config,
         model=model,
@@ -422,6 +453,7 @@ def _evaluate_run(
         output_dir=job.folder,
         paths=job.paths(),
         identity=job.identity,
+        answers=judged.answers,
     )
 
 
@@ -430,22 +462,15 @@ def _evaluate_part(name: str, answers: np.ndarray, data: TrainingData) -> Evalua
     return evaluate(name, answers, data.outcomes_of(name), data.prior, list_trained_shares(data), data.config)
 
 
-def _load_finished_run(
-    candles: pd.DataFrame,
-    folder: Path,
-    gpu: GpuStatus,
-    identity: dict[str, Any],
-    tensorboard: bool,
-    ledger: str | os.PathLike[str] | None,
-) -> TrainingRun:
+def _load_finished_run(task: _Task, folder: Path, gpu: GpuStatus, identity: dict[str, Any]) -> TrainingRun:
     """A run that was finished before: model and history are read from the files."""
     _log.info("%s holds the finished run: nothing is trained, it is loaded", folder)
     loaded = load_run(folder)
     sha256 = loaded.metadata["sha256"]["model"]
     model = load_model(folder / FILES["model"], loaded.config, expected_sha256=sha256)
-    data = prepare(candles, loaded.config)
+    data = task.prepare(loaded.config)
     _log_doubts(data)
-    job = _Job(candles, data, folder, gpu, identity, tensorboard, ledger=ledger)
+    job = _Job(task, data, folder, gpu, identity)
     history = _read_json_of(job, loaded.metadata, "history")
     memory_history = _read_json_of(job, loaded.metadata, "memory")
     run = _evaluate_run(job, model, history, memory_history, job.estimate())
@@ -546,34 +571,57 @@ def train(
     1
     """
     config = config or Config()
-    require_save_interval(save_every_batches)
+    task = _Task(
+        candles=candles,
+        config=config,
+        prepare=lambda chosen: prepare(candles, chosen),
+        ledger=ledger,
+        callbacks=callbacks,
+        tensorboard=tensorboard,
+        on_memory=on_memory,
+        resume=resume,
+        save_every_batches=save_every_batches,
+        deterministic=deterministic,
+        verbose=verbose,
+    )
+    return _train(task, output_dir)
+
+
+def _train(task: _Task, output_dir: str | os.PathLike[str]) -> TrainingRun:
+    """Check everything, then train, resume or load the run in the folder."""
+    require_save_interval(task.save_every_batches)
     require_unforked_tensorflow()
     require_session_dtypes()
-    require_saveable_plan(config)  # a network that can't be saved is refused before it is trained
-    folder = check_output_folder(output_dir, resume)
-    if tensorboard:
+    require_saveable_plan(task.config)  # a network that can't be saved is refused before it is trained
+    folder = check_output_folder(output_dir, task.resume)
+    if task.tensorboard:
         require_tensorboard_name(folder)
     with lock_run_folder(folder):
-        check_output_folder(folder, resume)  # another process may have written there until now
-        gpu = _set_up_process(config, deterministic)
-        identity = run_identity(candles, config, deterministic, gpu)
+        check_output_folder(folder, task.resume)  # another process may have written there until now
+        gpu = _set_up_process(task.config, task.deterministic)
+        facts = run_identity(task.candles, task.config, task.deterministic, gpu)
+        identity = {**facts, **task.facts}
         if is_finished_run(folder, identity):
             delete_training_state(folder)  # left there if the process died before deleting it
-            return _load_finished_run(candles, folder, gpu, identity, tensorboard, ledger)
-        saved = read_resumable_state(folder, identity)
-        if saved:
-            config = saved.config
-            _warn_of_lost_states(callbacks)
-        data = _prepare_data(candles, config, on_memory, gpu, resumes=saved is not None)
-        _log_doubts(data)
-        job = _Job(candles, data, folder, gpu, identity, tensorboard, saved, ledger)
-        stopper = StopOnSignal()
-        own = create_callbacks(data.config, folder, tensorboard=tensorboard)
-        with stopper.listening():
-            run = _run_job(job, [*own, stopper, *callbacks], save_every_batches, verbose)
-            _write_run(run, candles.attrs.get("cleaning", {}))
-        if not run.interrupted:
-            delete_training_state(folder)
+            return _load_finished_run(task, folder, gpu, identity)
+        return _train_in_folder(task, folder, gpu, identity)
+
+
+def _train_in_folder(task: _Task, folder: Path, gpu: GpuStatus, identity: dict[str, Any]) -> TrainingRun:
+    """Train from the first step or from the saved state, and write the files."""
+    saved = read_resumable_state(folder, identity)
+    if saved:
+        _warn_of_lost_states(task.callbacks)
+    data = _prepare_data(task, saved.config if saved else task.config, gpu, resumes=saved is not None)
+    _log_doubts(data)
+    job = _Job(task, data, folder, gpu, identity, saved)
+    stopper = StopOnSignal()
+    own = create_callbacks(data.config, folder, tensorboard=task.tensorboard)
+    with stopper.listening():
+        run = _run_job(job, [*own, stopper, *task.callbacks])
+        _write_run(run, task.candles.attrs.get("cleaning", {}))
+    if not run.interrupted:
+        delete_training_state(folder)
     return run
 
 
@@ -586,3 +634,43 @@ def _set_up_process(config: Config, deterministic: bool) -> GpuStatus:
     if loss:
         _log.warning(loss)
     return gpu
+
+# %% ../../nbs/training/04_trainer.ipynb #b1c20002
+def train_rows(
+    history: LabelledHistory,  # from `prepare_history`
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],  # of train, validation and test, see `prepare_rows`
+    config: Config,  # of the history
+    output_dir: str | os.PathLike[str],  # an empty or a new folder, or that of the same training
+    *,
+    facts: Mapping[str, Any],  # plain values that must be equal for a resume; they must determine the rows
+    weights: Sequence[np.ndarray] | None = None,  # of `get_weights` of a network of this configuration: a warm start
+    baselines: bool = True,  # fit simpler models, and compare the network with them
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    tensorboard: bool = False,
+    on_memory: str = "refuse",
+    save_every_batches: int | None = None,
+    deterministic: bool = False,
+    verbose: int = 0,
+) -> TrainingRun:
+    """`train` on given rows of a history: one fold of a walk-forward run or of a cross-validation.
+
+    The files, the checkpoints and the errors are those of `train`. The test part is not entered in the ledger of
+    trials: the folds are judged together, as one trial.
+    """
+    task = _Task(
+        candles=history.filled,
+        config=config,
+        prepare=lambda chosen: prepare_rows(history, rows, chosen),
+        facts=json.loads(json.dumps(dict(facts))),  # in the types of the saved identity
+        weights=weights,
+        baselines=baselines,
+        is_trial=False,
+        callbacks=callbacks,
+        tensorboard=tensorboard,
+        on_memory=on_memory,
+        save_every_batches=save_every_batches,
+        deterministic=deterministic,
+        verbose=verbose,
+    )
+    return _train(task, output_dir)
+

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'GREY', 'CLASS_COLOURS', 'limit_width', 'text_table', 'html_table',
-           'new_axes', 'get_logger']
+           'new_axes', 'format_duration', 'get_logger']
 
 # %% ../../nbs/utils/02_display.ipynb #0a6954e6
 _GAP = "  "  # between two columns
@@ -156,6 +156,16 @@ def new_axes(
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=figsize, layout="constrained")[1]
+
+# %% ../../nbs/utils/02_display.ipynb #c1d00002
+def format_duration(
+    seconds: float,
+) -> str:  # such as "40 s", "12 min" or "3.5 h"
+    """A time span in the unit in which a person counts it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
 
 # %% ../../nbs/utils/02_display.ipynb #ff5c6c64
 def get_logger(

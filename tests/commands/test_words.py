@@ -62,6 +62,9 @@ def run_main(folder, *words: str) -> subprocess.CompletedProcess:
         (["estimate", "--epoch", "3"], "--epoch is a setting: write --set epochs=3"),
         (["predict", "--epochs", "3"], "this command takes no settings"),
         (["train"], "the following arguments are required: --candles, --output"),
+        (["walk-forward"], "the following arguments are required: --candles, --output"),
+        (["walk-forward", "--epochs", "2"], "--epochs is a setting: write --set epochs=2"),
+        (["walk-forward", "--mode", "sliding"], "invalid choice: 'sliding'"),
     ],
 )
 def test_a_wrong_option_is_answered_first(words, expected, capsys):
