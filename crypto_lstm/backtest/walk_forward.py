@@ -513,7 +513,7 @@ def walk_forward(
     baselines: bool = True,  # fit simpler models in each fold, and compare the network with them
     ledger: str | os.PathLike[str] | None = None,  # counts what is judged on a test part; None: that of the user
     callbacks: Sequence[keras.callbacks.Callback] = (),  # for each fold
-    on_memory: str = "refuse",  # as in `train`
+    on_memory: OnMemory = "refuse",  # as in `train`
     save_every_batches: int | None = None,  # save the state every N steps; None: only at the end of each epoch
     deterministic: bool = False,  # equal bits in each run, resumed or not
     verbose: int = 0,  # Keras' own progress: 0 silent, 1 a bar, 2 a line per epoch
@@ -762,7 +762,7 @@ def cross_validate(
     validation: float = 0.2,  # the newest share of the rows that are left
     embargo: str | int = 0,  # after each test group
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    on_memory: str = "refuse",
+    on_memory: OnMemory = "refuse",
     save_every_batches: int | None = None,
     deterministic: bool = False,
     verbose: int = 0,

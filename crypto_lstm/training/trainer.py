@@ -647,7 +647,7 @@ def train_rows(
     baselines: bool = True,  # fit simpler models, and compare the network with them
     callbacks: Sequence[keras.callbacks.Callback] = (),
     tensorboard: bool = False,
-    on_memory: str = "refuse",
+    on_memory: OnMemory = "refuse",
     save_every_batches: int | None = None,
     deterministic: bool = False,
     verbose: int = 0,
