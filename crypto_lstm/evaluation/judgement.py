@@ -221,7 +221,7 @@ class Account:
         figures = {"balanced_accuracy": self.balanced_accuracy, "log_loss": self.log_loss}
         return {"name": self.name, **figures, **self.simulation.figures}
 
-
+# %% ../../nbs/evaluation/10_judgement.ipynb #a89ebe01
 @dataclass(frozen=True, eq=False, repr=False)
 class Judgement:
     """Whether a model may be traded on, with all figures that lead to it. Intervals are at 99 %.
@@ -304,26 +304,7 @@ class Judgement:
 
     def as_dict(self) -> dict[str, Any]:
         """All figures as plain values, for JSON."""
-        return {
-            "name": self.name,
-            "rows": self.rows,
-            "days": self.days,
-            "verdict": list(self.sentences),
-            "finding": self.finding,
-            "result": self.result,
-            "learnt": self.learnt,
-            "pays": self.pays,
-            "chance": self.chance,
-            "confusion_matrix": self.confusion.tolist(),
-            "intervals": self.intervals.as_dict(),
-            "net_return_per_trade": self.net.as_dict(),
-            "model": self.model.as_dict(),
-            "simulation": self.model.simulation.as_dict(),
-            "rivals": [rival.as_dict() for rival in self.rivals],
-            "comparisons": [comparison.as_dict() for comparison in self.comparisons],
-            "luck": None if self.luck is None else self.luck.as_dict(),
-            "cautions": list(self.cautions),
-        }
+        return _list_values(self)
 
     def __repr__(self) -> str:
         return f"Judgement({self.name!r}, rows={self.rows}, finding={self.finding!r}, result={self.result!r})"
@@ -335,6 +316,29 @@ class Judgement:
         sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in self.sentences)
         tables = [html_table(header, rows, caption=title) for title, header, rows in _build_tables(self)]
         return sentences + "".join([*tables, *_list_html_notes(self)])
+
+# %% ../../nbs/evaluation/10_judgement.ipynb #a89ebe02
+def _list_values(judgement: Judgement) -> dict[str, Any]:
+    return {
+        "name": judgement.name,
+        "rows": judgement.rows,
+        "days": judgement.days,
+        "verdict": list(judgement.sentences),
+        "finding": judgement.finding,
+        "result": judgement.result,
+        "learnt": judgement.learnt,
+        "pays": judgement.pays,
+        "chance": judgement.chance,
+        "confusion_matrix": judgement.confusion.tolist(),
+        "intervals": judgement.intervals.as_dict(),
+        "net_return_per_trade": judgement.net.as_dict(),
+        "model": judgement.model.as_dict(),
+        "simulation": judgement.model.simulation.as_dict(),
+        "rivals": [rival.as_dict() for rival in judgement.rivals],
+        "comparisons": [comparison.as_dict() for comparison in judgement.comparisons],
+        "luck": None if judgement.luck is None else judgement.luck.as_dict(),
+        "cautions": list(judgement.cautions),
+    }
 
 # %% ../../nbs/evaluation/10_judgement.ipynb #23f763ca
 _Table = tuple[str, list[str], list[list[Any]]]  # title, header, rows
@@ -401,7 +405,7 @@ def _list_html_notes(judgement: Judgement) -> list[str]:
         notes.append(judgement.luck._repr_html_())
     return notes + [f"<p>Caution: {html.escape(caution)}</p>" for caution in judgement.cautions]
 
-# %% ../../nbs/evaluation/10_judgement.ipynb #4757902b
+# %% ../../nbs/evaluation/10_judgement.ipynb #4757901a
 def compute_gains(
     labels: np.ndarray,  # (rows,) true class
     answers: Answers,  # of the model
@@ -420,7 +424,7 @@ def compute_gains(
 
 _FEATURELESS = ("class prior", "recent shares")  # rivals that do not look at candles
 
-
+# %% ../../nbs/evaluation/10_judgement.ipynb #4757902b
 def judge(
     name: str,  # of the part: validation, test, walk-forward
     candles: pd.DataFrame,  # the history of the rows, and the candles after them

@@ -275,7 +275,7 @@ def _describe_metrics(judgement: Mapping[str, Any]) -> Section:
     rows = []
     for name, title in _METRICS.items():
         rows.append([title, *_write_interval(_get(judgement, "intervals", "stretches", name)), chance.get(name, "-")])
-    net = _write_interval(_get(judgement, "net_return_per_row"))
+    net = _write_interval(_get(judgement, "net_return_per_trade"))
     rows.append(["net return of a window (%)", *net, "0"])
     table = Table("Figures with their 99 % intervals", ["figure", "value", "low", "high", "chance"], rows)
     days = _write_number(_get(judgement, "days"), "{:,.0f}")

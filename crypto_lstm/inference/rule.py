@@ -56,8 +56,6 @@ class TradeRule:
         >>> rule = cl.TradeRule.from_barriers((1.0, 0.5), (1.0, 0.5), cost_pct=0.2)  # take-profit, stop-loss
         >>> rule.choose_classes([[0.1, 0.5, 0.4], [0.1, 0.2, 0.7]]).tolist()  # HOLD, LONG
         [1, 2]
-        >>> round(rule.break_even_probability["long"], 3)
-        0.467
     """
 
     kind: RuleKind

@@ -160,29 +160,7 @@ class TrainingRun:
 
     def as_dict(self) -> dict[str, Any]:
         """The content of metadata.json: configuration, counts, metrics, memory, device, versions."""
-        return {
-            "crypto_lstm": crypto_lstm.__version__,
-            "pair": self.config.pair,
-            "config": self.config.as_dict(),
-            "classes": list(CLASSES),
-            "epochs_run": self.epochs_run,
-            "epochs_finished": self.epochs_finished,
-            "interrupted": self.interrupted,
-            "stopped_by": self.stopped_by,
-            "resumed_at": self.resumed_at,
-            "identity": self.identity,
-            "validation": self.validation.as_dict(),
-            "test": self.test.as_dict(),
-            "calibration": self.calibration.as_dict(),
-            "policy": self.policy.as_dict(),
-            "judgement": self.judgement.as_dict(),
-            "warnings": list(self.data.warnings),
-            "windows": self.data.as_dict(),
-            "memory": {"estimate": self.estimate.as_dict(), "measured_peak_mb": self.peak_mb},
-            "device": self.gpu.as_dict(),
-            "versions": list_versions(),
-            "platform": platform.platform(),
-        }
+        return _describe_run(self)
 
     def __repr__(self) -> str:
         epochs = f"epochs_run={self.epochs_run}, interrupted={self.interrupted!r}"
@@ -194,6 +172,32 @@ class TrainingRun:
     def _repr_html_(self) -> str:
         caption = f"Training run, {self.config.pair} {self.config.timeframe}"
         return html_table(["run", ""], _report_rows(self), caption=caption) + self.judgement._repr_html_()
+
+# %% ../../nbs/training/04_trainer.ipynb #3b50ee01
+def _describe_run(run: TrainingRun) -> dict[str, Any]:
+    return {
+        "crypto_lstm": crypto_lstm.__version__,
+        "pair": run.config.pair,
+        "config": run.config.as_dict(),
+        "classes": list(CLASSES),
+        "epochs_run": run.epochs_run,
+        "epochs_finished": run.epochs_finished,
+        "interrupted": run.interrupted,
+        "stopped_by": run.stopped_by,
+        "resumed_at": run.resumed_at,
+        "identity": run.identity,
+        "validation": run.validation.as_dict(),
+        "test": run.test.as_dict(),
+        "calibration": run.calibration.as_dict(),
+        "policy": run.policy.as_dict(),
+        "judgement": run.judgement.as_dict(),
+        "warnings": list(run.data.warnings),
+        "windows": run.data.as_dict(),
+        "memory": {"estimate": run.estimate.as_dict(), "measured_peak_mb": run.peak_mb},
+        "device": run.gpu.as_dict(),
+        "versions": list_versions(),
+        "platform": platform.platform(),
+    }
 
 # %% ../../nbs/training/04_trainer.ipynb #2ca98064
 def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:

@@ -30,9 +30,9 @@ CLOSE = CANDLES["date"].iloc[-1] + pd.Timedelta(hours=1)
 CALIBRATION = Calibration((1 / 3, 1 / 3, 1 / 3), (0.3, 0.35, 0.35), temperature=1.3, biases=(0.1, -0.2, 0.1))
 RULE = TradeRule(
     "expected_value",
-    ((-0.5, -0.1, 1.0), (1.0, 0.1, -0.5)),
-    cost_pct=0.1,
-    margin_pct=0.02,
+    ((-0.5, -0.1, 1.0), (1.2, 0.35, -0.5)),
+    cost_pct=0.2,
+    margin_pct=0.04,
     class_shares=(0.3, 0.35, 0.35),
 )
 POLICY = DecisionPolicy(CALIBRATION, RULE)
@@ -64,7 +64,7 @@ def predictor(files):
 def test_every_file_carries_the_policy(files, predictor):
     assert POLICY == files.bundle.policy == predictor.policy == load_run(files.place / "bundle").policy
     assert verify_bundle(files.place / "bundle").ok
-    assert "expected return above 0.1 % after costs of 0.2 %" in str(predictor)
+    assert "expected return above 0.04 % after costs of 0.2 %" in str(predictor)
 
 
 def test_decide_update_and_predict_agree_to_the_bit(files, predictor):
