@@ -141,7 +141,7 @@ def _format_dates(ax: Axes) -> None:
     formatter = ConciseDateFormatter(
         locator,
         formats=["%Y", "%b", "%b %d", "%H:%M", "%H:%M", "%S.%f"],
-        zero_formats=["", "%b", "%b %d", "%b %d", "%H:%M", "%H:%M"],
+        zero_formats=["", "%b\n%Y", "%b %d", "%b %d", "%H:%M", "%H:%M"],
         offset_formats=["", "%Y", "%Y", "%Y", "%Y-%m-%d", "%Y-%m-%d %H:%M"],
     )
     ax.xaxis.set_major_locator(locator)
@@ -183,18 +183,22 @@ def _draw_accounts(ax: Axes, record: JudgementRecord, rivals: Sequence[str]) -> 
     drawn = [record.equity[name] for name in ("model", "buy and hold", *rivals)]
     lowest, highest = min(values.min() for values in drawn), max(values.max() for values in drawn)
     if lowest > 0.01 and highest > 5 * lowest:
-        _use_log_scale(ax)
+        _use_log_scale(ax, subs=(1, 2, 5) if highest < 100 * lowest else (1,))
     ax.set(ylabel="equity (%)")
     ax.legend(ncols=2, loc="best")
 
 
-def _use_log_scale(ax: Axes) -> None:
+def _use_log_scale(ax: Axes, subs: tuple[int, ...]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter("{x:,g}")
+    ax.yaxis.set_major_locator(LogLocator(subs=subs))
+    ax.yaxis.set_major_formatter(_write_tick)
     ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _write_tick(value: float, position: float) -> str:
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
 def _fill_drawdown(record: JudgementRecord) -> tuple[Any, np.ndarray]:
@@ -349,15 +353,28 @@ def draw_random(record: JudgementRecord) -> Picture:
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
-        ax.hist(returns, bins=40, color=GREY, alpha=0.6)
-        ax.axvline(own, color=BLUE, lw=2.5)
-        ax.set_title(f"model {own:+.1f} %", loc="right", color=BLUE)
-        ax.set(xlabel="total return (%)", ylabel="random accounts")
+        _draw_histogram(ax, np.maximum(100 + returns, 0.01), max(100 + own, 0.01))
+        ax.set_title(f"model {own:+,.1f} %", loc="right", color=BLUE)
 
     lower = 100 * float(np.mean(returns < own))
     caption = "The model among accounts that traded as often at random times."
     alt = f"{caption} {lower:.0f} % of {len(returns):,} random accounts returned less than the model ({own:+.1f} %)."
     return draw_picture("random", draw, (10, 2.8), caption, alt)
+
+
+def _draw_histogram(ax: Axes, ends: np.ndarray, own: float) -> None:
+    """Equity at the end, in percent of the start; on a logarithmic axis if the accounts differ much."""
+    lowest, highest = min(float(ends.min()), own), max(float(ends.max()), own)
+    label = "equity at the end (% of the start)"
+    bins: Any = 40
+    if highest > 10 * lowest:
+        bins = np.geomspace(lowest, highest, 81)
+        label = f"{label}, logarithmic"
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(_write_tick)
+    ax.hist(ends, bins=bins, color=GREY, alpha=0.6)
+    ax.axvline(own, color=BLUE, lw=2.5)
+    ax.set(xlabel=label, ylabel="random accounts")
 
 # %% ../../nbs/evaluation/12_report_pictures.ipynb #ccf9aef2
 def make_colour_style() -> str:

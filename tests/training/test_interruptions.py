@@ -283,6 +283,7 @@ def test_a_training_of_no_finished_epoch_makes_no_bundle(whole, tmp_path, caplog
     assert "no epoch was finished: there is no bundle and no ONNX file" in caplog.text
     assert "no bundle: no epoch was finished" in str(run)
     assert not run.paths["bundle"].exists() and not run.paths["onnx"].exists()
+    assert "The training is UNFINISHED" in run.report(tmp_path / "mine.html").read_text(encoding="utf-8")
     with pytest.raises(BundleError, match="no epoch of the training was finished, SIGTERM stopped it"):
         save_bundle(run, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
@@ -294,6 +295,8 @@ def test_a_training_of_no_finished_epoch_makes_no_bundle(whole, tmp_path, caplog
     assert_refused_without_state(run.output_dir, tmp_path, told)
     rest = train(HOURLY, SMALL, run.output_dir, **OPTIONS)
     assert rest.epochs_finished == 2 and rest.unfinished is None and verify_run(run.output_dir).ok
+    page = rest.paths["report"].read_bytes()
+    assert b"UNFINISHED" not in page and rest.report().read_bytes() == page
 
 
 def change_facts(folder: Path, place: Path, **facts: object) -> Path:
