@@ -109,15 +109,19 @@ def summarise_markets(markets: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return facts
 
 
-def render_markets(markets: Sequence[dict[str, Any]]) -> str:
-    """A table of false verdicts and of trades, with a row for each memory and one for all."""
+def summarise_groups(markets: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The summary of each memory, and of all markets."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for market in markets:
         groups.setdefault(f"{market['memory_h']} h", []).append(market)
     groups["all"] = list(markets)
+    return {name: summarise_markets(some) for name, some in groups.items()}
+
+
+def render_groups(groups: dict[str, dict[str, Any]]) -> str:
+    """A table of false verdicts and one of trades, with a row for each group."""
     verdicts, trades = [], []
-    for name, some in groups.items():
-        facts = summarise_markets(some)
+    for name, facts in groups.items():
         shares = [f"{facts[key]:.1%}" for key in ("learnt", "pays", "former_learnt", "former_pays", "has_interval")]
         verdicts.append([name, facts["markets"], *shares])
         cells = []

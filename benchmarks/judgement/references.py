@@ -47,13 +47,14 @@ def compare_luck() -> list[dict[str, Any]]:
 
     differences = np.zeros((_SERIES, len(names)))
     for seed in range(_SERIES):
-        returns = make_returns(seed, 1, 240)[0] + 0.5
+        returns = make_returns(seed, 1, 240)[0]
         moments = luck.measure_sharpe(returns)
         ours = [luck.probabilistic_sharpe(moments), luck.deflated_sharpe(moments, 50, 0.004)]
         theirs = [purgedcv.probabilistic_sharpe_ratio(returns, 0.0)]
         theirs.append(purgedcv.deflated_sharpe_ratio_full(returns, 50, 0.004).dsr)
-        ours.append(np.ceil(luck.minimum_track_record(moments, 0.0)))
-        theirs.append(purgedcv.min_track_record_length(moments.sharpe, 0.0, 0.05, moments.skew, moments.kurtosis))
+        good = luck.measure_sharpe(returns + 0.5)  # a track record is finite for a positive ratio only
+        ours.append(np.ceil(luck.minimum_track_record(good, 0.0)))
+        theirs.append(purgedcv.min_track_record_length(good.sharpe, 0.0, 0.05, good.skew, good.kurtosis))
         models = make_returns(seed, 12, 200)
         own, other = luck.measure_overfitting(models, 10), purgedcv.probability_of_backtest_overfitting(models, 10)
         logits = float(np.abs(own.logits - np.asarray(other.logits)).max())

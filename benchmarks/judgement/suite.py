@@ -27,7 +27,7 @@ def measure_part(part: str, options: argparse.Namespace) -> Any:
     """The results of one part, as plain values."""
     if part == "fair":
         markets = fair.judge_markets(options.seeds, options.workers)
-        return {"seeds": options.seeds, "summary": fair.summarise_markets(markets), "markets": markets}
+        return {"seeds": options.seeds, "groups": fair.summarise_groups(markets)}
     if part == "time":
         return simulation.measure_cases(options.decisions)
     return references.compare_references()
@@ -36,7 +36,7 @@ def measure_part(part: str, options: argparse.Namespace) -> Any:
 def render_part(part: str, found: Any) -> str:
     """The tables of one part."""
     if part == "fair":
-        return f"{found['seeds']} seeds\n{fair.render_markets(found['markets'])}"
+        return f"{found['seeds']} seeds\n{fair.render_groups(found['groups'])}"
     return simulation.render_cases(found) if part == "time" else references.render_references(found)
 
 
@@ -62,9 +62,10 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     parts = [options.only] if options.only else PARTS
     for part in parts:
-        stored = load_results()
-        if not options.report:
-            stored[part] = measure_part(part, options)
+        found = None if options.report else measure_part(part, options)
+        stored = load_results()  # now, since another process may have stored a part meanwhile
+        if found is not None:
+            stored[part] = found
             if not options.dry:
                 JUDGEMENT_RESULTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
         if part in stored:
