@@ -80,7 +80,7 @@ class FoldResult:
 
     number: int
     spans: dict[str, list[str]]  # train, validation, test -> dates, UTC, ISO 8601
-    rows: dict[str, int]  # train (before balancing), validation, test
+    rows: dict[str, int]  # train, validation, test, and balanced: those of train that are trained on
     epochs: int
     balanced_accuracy: float  # of the most likely class
     log_loss: float  # of the calibrated probabilities, nats
@@ -337,10 +337,11 @@ def _train_fold(
 def _summarise_fold(fold: Fold, run: TrainingRun, parent: FoldResult | None) -> FoldResult:
     account = run.judgement.model
     figures = account.simulation.figures
+    counts = {name: len(rows) for name, rows in fold.parts.items()}
     return FoldResult(
         number=fold.number,
         spans={name: list(span) for name, span in fold.spans.items()},
-        rows={name: len(rows) for name, rows in fold.parts.items()},
+        rows={**counts, "balanced": len(run.data.train.rows)},
         epochs=run.epochs_run,
         balanced_accuracy=account.balanced_accuracy,
         log_loss=account.log_loss,
@@ -644,7 +645,7 @@ def _thin_equity(judgement: Judgement) -> dict[str, list[Any]]:
         "buy and hold": simulation.comparison_equity["buy and hold"][places].tolist(),
     }
 
-
+# %% ../../nbs/backtest/02_walk_forward.ipynb #f221b7c1
 def load_walk_forward(
     folder: str | os.PathLike[str],  # that `walk_forward` wrote
 ) -> WalkForward:  # without `judgement`, `answers` and `rows`
@@ -692,7 +693,7 @@ def _parse_fold(path: Path, values: Any) -> FoldResult:
         raise _not_a_result(path)
     return FoldResult(**values)
 
-# %% ../../nbs/backtest/02_walk_forward.ipynb #f222b7c1
+# %% ../../nbs/backtest/02_walk_forward.ipynb #f223b7c1
 @dataclass(frozen=True, eq=False, repr=False)
 class CrossValidation:
     """The result of `cross_validate`: complete paths through the history, answered by models that did not see it."""
@@ -751,7 +752,7 @@ class CrossValidation:
 
 _PATH_COLUMNS = ["path", "balanced", "log-loss", "trades", "return", "Sharpe", "drawdown"]
 
-# %% ../../nbs/backtest/02_walk_forward.ipynb #f223b7c1
+# %% ../../nbs/backtest/02_walk_forward.ipynb #f224b7c1
 def cross_validate(
     candles: pd.DataFrame,  # date, open, high, low, close, volume
     config: Config | None = None,  # default: Config()
