@@ -25,7 +25,7 @@ import crypto_lstm
 from ..architecture import build_model
 from .folds import Fold, FoldMode, cpcv_folds, stitch_folds, stitch_paths, walk_forward_folds
 from ..callbacks import OutputFolderError
-from ..config import CLASSES, Config
+from ..config import CLASSES, Config, OnMemory
 from ..data.candle_report import require_candles
 from ..data.windows import DataError, LabelledHistory, balance_rows, prepare_history
 from ..evaluation.judgement import Answers, Judgement, judge
@@ -602,7 +602,7 @@ def _judge_folds(
     )
     extra = {"walk_forward": {name: value for name, value in backtest.settings.items() if name != "config"}}
     dates = backtest.history.filled["date"].iloc[rows]
-    trials = count_trials(judgement, backtest.config, data["sha256"], dates, ledger, extra)
+    trials = count_trials(judgement, backtest.config, data["sha256"], dates, ledger, extra=extra)
     judgement = judgement.with_trials(trials)
     return WalkForward(
         config=backtest.config,

@@ -76,7 +76,7 @@ def _name_text_kind(chunk: bytes) -> str:
     is_json = re.match(rb"\{|\[\s*[\[{]|\[\s*$", start)  # a list of candles, not of numbers
     return "json" if is_json else "text"
 
-
+# %% ../../nbs/data/14_files.ipynb #1d2ef2de
 def _exceeds(max_bytes: int) -> str:
     return f"more than max_bytes ({max_bytes:,} bytes): split the file, or raise max_bytes"
 

@@ -530,7 +530,7 @@ def name_cells(
     kind = _WIDTHS[width] if columns == "ohlcv" else f"{width} cells as {columns}"
     return kind, (*ORDERS[columns], *more)
 
-
+# %% ../../nbs/data/12_layouts.ipynb #d1d48999
 def parse_rows(
     rows: Sequence[Any],  # lists of cells, the time first
     columns: str = "ohlcv",  # order after the time: one of `ORDERS`

@@ -522,7 +522,7 @@ def _check_classes(name: str, classes: np.ndarray, rows: np.ndarray) -> np.ndarr
         raise EvaluationError(f"expected classes 0, 1 or 2 in {name}, got {shorten_repr(classes, 60)}")
     return classes.astype(np.int64)
 
-
+# %% ../../nbs/evaluation/02_intervals.ipynb #e2afd7d9
 def _measure_answers(
     cells: np.ndarray, probabilities: np.ndarray | None, rows: np.ndarray, bin_candles: int
 ) -> float:

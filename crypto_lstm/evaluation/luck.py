@@ -265,7 +265,7 @@ def measure_overfitting(
     low, high = max(probability - width, 0.0), min(probability + width, 1.0)
     return Overfitting(probability, low, high, confidence, slope, logits)
 
-
+# %% ../../nbs/evaluation/06_luck.ipynb #10a38ce1
 def _check_matrix(returns: np.ndarray, blocks: int) -> np.ndarray:
     values = np.asarray(returns, dtype=np.float64)
     if not is_whole_number(blocks, minimum=6) or blocks % 2:

@@ -539,7 +539,7 @@ def _draw_pictures(source: ReportSource) -> dict[str, list[Any]]:
         drawn["luck"] = [pictures.draw_random(record)]
     return drawn
 
-
+# %% ../../nbs/evaluation/13_report.ipynb #e1580f34
 def _write_section(section: Section, pictures: Sequence[Any]) -> str:
     parts = [f'<h2 id="{section.name}">{html.escape(section.title)}</h2>']
     notes = [f"<p>{html.escape(escape_control(note))}</p>" for note in section.notes]

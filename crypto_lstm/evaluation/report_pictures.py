@@ -314,7 +314,7 @@ def _draw_reliability_of(ax: Axes, labels: np.ndarray, values: np.ndarray) -> No
         ax.plot(part["mean_probability"], part["share"], mark, color=colour, ms=5, lw=0.8, label=label)
     ax.set(xlabel="mean probability of a bin", xlim=(0, 1), ylim=(0, 1))
 
-
+# %% ../../nbs/evaluation/12_report_pictures.ipynb #aa617ca2
 def draw_confusion(record: JudgementRecord) -> Picture:
     """True classes by the most likely class of the model, and by the decision of the rule."""
     parts = {

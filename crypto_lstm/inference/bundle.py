@@ -619,7 +619,7 @@ def _parse_golden(data: bytes, config: Config, scaler: Scaler, path: Path) -> di
         raise BundleError(path, error.fault) from error
     return golden
 
-
+# %% ../../nbs/inference/04_bundle.ipynb #db4136eb
 def _parse_config(data: bytes, path: Path) -> tuple[Config, Shapes]:
     """The configuration, and the shapes of its weights."""
     settings = parse_json(data, path / "config.json")

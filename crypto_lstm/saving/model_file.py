@@ -149,7 +149,7 @@ def parse_model_file(
 
 _ReadArrays = Callable[[bytes], tuple[dict[str, str], dict[str, np.ndarray]]]
 
-
+# %% ../../nbs/saving/03_model_file.ipynb #07feb9f0
 def _read_hdf5(data: bytes, path: FilePath, read: _ReadArrays) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     try:
         return read(data)

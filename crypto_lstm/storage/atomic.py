@@ -164,7 +164,7 @@ def _rename_onto(new: Path, target: Path) -> Callable[[], object] | None:
     os.replace(new, target)  # noqa: PTH105
     return None
 
-
+# %% ../../nbs/storage/03_atomic.ipynb #607fb6c3
 def _do_nothing() -> None:
     pass
 

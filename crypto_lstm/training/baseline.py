@@ -136,7 +136,7 @@ def judge_baselines(
     source = _make_source(candles, data, judgements[best], answers[best], fits[best])
     return BaselineResult(data.config, judgements, best, source)
 
-
+# %% ../../nbs/training/06_baseline.ipynb #df0d5f28
 def _judge_beside(
     candles: pd.DataFrame, data: TrainingData, answers: Mapping[str, Answers], name: str, others: Sequence[str]
 ) -> Judgement:

@@ -71,8 +71,8 @@ def count_trials(
     candles_sha256: str,  # fingerprint of the candles
     dates: pd.Series,  # of the test part
     path: str | os.PathLike[str] | None = None,  # of the ledger; None: that of the user
-    extra: Mapping[str, Any] | None = None,  # settings outside `Config` that matter, such as those of folds
     wait_s: float = 10.0,  # for another process that writes it
+    extra: Mapping[str, Any] | None = None,  # settings outside `Config` that matter, such as those of folds
 ) -> Trials:
     """Enter a judgement in the ledger, and count the settings that were tried on its test part."""
     start, end = (pd.Timestamp(date).to_pydatetime() for date in (dates.iloc[0], dates.iloc[-1]))

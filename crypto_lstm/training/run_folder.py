@@ -89,7 +89,7 @@ def _require_usable_name(folder: Path) -> None:
     except ValueError as error:  # a null byte in the name
         raise OutputFolderError(f"can't write to {str(folder)!r}: {error}; choose another") from error
 
-
+# %% ../../nbs/training/01_run_folder.ipynb #9bc949ba
 def _require_own_run(folder: Path, resume: bool) -> None:
     place = f"the folder {str(folder)!r} is not empty"
     if not _has_run(folder):

@@ -352,7 +352,7 @@ def _run_job(job: _Job, callbacks: list[keras.callbacks.Callback]) -> TrainingRu
         partial_epochs=int(backup.stopped_inside_epoch),
     )
 
-
+# %% ../../nbs/training/04_trainer.ipynb #2614b4bd
 def _fit(
     job: _Job, model: keras.Model, backup: TrainingBackup, estimate: MemoryEstimate
 ) -> dict[str, list[float]]:
@@ -590,7 +590,7 @@ def train(
     )
     return _train(task, output_dir)
 
-
+# %% ../../nbs/training/04_trainer.ipynb #33f1e202
 def _train(task: _Task, output_dir: str | os.PathLike[str]) -> TrainingRun:
     """Check everything, then train, resume or load the run in the folder."""
     require_save_interval(task.save_every_batches)

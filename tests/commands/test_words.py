@@ -349,6 +349,9 @@ SHOWN = [
     ["export", "--model", "run", "--output", "copy-{width}.onnx"],
     ["predict", "--model", "run", "--candles", "ETH_USDT-1h.feather"],
     ["predict", "--model", "run", "--candles", "BTCUSDT-1h.feather", "--output", "out-{width}.csv"],
+    ["report", "run"],
+    ["baseline", "--candles", "BTCUSDT-1h.feather", "--set", *WORDS],
+    ["walk-forward", "--candles", "BTCUSDT-1h.feather", "--output", "folds", "--first-train", "100d", "--no-baselines", "--set", *WORDS],
     ["train", "--candles", "glued.csv", "--output", "new", "--set", "epochs=0"],
     ["train", "--candles", "broken.csv", "--output", "new"],
     ["train", "--candles", "BTCUSDT-1h.feather", "--output", "run", "--no-tensorboard", "--set", *WORDS],
@@ -388,4 +391,4 @@ def test_estimate_measures_a_step_and_forecasts_minutes():
 
 def test_estimate_without_a_measurement_names_the_option(monkeypatch):
     arguments = argparse.Namespace(config=None, set=WORDS, budget=4000, batch_size=None, probe=False)
-    assert "--probe measures the memory and the time of a step" in jobs.run_estimate(arguments).text
+    assert "--probe measures the time and the memory of a step" in jobs.run_estimate(arguments).text
