@@ -5,7 +5,8 @@
 # %% ../../nbs/data/09_scaler.ipynb #c60b7b9d
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,15 +45,7 @@ class Scaler:
     constant: tuple[str, ...] = ()  # features that did not change in the training rows
 
     def __post_init__(self) -> None:
-        if len(set(self.constant)) != len(self.constant) or not set(self.constant) <= set(self.features):
-            raise ScalerError(f"constant features must be among {self.features}, got {shorten_repr(self.constant)}")
-        numbers = (*self.center, *self.scale, self.clip)
-        has_one_of_each = len(self.features) == len(self.center) == len(self.scale) > 0
-        has_names = all(isinstance(name, str) for name in self.features)
-        is_finite = all(map(is_finite_number, numbers))
-        if not (has_one_of_each and has_names and is_finite and min((*self.scale, self.clip)) > 0):
-            wanted = f"one finite centre and one finite, positive scale for each of {shorten_repr(self.features)}"
-            raise ScalerError(f"a scaler needs {wanted}, and a positive clip; got {shorten_repr(numbers, 300)}")
+        _require_valid(self)
 
     @classmethod
     def fit(
@@ -61,12 +54,9 @@ class Scaler:
         config: Config,  # scaler, features, feature_clip
     ) -> Self:
         """Fit centre and scale with scikit-learn. A feature that never changes gets scale 1 and is in `constant`."""
-        center, scale = _fit_numbers(config.scaler, matrix)
-        is_constant = np.ptp(matrix, axis=0) <= _CONSTANT_SPREAD * np.maximum(1, np.abs(matrix[0]))
-        if config.scaler == "none":  # whose centre is 0: a movement is measured from the constant value
-            center = np.where(is_constant, matrix[0], center)
+        center, scale, is_constant = _fit_constants(config.scaler, matrix)
         constant = tuple(name for name, value in zip(config.features, is_constant, strict=True) if value)
-        numbers = tuple(center.tolist()), tuple(np.where(is_constant, 1.0, scale).tolist())
+        numbers = tuple(center.tolist()), tuple(scale.tolist())
         return cls(config.scaler, config.features, *numbers, config.feature_clip, constant)
 
     def scale_rows(
@@ -74,31 +64,22 @@ class Scaler:
         matrix: np.ndarray,  # (rows, features)
     ) -> np.ndarray:  # (rows, features) float32
         """A scaled and clipped copy, computed in float64."""
-        return np.clip(self._standardize(matrix), -self.clip, self.clip).astype(np.float32)
+        return np.clip(_standardize(self, matrix), -self.clip, self.clip).astype(np.float32)
 
     def transform(
         self,
         matrix: np.ndarray,  # (rows, features)
     ) -> tuple[np.ndarray, np.ndarray]:  # (rows, features) float32; (features,) how many values were clipped
         """`scale_rows`, with the count of clipped values. Raises `ScalerError` for a matrix of another width."""
-        if matrix.ndim != 2 or matrix.shape[1] != len(self.features):
-            wanted = f"expected a matrix (rows, {len(self.features)}) with the features {self.features}"
-            raise ScalerError(f"{wanted}, got shape {matrix.shape}: give the output of make_features")
-        values = self._standardize(matrix)
+        _require_width(matrix, self.features)
+        values = _standardize(self, matrix)
         clipped = np.count_nonzero(np.abs(values) > self.clip, axis=0)
         return np.clip(values, -self.clip, self.clip).astype(np.float32), clipped
-
-    def _standardize(self, matrix: np.ndarray) -> np.ndarray:
-        return (matrix.astype(np.float64) - np.array(self.center)) / np.array(self.scale)
 
     @cached_property
     def _limits(self) -> np.ndarray:
         """(features,) float32: the smallest scaled value of each feature that the training did not cover."""
-        limits = np.full(len(self.features), self.clip, dtype=np.float32)
-        for number, name in enumerate(self.features):
-            if name in self.constant:
-                limits[number] = _MOVED * max(1.0, abs(self.center[number]))
-        return limits
+        return _find_limits(self)
 
     def count_out_of_range(
         self,
@@ -112,21 +93,11 @@ class Scaler:
         window: np.ndarray,  # (sequence_length, features) from `scale_rows`
     ) -> str | None:
         """A sentence if more than 5 % of the values of a window are out of the range of the training, else None."""
-        is_outside = np.abs(window) >= self._limits
-        count = int(np.count_nonzero(is_outside))
-        if count <= OUT_OF_RANGE_SHARE * window.size:
-            return None
-        counts = dict(zip(self.features, np.count_nonzero(is_outside, axis=0).tolist(), strict=True))
-        named = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
-        return f"{count} of the {window.size} values of the window are out of the range of the training ({named})"
+        return _describe_outside(np.abs(window) >= self._limits, self.features)
 
     def require_config(self, config: Config) -> None:
         """Raise `ScalerError` unless this scaler has the features, the kind and the clip of `config`."""
-        wanted = (config.features, config.scaler, config.feature_clip)
-        got = (self.features, self.kind, self.clip)
-        if got != wanted:
-            sentence = f"expected a scaler with features, kind and clip {wanted}, got {got}"
-            raise ScalerError(f"{sentence}: give both of one model")
+        _require_config(self, config)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them."""
@@ -139,8 +110,8 @@ class Scaler:
         """A scaler from the values of `as_dict`. Raises `ScalerError` for any other values."""
         _require_fields(values)
         center, scale = (tuple(map(float, values[name])) for name in ("center", "scale"))
-        constant = tuple(values.get("constant", ()))
-        return cls(values["kind"], tuple(values["features"]), center, scale, float(values["clip"]), constant)
+        names, constant = tuple(values["features"]), tuple(values.get("constant", ()))
+        return cls(values["kind"], names, center, scale, float(values["clip"]), constant)
 
     def save(self, path: str | Path) -> Path:
         """Write the scaler as JSON, atomically."""
@@ -148,20 +119,87 @@ class Scaler:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a file of `save`, as strictly as every other file of this package. Raises `ScalerError` naming the file.
-
-        Equal keys, links and special files are refused as well.
-        """
-        try:
-            values = read_json(path, max_bytes=_MAX_BYTES)
-        except IntegrityError as error:
-            raise _unreadable(path, error.fault) from error
-        except (OSError, ValueError) as error:  # the second for a path with a null character
-            raise _unreadable(path, error) from error
-        try:
+        """Read a file of `save`. Raises `ScalerError`, also for equal keys, links and special files."""
+        values = _read_values(path)
+        with _named_file(path):
             return cls.from_dict(values)
-        except ScalerError as error:
-            raise _unreadable(path, error) from error
+
+# %% ../../nbs/data/09_scaler.ipynb #5ca1e700
+def _require_valid(scaler: Scaler) -> None:
+    """Raise `ScalerError` unless the numbers can scale the features."""
+    if len(set(scaler.constant)) != len(scaler.constant) or not set(scaler.constant) <= set(scaler.features):
+        raise ScalerError(f"constant features must be among {scaler.features}, got {shorten_repr(scaler.constant)}")
+    numbers = (*scaler.center, *scaler.scale, scaler.clip)
+    has_one_of_each = len(scaler.features) == len(scaler.center) == len(scaler.scale) > 0
+    has_names = all(isinstance(name, str) for name in scaler.features)
+    is_finite = all(map(is_finite_number, numbers))
+    if not (has_one_of_each and has_names and is_finite and min((*scaler.scale, scaler.clip)) > 0):
+        wanted = f"one finite centre and one finite, positive scale for each of {shorten_repr(scaler.features)}"
+        raise ScalerError(f"a scaler needs {wanted}, and a positive clip; got {shorten_repr(numbers, 300)}")
+
+
+def _standardize(scaler: Scaler, matrix: np.ndarray) -> np.ndarray:
+    return (matrix.astype(np.float64) - np.array(scaler.center)) / np.array(scaler.scale)
+
+
+@contextlib.contextmanager
+def _named_file(path: str | Path) -> Iterator[None]:
+    """Name the file in a `ScalerError`."""
+    try:
+        yield
+    except ScalerError as error:
+        raise _unreadable(path, error) from error
+
+
+def _require_width(matrix: np.ndarray, features: tuple[str, ...]) -> None:
+    if matrix.ndim != 2 or matrix.shape[1] != len(features):
+        wanted = f"expected a matrix (rows, {len(features)}) with the features {features}"
+        raise ScalerError(f"{wanted}, got shape {matrix.shape}: give the output of make_features")
+
+
+def _require_config(scaler: Scaler, config: Config) -> None:
+    wanted = (config.features, config.scaler, config.feature_clip)
+    got = (scaler.features, scaler.kind, scaler.clip)
+    if got != wanted:
+        sentence = f"expected a scaler with features, kind and clip {wanted}, got {got}"
+        raise ScalerError(f"{sentence}: give both of one model")
+
+
+def _fit_constants(kind: str, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centre, scale and whether it is constant, of each feature. A constant feature has the scale 1."""
+    center, scale = _fit_numbers(kind, matrix)
+    is_constant = np.ptp(matrix, axis=0) <= _CONSTANT_SPREAD * np.maximum(1, np.abs(matrix[0]))
+    if kind == "none":  # whose centre is 0: a movement is measured from the constant value
+        center = np.where(is_constant, matrix[0], center)
+    return center, np.where(is_constant, 1.0, scale), is_constant
+
+
+def _find_limits(scaler: Scaler) -> np.ndarray:
+    """(features,) float32: the smallest scaled value of each feature that the training did not cover."""
+    limits = np.full(len(scaler.features), scaler.clip, dtype=np.float32)
+    for number, name in enumerate(scaler.features):
+        if name in scaler.constant:
+            limits[number] = _MOVED * max(1.0, abs(scaler.center[number]))
+    return limits
+
+
+def _describe_outside(is_outside: np.ndarray, features: tuple[str, ...]) -> str | None:
+    """A sentence about the values of a window that the training did not cover; None for 5 % of them or fewer."""
+    count = int(np.count_nonzero(is_outside))
+    if count <= OUT_OF_RANGE_SHARE * is_outside.size:
+        return None
+    counts = dict(zip(features, np.count_nonzero(is_outside, axis=0).tolist(), strict=True))
+    named = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
+    return f"{count} of the {is_outside.size} values of the window are out of the range of the training ({named})"
+
+
+def _read_values(path: str | Path) -> Any:
+    try:
+        return read_json(path, max_bytes=_MAX_BYTES)
+    except IntegrityError as error:
+        raise _unreadable(path, error.fault) from error
+    except (OSError, ValueError) as error:  # the second for a path with a null character
+        raise _unreadable(path, error) from error
 
 # %% ../../nbs/data/09_scaler.ipynb #ecdda447
 def _require_fields(values: Any) -> None:

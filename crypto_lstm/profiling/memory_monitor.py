@@ -178,7 +178,7 @@ class MemoryMonitorCallback(keras.callbacks.Callback):
         remedy = "lower batch_size, or raise soft_limit_mb if the machine has more memory"
         _logger.warning("training %s; %s", self.stopped_by_limit, remedy)
 
-
+# %% ../../nbs/profiling/03_memory_monitor.ipynb #3e7a1c00
 def _metric(logs: Mapping[str, Any] | None, name: str) -> float | None:
     """A metric as a float; None if Keras did not report it."""
     value = (logs or {}).get(name)

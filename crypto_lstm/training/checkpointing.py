@@ -416,51 +416,70 @@ class TrainingBackup(keras.callbacks.History):
         variables |= _name_arrays("optimizer", self.model.optimizer.variables)
         if not _are_finite(variables, self.callbacks):
             return
-        self._note_removed_files(f"step {batch} of epoch {epoch + 1}" if batch else f"epoch {epoch}")
-        values, arrays = self._collect(batch)
-        arrays |= variables
-        facts = {**self._facts, "epoch": epoch, "batch": batch, "batches": self.batches, "over": over}
-        facts["lost"] = self._lost
-        store = CheckpointStore(self.folder / STATE, max_to_keep=2)
-        with store.save(facts=facts, needs_bytes=sum(array.nbytes for array in arrays.values())) as new:
-            (new / "values.json").write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
-            with open(new / "arrays.npz", "wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-        self._newest = store.list_checkpoints()[0]
         place = f"step {batch} of epoch {epoch + 1}" if batch else f"epoch {epoch}"
+        self._lost += _replace_removed_files(self, self._newest, place)
+        values, arrays = _collect_state(self, batch)
+        facts = {**self._facts, "epoch": epoch, "batch": batch, "batches": self.batches, "over": over}
+        self._newest = _write_state(self.folder / STATE, {**facts, "lost": self._lost}, values, {**arrays, **variables})
         self.last_saved = f"The last finite state, after {place}, is kept in {str(self.folder / STATE)!r}"
-
-    def _note_removed_files(self, place: str) -> None:
-        """Warn of files that were removed while the training ran, and write the best model again."""
-        if self._newest is not None and not self._newest.exists():
-            self._lose(f"{str(self.folder / STATE)!r} was removed before {place}: the older states are lost")
-        path = self.folder / CHECKPOINT_NAME
-        best = [callback.best for callback in self.callbacks if isinstance(callback, BestCheckpoint)]
-        if any(value is not None for value in best) and not path.exists():
-            _write_best_model(self.model, self.callbacks, path)
-            result = "it is written again from the weights of the best epoch" if path.exists() else "it is lost"
-            self._lose(f"{str(path)!r} was removed before {place}: {result}")
-
-    def _lose(self, sentence: str) -> None:
-        _log.warning(sentence)
-        self._lost.append(sentence)
 
     def note_stop(self, error: BaseException) -> None:
         """Note where an exception stopped the training, so that the next run can state how many steps are lost."""
-        if self._newest is None or not self._newest.exists():
-            return
         note = {"epoch": self._epoch, "batch": self._done, "batches": self.batches, "error": type(error).__name__}
-        with contextlib.suppress(OSError):  # the training has failed already
-            write_json(self.folder / STATE / STOP_NOTE, note)
+        if self._newest is not None and self._newest.exists():
+            with contextlib.suppress(OSError):  # the training has failed already
+                write_json(self.folder / STATE / STOP_NOTE, note)
 
-    def _collect(self, batch: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The values and arrays of the state, without the variables of the network and of the optimizer."""
-        callbacks, arrays = _pack_callbacks(self.callbacks)
-        if batch:
-            arrays |= _name_arrays("metrics", self.model.metrics_variables)
-        for name, series in self.history.items():
-            arrays[f"history/{name}"] = np.asarray(series, dtype=np.float64)
-        return {"callbacks": callbacks, "checkpoint": _hash_if_present(self.folder / CHECKPOINT_NAME)}, arrays
+
+# %% ../../nbs/training/02_checkpointing.ipynb #c8a5e700
+def _collect_state(backup: TrainingBackup, batch: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The values and arrays of the state, without the variables of the network and of the optimizer."""
+    callbacks, arrays = _pack_callbacks(backup.callbacks)
+    if batch:
+        arrays |= _name_arrays("metrics", backup.model.metrics_variables)
+    for name, series in backup.history.items():
+        arrays[f"history/{name}"] = np.asarray(series, dtype=np.float64)
+    return {"callbacks": callbacks, "checkpoint": _hash_if_present(backup.folder / CHECKPOINT_NAME)}, arrays
+
+
+def _replace_removed_files(
+    backup: TrainingBackup,
+    newest: Path | None,  # checkpoint
+    place: str,  # epoch and step of the training
+) -> list[str]:  # a sentence about each loss
+    """Warn of files that were removed while the training ran, and write the best model again."""
+    losses = []
+    if newest is not None and not newest.exists():
+        losses.append(f"{str(backup.folder / STATE)!r} was removed before {place}: the older states are lost")
+    losses += _replace_best_model(backup.model, backup.callbacks, backup.folder / CHECKPOINT_NAME, place)
+    for sentence in losses:
+        _log.warning(sentence)
+    return losses
+
+
+def _write_state(folder: Path, facts: Mapping[str, Any], values: Mapping[str, Any], arrays: dict[str, Any]) -> Path:
+    """Write a checkpoint; returns its folder."""
+    store = CheckpointStore(folder, max_to_keep=2)
+    with store.save(facts=facts, needs_bytes=sum(array.nbytes for array in arrays.values())) as new:
+        (new / "values.json").write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
+        with open(new / "arrays.npz", "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    return store.list_checkpoints()[0]
+
+
+def _replace_best_model(
+    model: keras.Model,
+    callbacks: Sequence[keras.callbacks.Callback],
+    path: Path,
+    place: str,  # epoch and step of the training
+) -> list[str]:  # sentences about what was removed
+    """Write the best model again if its file was removed while the training ran."""
+    best = [callback.best for callback in callbacks if isinstance(callback, BestCheckpoint)]
+    if path.exists() or all(value is None for value in best):
+        return []
+    _write_best_model(model, callbacks, path)
+    result = "it is written again from the weights of the best epoch" if path.exists() else "it is lost"
+    return [f"{str(path)!r} was removed before {place}: {result}"]
 
 # %% ../../nbs/training/02_checkpointing.ipynb #ca31dded
 def restore_training(

@@ -336,6 +336,7 @@ def is_wide(line: str, width: int) -> bool:
     return len(line) > width and not has_long_word and not line.lstrip().startswith("crypto-lstm ")
 
 
+ONE_FOLD = ["--first-train", "100d", "--no-baselines"]
 SHOWN = [
     ["settings"],
     ["doctor"],
@@ -351,7 +352,7 @@ SHOWN = [
     ["predict", "--model", "run", "--candles", "BTCUSDT-1h.feather", "--output", "out-{width}.csv"],
     ["report", "run"],
     ["baseline", "--candles", "BTCUSDT-1h.feather", "--set", *WORDS],
-    ["walk-forward", "--candles", "BTCUSDT-1h.feather", "--output", "folds", "--first-train", "100d", "--no-baselines", "--set", *WORDS],
+    ["walk-forward", "--candles", "BTCUSDT-1h.feather", "--output", "folds", *ONE_FOLD, "--set", *WORDS],
     ["train", "--candles", "glued.csv", "--output", "new", "--set", "epochs=0"],
     ["train", "--candles", "broken.csv", "--output", "new"],
     ["train", "--candles", "BTCUSDT-1h.feather", "--output", "run", "--no-tensorboard", "--set", *WORDS],
