@@ -23,7 +23,7 @@ from ..storage.atomic import write_text
 from ..storage.manifest import FilePath, IntegrityError, parse_json, read_bytes
 from ..storage.verified import manifest_path, read_file
 from ..utils.checks import is_finite_number, is_whole_number
-from ..utils.display import html_table, text_table
+from ..utils.display import html_table, limit_width, text_table
 from ..utils.errors import CryptoLSTMError, escape_control
 
 # %% auto #0
@@ -454,7 +454,7 @@ def describe_report(
     parts = [_title(source)]
     for section in list_sections(source):
         lines = [section.title, "=" * len(section.title)]
-        lines += [textwrap.fill(escape_control(note), 80) for note in section.notes]
+        lines += [textwrap.fill(escape_control(note), limit_width(80)) for note in section.notes]
         parts.append("\n".join(lines))
         for table in section.tables:
             if not table.is_long:

@@ -37,7 +37,7 @@ def limit_width(
 def text_table(
     header: Sequence[str],  # names of the columns
     rows: Iterable[Sequence[Any]],  # the cells; shown with `str`, control characters but line breaks are escaped
-    width: int | None = None,  # characters of a line at most; None: the width of the terminal, or 100 without one
+    width: int | None = None,  # characters of a line, fewer in a narrower terminal; None: its width, or 100 without one
 ) -> str:  # lines without trailing blanks
     """Format rows as columns that are padded with blanks. Columns that hold only numbers are aligned right.
 
@@ -47,7 +47,7 @@ def text_table(
     header, *table = map(_write_cells, (header, *rows))
     columns = list(zip(header, *table, strict=True))
     numeric = [_is_numeric(column[1:]) for column in columns]
-    limit = shutil.get_terminal_size((_FALLBACK_WIDTH, 24)).columns if width is None else width
+    limit = shutil.get_terminal_size((_FALLBACK_WIDTH, 24)).columns if width is None else limit_width(width)
     widths = _fit_widths(columns, numeric, available=limit - len(_GAP) * (len(columns) - 1))
     lines = _format_row(header, widths, numeric)
     lines.append(_GAP.join("-" * size for size in widths).rstrip())

@@ -627,7 +627,7 @@ def test_a_network_that_is_too_large_is_refused_before_it_is_built():
     with pytest.raises(ConfigError, match="at most 50,000,000 weights"):
         list_onnx_shapes(Config(lstm_units=(60_000,)))
     with pytest.raises(ConfigError, match="at most 64 layers"):
-        list_onnx_shapes(Config(dense_units=(1,) * 200))
+        list_onnx_shapes(Config(dense_units=(1,) * 80))
 
 
 def test_a_refused_export_writes_nothing(tmp_path):
