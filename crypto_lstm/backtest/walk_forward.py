@@ -65,7 +65,7 @@ __all__ = ['Method', 'RESULT', 'InterruptedFoldError', 'FoldResult', 'BacktestFo
 Method = Literal["walk-forward", "cross-validation"]
 
 
-class InterruptedFoldError(CryptoLSTMError):
+class InterruptedFoldError(CryptoLSTMError, RuntimeError):
     """A signal or a callback stopped the training of a fold. The same call resumes there."""
 
     def __init__(self, number: int, cause: str) -> None:
