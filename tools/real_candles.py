@@ -24,6 +24,7 @@ from crypto_lstm.evaluation.simulator import simulate
 
 COMMAND = Path(sys.executable).parent / "crypto-lstm"
 FILES = {"model", "bundle", "onnx", "checkpoint", "scaler", "config", "metadata", "history", "memory", "logs"}
+FILES |= {"record", "report"}
 PLOTS = {"training_curves", "memory_history", "confusion_matrix"}
 
 
