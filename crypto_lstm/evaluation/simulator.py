@@ -460,9 +460,12 @@ def _daily_returns(equity: np.ndarray, times: np.ndarray) -> np.ndarray:
     return np.divide(values[1:], before, out=np.ones(len(before)), where=before > 0) - 1
 
 
+_MIN_ANNUAL_DAYS = 90  # the return of a few weeks, taken to the power of a year, is a number without a meaning
+
+
 def _annualise(growth: float, days: float) -> float | None:
-    """Return of a year in percent, for a growth factor over some days."""
-    if days < 1:
+    """Return of a year in percent, for a growth factor over some days; None for a span that is too short."""
+    if days < _MIN_ANNUAL_DAYS:
         return None
     if growth <= 0:
         return -100.0

@@ -309,6 +309,22 @@ def test_the_future_of_a_trade_is_all_that_it_needs():
     pd.testing.assert_frame_equal(cut.trades, part.trades)
 
 
+def test_a_year_is_annualised_from_ninety_days_on():
+    candles = synthetic_candles(24 * 120, seed=3, timeframe="1h")
+    config = Config(timeframe="1h", future_window=24, long_tp_pct=2, short_tp_pct=2)
+    rows = np.arange(24 * 110)
+    for days, is_given in ((80, False), (100, True)):
+        chosen = rows[: 24 * days]
+        found = simulate(candles, chosen, np.where(chosen % 50 == 0, LONG, HOLD), config, random_runs=0)
+        figures = found.figures
+        assert (figures["annual_return_pct"] is not None) == (figures["calmar"] is not None) == is_given
+        if is_given:
+            span = (found.equity.index[-1] - found.equity.index[0]) / pd.Timedelta("365D")
+            expected = 100 * (float(found.equity.iloc[-1]) ** (1 / span) - 1)
+            assert math.isclose(figures["annual_return_pct"], expected)
+            assert math.isclose(figures["calmar"], expected / figures["max_drawdown_pct"])
+
+
 def test_figures_by_hand():
     """Equity of 1, 1.1, .99, 1.188 at closes a day apart."""
     rows = [(100, 100, 100, 100), (100, 110, 100, 110), (110, 110, 99, 99), (99, 118.8, 99, 118.8), (118.8,) * 4]
@@ -324,8 +340,7 @@ def test_figures_by_hand():
     assert math.isclose(figures["sharpe"], returns.mean() / returns.std(ddof=1) * math.sqrt(365))
     assert math.isclose(figures["sortino"], returns.mean() / math.sqrt(0.01 / 4) * math.sqrt(365))
     assert math.isclose(figures["max_drawdown_pct"], 10)
-    assert math.isclose(figures["annual_return_pct"], 100 * (1.188 ** (365 / 4) - 1))
-    assert math.isclose(figures["calmar"], figures["annual_return_pct"] / 10)
+    assert figures["annual_return_pct"] is None and figures["calmar"] is None  # four days are no basis for a year
     assert (figures["drawdown_from"][:10], figures["drawdown_to"][:10]) == ("2024-03-08", "2024-03-09")
     assert (figures["trades"], figures["exposure"], figures["won_share"]) == (1, 0.8, 1.0)
     assert math.isclose(figures["trades_per_day"], 0.25)
