@@ -16,7 +16,18 @@ from .architecture import LayerPlan, LayerSpec, layer_plan
 from .config import Config, ConfigError
 from .utils.base_memory import find_base_memory
 from .utils.checks import is_finite_number, is_whole_number, shorten_repr
-from .utils.display import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, html_table, new_axes, text_table
+from crypto_lstm.utils.display import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    html_table,
+    limit_width,
+    new_axes,
+    text_table,
+)
 from .utils.errors import CryptoLSTMError
 from .utils.system import MB
 
@@ -394,7 +405,8 @@ def _estimate_caption(estimate: MemoryEstimate) -> str:
 
 
 def _estimate_as_text(estimate: MemoryEstimate) -> str:
-    notes = [textwrap.fill(f"Not counted: {note}", 100, subsequent_indent="    ") for note in estimate.not_counted]
+    width = limit_width(100)
+    notes = [textwrap.fill(f"Not counted: {note}", width, subsequent_indent="    ") for note in estimate.not_counted]
     return "\n".join([_estimate_caption(estimate), text_table(_HEADER, _estimate_rows(estimate)), *notes])
 
 
