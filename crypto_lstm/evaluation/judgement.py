@@ -128,7 +128,7 @@ _LOSS = "Do not trade on it: its trades lose money."
 _NO_EDGE = "Do not trade on it: nothing here is beyond chance."
 _NO_DIRECTION = "Do not trade on it: which way the price moves is not foreseen beyond chance."
 _UNEXPLAINED = "Do not trade on it: the return is not explained by what the model has learnt."
-_MORE_CANDLES = "Do not trade on it yet: judge it on a longer test part, or by walk-forward."
+_MORE_CANDLES = "Do not trade on it yet: judge it on {more}."
 _ADVICE: dict[Result, dict[Finding, str]] = {
     "no trade": dict.fromkeys(get_args(Finding), _STAY_OUT),
     "loses": dict.fromkeys(get_args(Finding), _LOSS),
@@ -153,11 +153,12 @@ def choose_advice(
     result: Result,
     is_luck: bool,  # whether the best of all trials may look like this by luck
     rival: str = "",  # a simpler model that is as good; empty: none is
+    more: str = "a longer test part, or by walk-forward",  # what a part that is too short can be judged on
 ) -> str:
     """What to do. Only a model that has learnt the direction and pays, and not by luck, may be traded."""
     advice = _ADVICE[result][finding]
     if advice:
-        return advice
+        return advice.format(more=more)
     if is_luck:
         return "Do not trade on it yet: the best of as many trials may look like this by luck. Wait for new candles."
     if rival:
@@ -165,6 +166,11 @@ def choose_advice(
     return "Trade it on paper first, with the same rule and costs."
 
 # %% ../../nbs/evaluation/10_judgement.ipynb #4b15e506
+def _find_more(part: str) -> tuple[str, ...]:
+    """What a part other than the test of one split can be judged on; for that one the default holds."""
+    return () if part == "test" else ("a longer history",)
+
+
 def _describe_finding(finding: Finding, intervals: Intervals, chance: float) -> str:
     balanced, mcc, direction = (intervals[name] for name in ("balanced_accuracy", "mcc", "direction"))
     if finding == "too short":
@@ -290,7 +296,7 @@ class Judgement:
         return (
             _describe_finding(self.finding, self.intervals, self.chance),
             _describe_result(self.result, self.model.simulation, self.net, self.days),
-            choose_advice(self.finding, self.result, is_luck, self.rival),
+            choose_advice(self.finding, self.result, is_luck, self.rival, *_find_more(self.name)),
         )
 
     @property

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..config import CLASSES, Config
+from ..data.candles import ensure_filled
 from ..data.windows import TrainingData
 from ..evaluation.baselines import Baseline, fit_baselines
 from ..evaluation.cautions import Caution, CautionError, find_cautions
@@ -169,10 +170,11 @@ def judge_model(
     rivals = answer_with_baselines(data) if baselines else []
     outcomes = data.outcomes_of("test")
     labels = outcomes["label"].to_numpy()
-    cautions = list_cautions(candles, data, compute_gains(labels, answers, rivals))
-    judgement = judge("test", candles, outcomes, answers, data.config, rivals, cautions)
+    filled = ensure_filled(candles, data.config)  # once for all that follows
+    cautions = list_cautions(filled, data, compute_gains(labels, answers, rivals))
+    judgement = judge("test", filled, outcomes, answers, data.config, rivals, cautions)
     if is_trial:
         dates = data.dates.iloc[data.test.rows]
         judgement = judgement.with_trials(count_trials(judgement, data.config, candles_sha256, dates, ledger))
-    record = make_record(judgement, candles, labels, answers, data.config)
+    record = make_record(judgement, filled, labels, answers, data.config)
     return JudgedModel(fit, judgement, record, (answers, *rivals))

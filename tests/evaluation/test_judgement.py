@@ -18,6 +18,7 @@ from crypto_lstm.evaluation.judgement import (
     Answers,
     Judgement,
     Trials,
+    choose_advice,
     choose_finding,
     compute_gains,
     fit_policy,
@@ -351,3 +352,9 @@ def test_joined_answers_keep_their_order():
     joined = Answers.join(parts)
     assert joined.name == "model" and len(joined.decisions) == 6
     np.testing.assert_array_equal(joined.raw[3:], parts[1].raw)
+
+
+def test_a_walk_forward_is_not_sent_to_a_walk_forward():
+    advice = [choose_advice("too short", "too few", False, "", *more) for more in ((), ("a longer history",))]
+    assert advice[0].endswith("judge it on a longer test part, or by walk-forward.")
+    assert advice[1].endswith("judge it on a longer history.")

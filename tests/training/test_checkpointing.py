@@ -191,6 +191,14 @@ def test_a_training_that_asks_whether_it_is_finished_deletes_nothing(whole, cras
     assert not (run / "state").exists()
 
 
+def test_a_training_that_resumes_without_logs_keeps_its_memory_history(tmp_path):
+    """Callbacks are matched by their class, since the list of callbacks is another one."""
+    with pytest.raises(Crash):
+        train(HOURLY, CONFIG, tmp_path / "run", callbacks=[At(2, 2, crash)], tensorboard=True)
+    run = train(HOURLY, CONFIG, tmp_path / "run", tensorboard=False)
+    assert [record["epoch"] for record in run.memory_history] == list(range(run.epochs_run))
+
+
 def changed_history(run):
     path = run / "history.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"val_accuracy": [0.99]}))
