@@ -110,6 +110,7 @@ def run_train(arguments: argparse.Namespace) -> Result:
         load_candles(arguments, config.timeframe),
         config,
         arguments.output,
+        start_from=arguments.start_from,
         tensorboard=not arguments.no_tensorboard,
         on_memory=_choose_on_memory(arguments),
         resume=resume,

@@ -80,6 +80,10 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument("--no-resume", action="store_true", help="refuse a folder that holds a run; do not resume it")
     command.add_argument(
+        "--start-from", metavar="RUN",
+        help="folder of an earlier run: keep its weights and scaler, and train further on newer candles or more epochs",
+    )  # fmt: skip
+    command.add_argument(
         "--save-every", type=_whole_number, metavar="N",
         help="save the training state every N steps as well (default: after each epoch)",
     )  # fmt: skip
