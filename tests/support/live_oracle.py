@@ -115,6 +115,7 @@ class Tally:
     new: int = 0
     refused: int = 0
     with_hole: int = 0
+    doubted: int = 0  # answers that doubt the timeframe
     windows: int = 0
     faults: list[str] = field(default_factory=list)
 
@@ -125,7 +126,7 @@ def fuzz(calls: int, seed: int, check_every: int = 7) -> Tally:
     while tally.calls < calls:
         rows = make_market(260, chance)
         stream, oracle, first = LiveStream(CONFIG), Oracle(CONFIG.sequence_length), 54_000
-        order = _disturb(len(rows), chance)
+        order = disturb(len(rows), chance)
         for number in order[: calls - tally.calls]:
             row = rows[number]
             if chance.random() < 0.01:
@@ -134,7 +135,7 @@ def fuzz(calls: int, seed: int, check_every: int = 7) -> Tally:
     return tally
 
 
-def _disturb(candles: int, chance: random.Random) -> list[int]:
+def disturb(candles: int, chance: random.Random) -> list[int]:
     """Numbers of candles as a bad connection delivers them: some lost, some late, some twice."""
     order: list[tuple[float, int]] = []
     number = 0
