@@ -20,7 +20,8 @@ def absolute_links(text: str) -> str:
     return re.sub(r"((?<!!)\[[^\]]*\]\()(?!https?:|#)", rf"\1{pages}/", text)
 
 
-lab = settings["lab_requirements"].split()
+train = settings["train_requirements"].split()
+lab = train + settings["lab_requirements"].split()
 setup(
     name=settings["lib_name"],
     version=settings["version"],
@@ -44,7 +45,9 @@ setup(
     python_requires=f">={settings['min_python']},<{settings['max_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={
-        "gpu": settings["gpu_requirements"].split(),
+        "train": train,
+        "live": settings["live_requirements"].split(),
+        "gpu": train + settings["gpu_requirements"].split(),
         "lab": lab,
         "dev": lab + settings["dev_requirements"].split(),
     },

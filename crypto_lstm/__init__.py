@@ -59,9 +59,11 @@ def __getattr__(name: str) -> Any:
     """Import a name of the table from its module, and keep it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _HOMES[name] in _KERAS_HOMES:  # a bad keras.json is one sentence, and TensorFlow's notes are hidden
-        import_module(f"{__name__}.utils.environment").load_tensorflow()
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    extras = import_module(f"{__name__}.utils.extras")
+    with extras.require_extra(f"{__name__}.{name}"):
+        if _HOMES[name] in _KERAS_HOMES:  # a bad keras.json is one sentence, and TensorFlow's notes are hidden
+            import_module(f"{__name__}.utils.environment").load_tensorflow()
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

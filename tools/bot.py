@@ -1,4 +1,4 @@
-"""Install the wheel without its requirements, beside NumPy and onnxruntime alone, and decide there as a bot does.
+"""Install the wheel without an extra, which brings NumPy and onnxruntime, and decide there as a bot does.
 
 `tools/wheel.py` does the same with the wheel that it builds.
 """
@@ -26,27 +26,49 @@ from crypto_lstm.training.saved_run import predict_candles
 
 ROOT = Path(__file__).parents[1]
 CONFIG = Config(timeframe="1h", sequence_length=12, lstm_units=(8, 4), dense_units=())
+PIP = (sys.executable, "-m", "pip", "--python")  # the environment and the words of pip follow
+TRAINING_COMMANDS = (
+    "train --candles candles.json --output run",
+    "demo --output run",
+    "baseline --candles candles.json",
+    "walk-forward --candles candles.json --output folds",
+    "estimate",
+    "predict --model model.onnx --candles candles.json",
+    "export --model run --output other.onnx",
+    "verify .",
+)
 BOT = """
-import json, sys
+import time
+start = time.perf_counter()
 from crypto_lstm.inference.predictor import Predictor
-predictor = Predictor.load("model.onnx", sys.argv[1])
+import_s = time.perf_counter() - start
+import json, sys
 candles = json.load(open("candles.json"))  # in the format of ccxt's fetch_ohlcv
+start = time.perf_counter()
+predictor = Predictor.load("model.onnx", sys.argv[1])
 predictor.warm_up(candles[:-50])
 hour, decisions = 3_600_000, []
 from datetime import datetime, timezone
 for candle in candles[-50:]:
     close = datetime.fromtimestamp((candle[0] + hour) / 1000, timezone.utc)
     decisions.append(predictor.update(candle, now=close).as_dict())
+    if len(decisions) == 1:
+        first_s = time.perf_counter() - start
 whole = predictor.decide(candles, now=close).as_dict()
 heavy = {"tensorflow", "keras", "pandas", "pyarrow", "sklearn", "onnx", "matplotlib", "psutil"}
-print(json.dumps({"decisions": decisions, "whole": whole, "heavy": sorted(heavy & set(sys.modules))}))
+answers = {"decisions": decisions, "whole": whole, "heavy": sorted(heavy & set(sys.modules))}
+print(json.dumps({**answers, "import_s": import_s, "first_s": first_s}))
 """
+
+
+def clean_environ() -> dict[str, str]:
+    """The variables of this process without those of Python, which would lead to other packages."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
 def run(*words: str | Path, cwd: Path) -> str:
     """Run a command; its standard output. Ends the program where the command fails."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True, env=environment)
+    done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True, env=clean_environ())
     if done.returncode:
         shown = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         raise SystemExit(f"{words[0]} {words[1]} ended with {done.returncode}:\n{shown}")
@@ -59,9 +81,8 @@ def create_environment(path: Path, *installations: Sequence[str | Path]) -> Path
     Python compiles modules when they are imported: compiling all of TensorFlow takes a minute.
     """
     venv.create(path)
-    pip = (sys.executable, "-m", "pip", "--python", path / "bin" / "python")
     for words in installations:
-        run(*pip, "install", "--quiet", "--no-compile", *words, cwd=path)
+        run(*PIP, path / "bin" / "python", "install", "--quiet", "--no-compile", *words, cwd=path)
     return path
 
 
@@ -76,17 +97,35 @@ def measure_size_mb(environment: Path) -> float:
 
 
 def decide_alone(wheel: Path, place: Path) -> str:
-    """Install the wheel without its requirements, decide there, and compare with Keras here; returns a sentence."""
+    """Install the wheel without an extra, decide there, and compare with Keras here; returns a sentence.
+
+    Fails if `pip check` finds a fault, or if a command that needs an extra does not name it.
+    """
     candles, model = synthetic_candles(2000, seed=3, timeframe="1h"), build_model(CONFIG, compile_model=False)
     scaler = Scaler.fit(make_features(candles, CONFIG)[list(CONFIG.features)].to_numpy(), CONFIG)
     sha256 = export_onnx(model, place / "model.onnx", config=CONFIG, scaler=scaler)
     rows = candles.assign(date=candles["date"].astype("int64") // 10**6).to_numpy().tolist()
     (place / "candles.json").write_text(json.dumps(rows), encoding="utf-8")
-    environment = create_environment(place / "bot", ["--no-deps", wheel], ["numpy", "onnxruntime"])
+    environment = create_environment(place / "bot", [wheel])
+    run(*PIP, environment / "bin" / "python", "check", cwd=place)
     answers = json.loads(run(environment / "bin" / "python", "-c", BOT, sha256, cwd=place))
     check_decisions(answers, predict_candles(model, scaler, CONFIG, candles)[-50:])
+    check_commands(environment, place)
     size = f"the environment of a bot, with NumPy and onnxruntime: {measure_size_mb(environment):,.0f} MB"
-    return f"{size}; 50 decisions by update and 1 by decide equal those of Keras"
+    times = f"import {answers['import_s']:.2f} s, first decision {answers['first_s']:.2f} s after it"
+    return f"{size}; {times}; 50 decisions by update and 1 by decide equal those of Keras"
+
+
+def check_commands(environment: Path, place: Path) -> None:
+    """The commands that a bot needs run, and the others name the extra that they need, in one sentence."""
+    command = environment / "bin" / "crypto-lstm"
+    run(command, "verify", "model.onnx", cwd=place)
+    diagnosis = json.loads(run(command, "doctor", "--json", cwd=place))
+    assert diagnosis["healthy"], diagnosis
+    for words in TRAINING_COMMANDS:
+        done = subprocess.run([command, *words.split()], cwd=place, capture_output=True, text=True, env=clean_environ())
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, (words, done.stderr)
+        assert 'pip install "crypto_lstm[train]"' in done.stderr, (words, done.stderr)
 
 
 def check_decisions(answers: dict, expected: object) -> None:

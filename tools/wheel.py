@@ -1,7 +1,7 @@
 """Build sdist and wheel, check them with twine, and use the wheel in two new environments.
 
-In the first, with all requirements, `doctor`, a training of two epochs and `predict` run. In the second, with NumPy and
-onnxruntime alone, a bot decides (`tools/bot.py`).
+In the first, with the extra `train`, `doctor`, a training of two epochs and `predict` run. In the second, without an
+extra, a bot decides (`tools/bot.py`).
 
     wheel.py             link the requirements of the wheel, and theirs, from the environment of this Python
     wheel.py --download  install them with pip instead, which takes a minute longer
@@ -48,7 +48,7 @@ def create_linked_environment(path: Path, wheel: Path) -> Path:
     environment = create_environment(path, ["--no-deps", wheel])
     packages = next((environment / "lib").glob("python*/site-packages"))
     (installed,) = Distribution.discover(name="crypto_lstm", path=[str(packages)])
-    waiting, linked = list_requirements(installed, ""), set[tuple[str, str]]()
+    waiting, linked = list_requirements(installed, "train"), set[tuple[str, str]]()
     while waiting:
         requirement = waiting.pop()
         found = distribution(requirement.name)
@@ -77,9 +77,9 @@ def link_files(package: Distribution, packages: Path) -> None:
 
 
 def train_and_predict(wheel: Path, place: Path, download: bool) -> str:
-    """Install the wheel with all requirements, and run `doctor`, `train` and `predict`; returns a sentence."""
+    """Install the wheel with the extra `train`, and run `doctor`, `train` and `predict`; returns a sentence."""
     if download:
-        environment = create_environment(place / "env", [wheel])
+        environment = create_environment(place / "env", [f"{wheel}[train]"])
     else:
         environment = create_linked_environment(place / "env", wheel)
     command, python = environment / "bin" / "crypto-lstm", environment / "bin" / "python"

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from crypto_lstm.gpu import GpuStatus
 
 # %% auto #0
-__all__ = ['OK', 'WARNING', 'FAULT', 'Check', 'Diagnosis', 'check_package', 'read_requirements', 'has_nvidia_driver',
-           'check_device', 'check_memory', 'diagnose', 'check_environment']
+__all__ = ['OK', 'WARNING', 'FAULT', 'Check', 'Diagnosis', 'check_package', 'read_requirements', 'has_training_packages',
+           'has_nvidia_driver', 'check_device', 'check_memory', 'diagnose', 'check_environment']
 
 # %% ../../nbs/commands/02_doctor.ipynb #90e3ff38
 OK, WARNING, FAULT = "ok", "warning", "fault"
@@ -104,10 +104,26 @@ def _describe(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read_requirements() -> list[str]:
-    """Requirements of the installed crypto_lstm for this Python and platform, without its extras."""
-    requirements = map(Requirement, metadata.requires("crypto_lstm") or [])
-    return [str(needed) for needed in requirements if needed.marker is None or needed.marker.evaluate({"extra": ""})]
+def read_requirements(
+    extra: str = "",  # such as "train"; an empty text is the base, which decides and does not train
+) -> list[str]:
+    """Requirements of the installed crypto_lstm for this Python and platform: the base, and those of an extra."""
+    requirements = [Requirement(text) for text in metadata.requires("crypto_lstm") or []]
+    needed = [one for one in requirements if one.marker is None or one.marker.evaluate({"extra": extra})]
+    return [str(one).partition(";")[0].strip() for one in needed]
+
+
+def has_training_packages() -> bool:
+    """Whether TensorFlow or Keras is installed: the packages of the extra `train` are then expected."""
+    return any(map(_is_installed, ("tensorflow", "keras")))
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 # %% ../../nbs/commands/02_doctor.ipynb #e8764091
 def has_nvidia_driver() -> bool:
@@ -173,16 +189,23 @@ def _memory_remedy(advice: Config | None) -> str:
 def diagnose(
     config: Config | None = None,  # of the training; default: Config()
 ) -> Diagnosis:
-    """Check Python, packages, device and memory. Loads TensorFlow, if it is installed, to find the device."""
+    """Check Python, packages, device and memory. Loads TensorFlow, if it is installed, to find the device.
+
+    Without TensorFlow and Keras, the environment is that of a bot: it needs the requirements of the base alone.
+    """
     return Diagnosis(tuple(_run_checks(config or Config())))
 
 
 def _run_checks(config: Config) -> Iterator[Check]:
     yield _check_python()
     yield Check("system", OK, f"{platform.system()} {platform.machine()}")
+    if not has_training_packages():
+        yield from (check_package(requirement) for requirement in read_requirements())
+        yield _explain_base()
+        return
     settings = _run_check("keras settings", check_environment)
     yield settings
-    requirements = read_requirements()
+    requirements = read_requirements("train")
     if settings.state == FAULT:  # with such settings the imports fail, and their errors would name another cause
         requirements = [needed for needed in requirements if Requirement(needed).name not in _NEED_KERAS]
     packages = [check_package(requirement) for requirement in requirements]
@@ -194,6 +217,11 @@ def _run_checks(config: Config) -> Iterator[Check]:
 
 
 _NEED_KERAS = ("tensorflow", "keras", "tensorboard")
+
+
+def _explain_base() -> Check:
+    found = "not installed; this environment decides and does not train"
+    return Check("extra train", WARNING, found, _pip_install('"crypto_lstm[train]"'))
 
 
 def _run_check(name: str, check: Callable[[], Check]) -> Check:

@@ -523,6 +523,7 @@ def run_verify(arguments: argparse.Namespace) -> Result:
     path = Path(arguments.path)
     if path.suffix.lower() == ".onnx" and path.is_file():
         return _verify_onnx(path, arguments.sha256)
+    load_tensorflow()
     if path.is_dir() and not (path / "saved_model.pb").exists():
         return _verify_folder(path, arguments.sha256)
     return _verify_model(path, arguments.sha256)
