@@ -238,6 +238,7 @@ class _VerifiedNetwork:
     _network: _Network
     _scaler: Scaler | None
     fill_gaps: bool = False  # `update` treats missing candles as minutes without a trade
+    threads: int = 1  # that share the work on one window
 
     @classmethod
     def load(
@@ -265,7 +266,8 @@ class _VerifiedNetwork:
         unfinished = describe_unfinished(metadata)
         if unfinished:
             _log.warning("%s: %s", Path(path).name, unfinished)
-        return cls(Path(path), config, metadata, sha256, verified, deviation, policy, network, scaler, fill_gaps)
+        answered = (config, metadata, sha256, verified, deviation, policy, network, scaler)
+        return cls(Path(path), *answered, fill_gaps, threads)
 
     def probabilities(
         self,
@@ -375,7 +377,8 @@ class Predictor(_VerifiedNetwork):
     """Decides on candles with a verified network.
 
     `warm_up`, `update`, `save_state` and `load_state` share one stream and must not run in several threads at once. All
-    other methods may.
+    other methods may. A pickle, which joblib and multiprocessing send to other processes, holds the path, the SHA-256
+    and the stream: `pickle.loads` reads the file again and refuses one that has changed.
 
     Example:
         >>> import crypto_lstm as cl
@@ -464,10 +467,30 @@ class Predictor(_VerifiedNetwork):
         self._get_stream().load_state_dict(_read_state(path, self.sha256))
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        candles = None if self.stream is None else self.stream.state_dict()
+        kind = type(self)
+        return _load_pickled, (kind, str(self.path.absolute()), self.sha256, self.threads, self.fill_gaps, candles)
+
     def _get_stream(self) -> LiveStream:
         if self.stream is None:
             self.stream = LiveStream(self.config, self._require_scaler().scale_rows, self.fill_gaps)
         return self.stream
+
+
+def _load_pickled(
+    kind: type[Predictor],
+    path: str,
+    sha256: str,
+    threads: int,
+    fill_gaps: bool,
+    candles: Mapping[str, np.ndarray] | None,  # `state_dict` of its stream
+) -> Predictor:
+    """The predictor of a pickle, from its file. Raises `PinMismatchError` if the file has changed since."""
+    predictor = kind.load(path, sha256, threads, fill_gaps)
+    if candles is not None:
+        predictor._get_stream().load_state_dict(candles)
+    return predictor
 
 # %% ../../nbs/inference/03_predictor.ipynb #b670e3f2
 RUN_FILES: dict[str, str] = {"onnx": "model.onnx", "bundle": "bundle", "metadata": "metadata.json"}

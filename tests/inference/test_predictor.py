@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import io
 import json
 import math
 import os
+import pickle
 import random
 import shutil
 import socket
@@ -690,6 +692,50 @@ def test_a_file_that_is_not_a_state_is_refused(trained, tmp_path):
             file.write_bytes(content)
         with pytest.raises(IntegrityError, match="is not the saved state of a predictor.*start again with warm_up"):
             predictor.load_state(tmp_path / "state.npz")
+
+
+# ---------------------------------------------------------------- in several processes
+
+
+def answer_in_worker(content: bytes) -> tuple[str, list[float], int | None]:
+    """What a predictor that came as a pickle is and answers, in a process of its own."""
+    code = """
+import pickle, sys
+predictor = pickle.loads(sys.stdin.buffer.read())
+decision = predictor.decide([[1709805600000 + 3600000 * n, 1, 2, 1, 1 + n % 2, 1] for n in range(900)], now=sys.argv[1])
+time = None if predictor.stream is None else predictor.stream.time
+print(repr((predictor.sha256, list(decision.probabilities.values()), time)))
+"""
+    words = [sys.executable, "-c", code, "2024-04-13T22:00:00+00:00"]
+    done = subprocess.run(words, input=content, capture_output=True, check=True, cwd="/")
+    return eval(done.stdout)
+
+
+def test_a_pickle_answers_in_another_process_as_the_original_does(trained, monkeypatch):
+    monkeypatch.chdir(trained.path.parent)
+    predictor = Predictor.load(trained.path.name, threads=2, fill_gaps=True)  # a relative path
+    candles = [[1709805600000 + 3600000 * n, 1, 2, 1, 1 + n % 2, 1] for n in range(900)]
+    shares = predictor.decide(candles, now="2024-04-13T22:00:00+00:00").probabilities
+    assert answer_in_worker(pickle.dumps(predictor)) == (trained.sha256, list(shares.values()), None)
+    copied = copy.deepcopy(predictor.warm_up(CANDLES[:-1]))
+    assert (copied.threads, copied.fill_gaps, copied.stream.fill_gaps) == (2, True, True)
+    assert copied.update(CANDLES.iloc[-1], now=CLOSE) == predictor.update(CANDLES.iloc[-1], now=CLOSE)
+    assert copied.stream is not predictor.stream
+
+
+def test_a_pickle_refuses_a_file_that_changed(trained, tmp_path):
+    shutil.copy(trained.path, tmp_path / "m.onnx")
+    content = pickle.dumps(Predictor.load(tmp_path / "m.onnx"))
+    export_onnx(random_network(CONFIG), tmp_path / "m.onnx", config=CONFIG, scaler=trained.scaler)
+    with pytest.raises(PinMismatchError, match="you pinned"):
+        pickle.loads(content)
+    (tmp_path / "m.onnx").write_bytes(trained.path.read_bytes()[:-1])
+    with pytest.raises(IntegrityError):
+        pickle.loads(content)
+    manifest_path(tmp_path / "m.onnx").unlink()
+    (tmp_path / "m.onnx").unlink()
+    with pytest.raises(OnnxFileError, match="there is no such file"):
+        pickle.loads(content)
 
 
 # ---------------------------------------------------------------- the run and the command line
