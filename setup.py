@@ -41,7 +41,7 @@ setup(
         "Documentation": f"{settings['git_url']}/tree/{settings['branch']}/nbs",
     },
     packages=find_packages(include=["crypto_lstm", "crypto_lstm.*"]),
-    package_data={"crypto_lstm": ["py.typed", "*.pyi"]},
+    package_data={"crypto_lstm": ["py.typed", "*.pyi", "widgets/assets/*"]},
     python_requires=f">={settings['min_python']},<{settings['max_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={

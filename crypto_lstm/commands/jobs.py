@@ -96,7 +96,7 @@ def train_with_progress(
     progress = TrainingProgress(introduction="\n\n".join(map(str, tables)))
     print_status("preparing windows ...")
     with show_training_log():
-        return train(candles, config, output, callbacks=[progress.as_callback()], **options)
+        return train(candles, config, output, callbacks=[progress.as_callback()], verbose=0, **options)
 
 
 def run_train(arguments: argparse.Namespace) -> Result:

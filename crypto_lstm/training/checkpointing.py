@@ -45,15 +45,36 @@ __all__ = ['StopOnSignal', 'SavedState', 'read_state', 'read_resumable_state', '
 
 # %% ../../nbs/training/02_checkpointing.ipynb #c1f1c35a
 class StopOnSignal(keras.callbacks.Callback):
-    """End `fit` after the current step on SIGINT or SIGTERM. `signal_name` is the name of that signal, else None."""
+    """End `fit` after the current step on SIGINT or SIGTERM, or where `request` asks for it.
+
+    `signal_name` is the name of the signal or of the request, else None.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.signal_name: str | None = None
+        self.waits_for_epoch = False  # a request that lets the epoch end
+        self._requested: str | None = None
+
+    def request(
+        self,
+        name: str,  # of what asks for it, such as "the stop button"
+        after_epoch: bool = False,  # let the epoch end; False: stop after the current step
+    ) -> None:
+        """Ask for the end of the training, from any thread. It is unfinished then, and can be resumed."""
+        self.signal_name = self._requested = name
+        self.waits_for_epoch = after_epoch
+
+    def describe_stop(self) -> str | None:
+        """A sentence for people if the training is going to stop, else None."""
+        if not self.signal_name:
+            return None
+        place = "epoch" if self.waits_for_epoch else "step"
+        return f"{self.signal_name}: the training stops after this {place} and writes its files."
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Stop after this step if a signal was received."""
-        if self.signal_name:
+        """Stop after this step if a signal was received or a request made."""
+        if self.signal_name and (not self.waits_for_epoch or batch + 1 == self.params["steps"]):
             self.model.stop_training = True
 
     @contextlib.contextmanager
@@ -62,7 +83,7 @@ class StopOnSignal(keras.callbacks.Callback):
 
         Does nothing outside the main thread, where Python allows no handlers.
         """
-        self.signal_name = None
+        self.signal_name = self._requested
         is_main = threading.current_thread() is threading.main_thread()
         numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
         previous = {number: signal.signal(number, self._receive) for number in numbers}
@@ -76,6 +97,7 @@ class StopOnSignal(keras.callbacks.Callback):
         if self.signal_name:
             raise KeyboardInterrupt
         self.signal_name = signal.Signals(number).name
+        self.waits_for_epoch = False
         _log.warning(
             "%s: training stops after this step and writes its files; press Ctrl-C again to stop immediately",
             self.signal_name,
@@ -355,6 +377,7 @@ class TrainingBackup(keras.callbacks.History):
         super().__init__()
         self.folder = folder
         self.callbacks = list(callbacks)
+        self.watchers: Sequence[keras.callbacks.Callback] = ()  # called after those; their states are not saved
         self.batches = batches
         self.save_every = save_every
         self.stopped_inside_epoch = False
@@ -599,7 +622,7 @@ def resume_fit(
 ) -> dict[str, list[float]]:  # metric -> value of each epoch, from the first
     """Keras' `fit`, from the first step or from the step at which the training stopped."""
     callbacks = _JoinedCallbackList(
-        [*backup.callbacks, backup],
+        [*backup.callbacks, *backup.watchers, backup],
         add_progbar=verbose != 0,
         verbose=verbose,
         epochs=epochs,

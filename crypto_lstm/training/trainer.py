@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import keras
 import numpy as np
@@ -47,6 +47,7 @@ from ..profiling.memory_monitor import MemoryMonitorCallback, plot_memory_histor
 from ..storage.atomic import atomic_path, sha256_file, write_json
 from ..storage.manifest import MANIFEST, parse_json
 from ..storage.verified import atomic_file
+from .background import BackgroundTraining, train_in_background
 from crypto_lstm.training.checkpointing import (
     SavedState,
     StopOnSignal,
@@ -68,7 +69,7 @@ from crypto_lstm.training.run_folder import (
     run_identity,
 )
 from .saved_run import load_run, predict_candles, predict_probabilities, read_pinned
-from .starting_point import StartingPoint, read_starting_point, require_later_parts
+from .watch import TrainingWatch, require_verbose
 from ..utils.display import get_logger, html_table, text_table
 from ..utils.environment import require_session_dtypes, require_unforked_tensorflow
 from ..utils.system import MB, anonymous_memory_mb, memory_limit_mb, read_process_memory
@@ -207,9 +208,6 @@ def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:
         epochs += f", stopped by {run.stopped_by}"
     if run.interrupted:
         epochs += ": the same call resumes it"
-    start = run.identity.get("start_from")
-    if start:
-        epochs += f", from the network {start['bundle_sha256'][:16]} of an earlier run"
     memory = f"estimated {run.estimate.process_peak_mb:.0f} MB"
     if run.peak_mb is not None:
         memory += f", measured {run.peak_mb:.0f} MB"
@@ -258,7 +256,8 @@ class _Task:
     resume: bool = True
     save_every_batches: int | None = None
     deterministic: bool = False
-    verbose: int = 0
+    watch: TrainingWatch = field(default_factory=TrainingWatch)  # shows the training; this one is silent
+    stopper: StopOnSignal = field(default_factory=StopOnSignal)
 
 
 # Highest memory that `prepare` adds, as a multiple of the features in float32.
@@ -335,6 +334,12 @@ class _Job:
         return replace(estimate, file_mb=held.file_mb)
 
 
+def _watch_job(job: _Job, backup: TrainingBackup, estimate: MemoryEstimate) -> list[keras.callbacks.Callback]:
+    """The callbacks that show the training. Their state is not saved."""
+    resumed_at = str(job.saved) if job.saved else None
+    return job.task.watch.begin(job.data, estimate, backup.history, resumed_at, job.task.stopper.describe_stop)
+
+
 def _run_job(job: _Job, callbacks: list[keras.callbacks.Callback]) -> TrainingRun:
     """Build, fit and evaluate."""
     model = build_model(job.data.config)
@@ -346,6 +351,7 @@ def _run_job(job: _Job, callbacks: list[keras.callbacks.Callback]) -> TrainingRu
     if job.saved:
         _log.info("resuming at %s", job.saved)
         restore_training(job.saved, model, callbacks, job.folder)
+    backup.watchers = _watch_job(job, backup, estimate)
     history = _fit(job, model, backup, estimate)
     run = _evaluate_run(job, model, history, _memory_records(callbacks), estimate)
     return replace(
@@ -365,7 +371,7 @@ def _fit(
     config = job.data.config
     try:
         return resume_fit(
-            model, job.data.train, job.data.validation, backup, config.epochs, job.saved, job.task.verbose
+            model, job.data.train, job.data.validation, backup, config.epochs, job.saved, job.task.watch.keras_verbose
         )
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
         if os.strerror(errno.ENOSPC) in str(error):  # TensorFlow raises one class for a full disk and a full memory
@@ -537,12 +543,33 @@ def _write_figures(run: TrainingRun) -> None:
             figure.savefig(temporary, dpi=110)
 
 # %% ../../nbs/training/04_trainer.ipynb #a86c7428
+@overload
+def train(
+    candles: pd.DataFrame,
+    config: Config | None = None,
+    output_dir: str | os.PathLike[str] = "crypto_lstm_run",
+    *,
+    background: Literal[False] = False,
+    **options: Any,
+) -> TrainingRun: ...
+
+
+@overload
+def train(
+    candles: pd.DataFrame,
+    config: Config | None = None,
+    output_dir: str | os.PathLike[str] = "crypto_lstm_run",
+    *,
+    background: Literal[True],
+    **options: Any,
+) -> BackgroundTraining: ...
+
+
 def train(
     candles: pd.DataFrame,  # date, open, high, low, close, volume
     config: Config | None = None,  # default: Config()
     output_dir: str | os.PathLike[str] = "crypto_lstm_run",  # an empty or a new folder, or that of the same training
     *,
-    start_from: str | os.PathLike[str] | None = None,  # folder of an earlier run whose network is trained further
     callbacks: Sequence[keras.callbacks.Callback] = (),  # more callbacks, after those of the package
     ledger: str | os.PathLike[str] | None = None,  # counts what is judged on a test part; None: that of the user
     tensorboard: bool = True,  # write logs for TensorBoard
@@ -550,8 +577,9 @@ def train(
     resume: bool = True,  # resume an unfinished run, load a finished one; False: refuse a folder that holds a run
     save_every_batches: int | None = None,  # save the state every N steps; None: only at the end of each epoch
     deterministic: bool = False,  # equal bits in each run, resumed or not; slower, and for the whole process
-    verbose: int = 0,  # Keras' own progress: 0 silent, 1 a bar, 2 a line per epoch
-) -> TrainingRun:
+    verbose: int | None = None,  # None: a live panel in a notebook, else one line; 0 silent; 1 and 2 as in Keras
+    background: bool = False,  # train in a thread, and return a handle at once
+) -> TrainingRun | BackgroundTraining:
     """Prepare the data, train, evaluate and save. All files of the run are in `output_dir`.
 
     After any end, `kill -9` included, the same call resumes the training from the state in the folder. Ctrl-C ends the
@@ -559,8 +587,8 @@ def train(
     size. A callback of yours keeps its state if it has `state_dict` and `load_state_dict`; for others a warning is
     logged.
 
-    With `start_from` weights and scaler are those of the earlier run; optimizer, calibration and rule start anew. The
-    new validation and test parts must lie after what that network has seen, see `StartingPoint`.
+    In a notebook a live panel shows the training and leaves a picture (widgets need the extra `lab`). With `background`
+    the panel has buttons to stop, and the handle has `result()` and `stop()`.
 
     Raises before anything is written: a `CryptoLSTMError` for bad candles, settings or folders, and for a backend or
     number format of Keras with which the model can't be saved (`KerasEnvironmentError`), `ForkedTensorFlowError` in
@@ -582,14 +610,12 @@ def train(
     >>> run.epochs_run
     1
     """
+    require_verbose(verbose)
     config = config or Config()
-    start = None if start_from is None else read_starting_point(start_from, config)
     task = _Task(
         candles=candles,
         config=config,
-        prepare=lambda chosen: _prepare_candles(candles, chosen, start),
-        facts={} if start is None else {"start_from": start.as_dict()},
-        weights=None if start is None else start.weights,
+        prepare=lambda chosen: prepare(candles, chosen),
         ledger=ledger,
         callbacks=callbacks,
         tensorboard=tensorboard,
@@ -597,21 +623,27 @@ def train(
         resume=resume,
         save_every_batches=save_every_batches,
         deterministic=deterministic,
-        verbose=verbose,
+        watch=TrainingWatch(verbose),
     )
-    return _train(task, output_dir)
+    if not background:
+        return _train(task, output_dir)
+
+    def train_watched(stopper: StopOnSignal, watch: TrainingWatch) -> TrainingRun:
+        """Train in the thread of the handle."""
+        return _train(replace(task, stopper=stopper, watch=watch), output_dir)
+
+    return train_in_background(train_watched, verbose)
 
 # %% ../../nbs/training/04_trainer.ipynb #33f1e202
-def _prepare_candles(candles: pd.DataFrame, config: Config, start: StartingPoint | None) -> TrainingData:
-    """The data of `train`. Raises `StartingPointError` if the earlier network has seen a part that judges it."""
-    if start is None:
-        return prepare(candles, config)
-    data = prepare(candles, config, start.scaler)
-    require_later_parts(start, data)
-    return data
-
-
 def _train(task: _Task, output_dir: str | os.PathLike[str]) -> TrainingRun:
+    """Train and show it: the display ends with the run, or with the error."""
+    with task.watch.reporting_errors():
+        run = _find_or_train(task, output_dir)
+    task.watch.finish(run)
+    return run
+
+
+def _find_or_train(task: _Task, output_dir: str | os.PathLike[str]) -> TrainingRun:
     """Check everything, then train, resume or load the run in the folder."""
     require_save_interval(task.save_every_batches)
     require_unforked_tensorflow()
@@ -639,10 +671,9 @@ def _train_in_folder(task: _Task, folder: Path, gpu: GpuStatus, identity: dict[s
     data = _prepare_data(task, saved.config if saved else task.config, gpu, resumes=saved is not None)
     _log_doubts(data)
     job = _Job(task, data, folder, gpu, identity, saved)
-    stopper = StopOnSignal()
     own = create_callbacks(data.config, folder, tensorboard=task.tensorboard)
-    with stopper.listening():
-        run = _run_job(job, [*own, stopper, *task.callbacks])
+    with task.stopper.listening():
+        run = _run_job(job, [*own, task.stopper, *task.callbacks])
         _write_run(run, task.candles.attrs.get("cleaning", {}))
     if not run.interrupted:
         delete_training_state(folder)
@@ -694,7 +725,7 @@ def train_rows(
         on_memory=on_memory,
         save_every_batches=save_every_batches,
         deterministic=deterministic,
-        verbose=verbose,
+        watch=TrainingWatch(verbose),
     )
     return _train(task, output_dir)
 

@@ -13,7 +13,7 @@ import pytest
 from support import forked
 
 from crypto_lstm.commands import jobs
-from crypto_lstm.commands.console import TrainingProgress, _wrap_sentences, fit_line
+from crypto_lstm.widgets.progress import TrainingProgress, fit_line, wrap_sentences
 from crypto_lstm.commands.main import main
 from crypto_lstm.commands.parser import make_parser
 from crypto_lstm.config import Config, ConfigError, OnMemory
@@ -177,7 +177,7 @@ def test_train_fits_80_columns_and_forecasts_minutes(trained):
 def test_prose_is_wrapped_with_its_indent_and_a_command_is_not(monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     text = "    one two three four five six seven\na  table  that  is  wider  than  this"
-    assert _wrap_sentences(f"{text}\n  crypto-lstm predict --model run").splitlines() == [
+    assert wrap_sentences(f"{text}\n  crypto-lstm predict --model run").splitlines() == [
         "    one two three four five",
         "    six seven",
         "a  table  that  is  wider  than  this",
