@@ -18,6 +18,7 @@ _HOMES = {  # name -> module that defines it
     "Judgement": "evaluation.judgement",
     "Predictor": "inference.predictor",
     "TradeRule": "inference.rule",
+    "audit_lookahead": "evaluation.lookahead",
     "build_model": "architecture",
     "check_candles": "data.candle_report",
     "create_callbacks": "callbacks",

@@ -11,6 +11,7 @@ from crypto_lstm.data.labels import make_labels as make_labels
 from crypto_lstm.data.synthetic import synthetic_candles as synthetic_candles
 from crypto_lstm.data.windows import prepare as prepare
 from crypto_lstm.evaluation.judgement import Judgement as Judgement
+from crypto_lstm.evaluation.lookahead import audit_lookahead as audit_lookahead
 from crypto_lstm.evaluation.metrics import evaluate as evaluate
 from crypto_lstm.gpu import setup_gpu_memory as setup_gpu_memory
 from crypto_lstm.inference.bundle import load_bundle as load_bundle
