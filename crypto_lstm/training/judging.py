@@ -174,7 +174,7 @@ def judge_model(
     cautions = list_cautions(filled, data, compute_gains(labels, answers, rivals))
     judgement = judge("test", filled, outcomes, answers, data.config, rivals, cautions)
     if is_trial:
-        dates = data.dates.iloc[data.test.rows]
+        dates = data.dates_of("test")
         judgement = judgement.with_trials(count_trials(judgement, data.config, candles_sha256, dates, ledger))
     record = make_record(judgement, filled, labels, answers, data.config)
     return JudgedModel(fit, judgement, record, (answers, *rivals))
