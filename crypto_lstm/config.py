@@ -38,7 +38,7 @@ from crypto_lstm.utils.fields import (
 
 # %% auto #0
 __all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'RecurrentDropout', 'RECURRENT_DROPOUT', 'Timeframe', 'Monitor', 'Tie',
-           'ScalerKind', 'Balance', 'RuleKind', 'OnMemory', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config',
+           'ScalerKind', 'Balance', 'MarketScope', 'RuleKind', 'OnMemory', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config',
            'parse_settings']
 
 # %% ../nbs/00_config.ipynb #ba5153e1
@@ -61,6 +61,7 @@ Monitor = Literal["val_accuracy", "val_loss"]
 Tie = Literal["stop", "target"]
 ScalerKind = Literal["robust", "standard", "minmax", "none"]
 Balance = Literal["undersample", "class_weights", "none"]
+MarketScope = Literal["all", "market"]  # of a scaler or of the balance: all markets together, or each by itself
 RuleKind = Literal["expected_value", "argmax"]
 OnMemory = Literal["refuse", "accumulate", "force"]  # action if a training does not fit into the memory
 TIMEFRAME_MINUTES = {
@@ -166,6 +167,12 @@ class _Settings:
     feature_clip: float = make_field(10.0, _CLIP, "scaled features are clipped to plus and minus this")
     balance: Balance = make_field("undersample", _BALANCE, "how training balances the classes")
     balance_ratio: float = make_field(1.0, _RATIO, "undersample: largest class size over the smallest")
+    scale_by: MarketScope = make_field(
+        "all", expect_one_of(get_args(MarketScope)), "several markets: one scaler for all, or one a market"
+    )
+    balance_by: MarketScope = make_field(
+        "all", expect_one_of(get_args(MarketScope)), "several markets: balance over all, or within each"
+    )
     fee_pct: float = make_field(0.1, expect_number_in("[0, 10]"), "fee of one side of a trade, percent of its value")
     slippage_pct: float = make_field(0.0, expect_number_in("[0, 10]"), "slippage of one side of a trade, percent")
     rule: RuleKind = make_field(

@@ -350,7 +350,7 @@ def _check_rows(labels: np.ndarray, rows: np.ndarray, shape: tuple[int, ...]) ->
         raise CalibrationError(f"expected {expected}, got {shape}, {labels.shape} and {rows.shape}")
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(CLASSES):
         raise CalibrationError(f"expected labels 0, 1 or 2, got {labels.dtype} up to {labels.max()}: use make_labels")
-    if rows.dtype.kind not in "iu" or (np.diff(rows.astype(np.int64)) <= 0).any():
+    if rows.dtype.kind not in "iu" or (np.diff(rows.astype(np.int64)) < 0).any():  # several markets share a date
         raise CalibrationError("expected rows as ascending whole numbers: give the index of the outcomes")
     return labels.astype(np.int64), rows.astype(np.int64)
 

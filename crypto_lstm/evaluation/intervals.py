@@ -272,7 +272,7 @@ def _require_stretches(rows: np.ndarray, masks: Mapping[str, np.ndarray], stretc
 
 def _check_rows(rows: np.ndarray, purge_gap: int, confidence: float) -> np.ndarray:
     rows = np.asarray(rows)
-    if rows.dtype.kind not in "iu" or rows.ndim != 1 or not len(rows) or (np.diff(rows) <= 0).any():
+    if rows.dtype.kind not in "iu" or rows.ndim != 1 or not len(rows) or (np.diff(rows) < 0).any():
         got = shorten_repr(rows, 60)
         raise EvaluationError(f"expected rows as ascending whole numbers (positions in time, in candles), got {got}")
     if not is_whole_number(purge_gap, minimum=1):
@@ -483,6 +483,9 @@ def metric_intervals(
 ) -> Intervals:
     """Intervals of accuracy, balanced accuracy, MCC, the direction of signals, and of means such as the net return.
 
+    Windows of several markets at one date have the same row: they lie in the same stretch of time, and one block of the
+    bootstrap takes all of them, since markets move together.
+
     Raises `EvaluationError` for unusable input.
 
     Example:
@@ -592,12 +595,21 @@ def _bootstrap_all(table: _Table, names: Sequence[str], confidence: float, seed:
     totals = table.sum_stretches(1)[0]
     for metric in _METRICS:
         statistic = _get_statistic(metric)
-        influences = _compute_influences(totals, statistic)[table.cells]
+        influences = _sum_by_time(_compute_influences(totals, statistic)[table.cells], table.rows)
         intervals[metric] = _bootstrap_one(float(statistic(totals)), influences, confidence, seed)
     for name, values in zip(names, table.values, strict=True):
         mean = float(values.mean())
-        intervals[name] = _bootstrap_one(mean, values - mean, confidence, seed)
+        intervals[name] = _bootstrap_one(mean, _sum_by_time(values - mean, table.rows), confidence, seed)
     return intervals
+
+
+def _sum_by_time(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """One value for each row in time, with the mean of all values: rows of several markets at one date are added."""
+    is_first = np.diff(rows, prepend=rows[0] - 1) > 0
+    if is_first.all():
+        return values
+    sums = np.add.reduceat(values, np.flatnonzero(is_first))
+    return sums * (len(sums) / len(values))
 
 
 def _bootstrap_one(estimate: float, influences: np.ndarray, confidence: float, seed: int) -> Interval:

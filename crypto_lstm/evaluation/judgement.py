@@ -29,7 +29,7 @@ from ..utils.display import html_table, limit_width, text_table
 
 # %% auto #0
 __all__ = ['Finding', 'Result', 'PolicyFit', 'fit_policy', 'Answers', 'choose_finding', 'choose_result', 'choose_advice',
-           'Trials', 'Account', 'Judgement', 'compute_gains', 'judge']
+           'Trials', 'Account', 'Judgement', 'compute_gains', 'judge', 'assemble_judgement', 'list_periods']
 
 # %% ../../nbs/evaluation/10_judgement.ipynb #7a97c239
 @dataclass(frozen=True)
@@ -80,6 +80,13 @@ class Answers:
         probabilities = policy.calibrate(raw)
         rule = policy.rule or TradeRule("argmax", ((0.0,) * 3,) * 2, 0.0)
         return cls(name, raw, probabilities, rule.choose_classes(probabilities))
+
+    def select(
+        self,
+        chosen: np.ndarray,  # (rows,) bool, or places
+    ) -> Answers:
+        """The answers to some of the rows."""
+        return type(self)(self.name, self.raw[chosen], self.probabilities[chosen], self.decisions[chosen])
 
     @classmethod
     def join(cls, parts: Sequence[Answers]) -> Answers:
@@ -258,6 +265,7 @@ class Judgement:
     comparisons: tuple[BaselineComparison, ...]  # the log-loss of each rival beside that of the model
     luck: Luck | None  # None without enough trades
     cautions: tuple[str, ...]  # sentences, from `evaluation.cautions` and others
+    markets: tuple[Judgement, ...] = ()  # of several markets: the judgement of each, named by the market
 
     @property
     def finding(self) -> Finding:
@@ -344,6 +352,24 @@ def _list_values(judgement: Judgement) -> dict[str, Any]:
         "comparisons": [comparison.as_dict() for comparison in judgement.comparisons],
         "luck": None if judgement.luck is None else judgement.luck.as_dict(),
         "cautions": list(judgement.cautions),
+        **({"markets": [_list_market(market) for market in judgement.markets]} if judgement.markets else {}),
+    }
+
+
+def _list_market(judgement: Judgement) -> dict[str, Any]:
+    """The row of one market among several, as plain values."""
+    figures = judgement.model.simulation.figures
+    names = ("trades", "total_return_pct", "mean_net_pct", "max_drawdown_pct")
+    return {
+        "market": judgement.name,
+        "rows": judgement.rows,
+        "balanced_accuracy": judgement.intervals["balanced_accuracy"].as_dict(),
+        "log_loss_gain": judgement.intervals["log_loss_gain"].as_dict(),
+        "log_loss": judgement.model.log_loss,
+        "finding": judgement.finding,
+        "result": judgement.result,
+        **{name: figures[name] for name in names},
+        "buy_and_hold_pct": judgement.model.simulation.comparisons["buy and hold"]["total_return_pct"],
     }
 
 # %% ../../nbs/evaluation/10_judgement.ipynb #23f763ca
@@ -372,7 +398,32 @@ def _build_tables(judgement: Judgement) -> list[_Table]:
         metrics.append([title, _write_interval(judgement.intervals[name]), chance.get(name, "-")])
     rows = [_list_account(account) for account in (judgement.model, *judgement.rivals)]
     header = ["model", "balanced", "log-loss", "trades", "return", "a trade", "drawdown"]
-    return [(days, ["metric", "value [99 % interval]", "chance"], metrics), ("Accounts, after costs", header, rows)]
+    tables = [(days, ["metric", "value [99 % interval]", "chance"], metrics), ("Accounts, after costs", header, rows)]
+    return [*tables, *_build_market_tables(judgement)]
+
+
+def _build_market_tables(judgement: Judgement) -> list[_Table]:
+    """A row for each market, and one for all; no table for a single market."""
+    if not judgement.markets:
+        return []
+    header = ["market", "windows", "balanced [99 %]", "log-loss", "trades", "return", "finding"]
+    rows = [_list_market_cells(market.name, market) for market in judgement.markets]
+    return [("Markets", header, [*rows, _list_market_cells("all", judgement)])]
+
+
+def _list_market_cells(name: str, judgement: Judgement) -> list[str]:
+    figures = judgement.model.simulation.figures
+    balanced = judgement.intervals["balanced_accuracy"]
+    limits = "" if balanced.low is None else f" [{balanced.low:.3f}, {balanced.high:.3f}]"
+    return [
+        name,
+        f"{judgement.rows:,}",
+        f"{balanced.estimate:.3f}{limits}",
+        f"{judgement.model.log_loss:.4f}",
+        f"{figures['trades']:,}",
+        f"{figures['total_return_pct']:+.2f} %",
+        judgement.finding,
+    ]
 
 
 def _write_interval(interval: Interval) -> str:
@@ -447,29 +498,53 @@ def judge(
     labels, rows = _read_outcomes(outcomes)
     for some in (answers, *rivals):
         _require_same_rows(some, len(labels))
+    filled = ensure_filled(candles, config)
+    model = simulate(filled, rows, answers.decisions, config, random_runs=random_runs, seed=config.seed)
+    simulations = [model]
+    for rival in rivals:
+        own = simulate(filled, rows, rival.decisions, config, random_runs=0, seed=config.seed)
+        shared = {name: getattr(model, name) for name in ("comparisons", "comparison_equity")}
+        simulations.append(replace(own, **shared))  # equal values, in memory once
+    returns = _spread_returns(model, rows)
+    return assemble_judgement(name, labels, rows, answers, rivals, simulations, returns, config, cautions, trials)
+
+
+def assemble_judgement(
+    name: str,  # of the part
+    labels: np.ndarray,  # (rows,) true class
+    rows: np.ndarray,  # (rows,) positions in time, ascending, in candles; windows of several markets may share one
+    answers: Answers,  # of the model on these rows
+    rivals: Sequence[Answers],  # simpler models on the same rows, the simplest first
+    simulations: Sequence[Simulation],  # the accounts of the model and of the rivals
+    returns: np.ndarray,  # (rows,) net return of the trade that a row began, percent; 0 where it began none
+    config: Config,  # window, horizon, timeframe
+    cautions: Sequence[str] = (),
+    trials: Trials | None = None,  # None: this is the only one
+    markets: Sequence[Judgement] = (),  # of several markets: the judgement of each
+) -> Judgement:
+    """Put answers and accounts together, with all intervals. `judge` and `judge_markets` call it."""
     gap = config.future_window + config.sequence_length - 1
     losses = row_log_loss(labels, answers.probabilities)
     rival_losses = {rival.name: row_log_loss(labels, rival.probabilities) for rival in rivals}
     likeliest = answers.raw.argmax(axis=1)
     gains = {"log_loss_gain": compute_gains(labels, answers, rivals)}
-    intervals = metric_intervals(labels, likeliest, rows, gap, gains, answers.probabilities)
-    filled = ensure_filled(candles, config)
-    model = _open_account(answers, filled, labels, rows, losses, config, random_runs)
+    accounts = [_open_account(answers, labels, losses, simulations[0])]
+    for rival, simulation in zip(rivals, simulations[1:], strict=True):
+        accounts.append(_open_account(rival, labels, rival_losses[rival.name], simulation))
     return Judgement(
         name=name,
         rows=len(rows),
         days=float((rows[-1] - rows[0] + 1) / config.day_candles),
         confusion=confusion_matrix(labels, likeliest),
         chance=1 / len(np.unique(labels)),
-        intervals=intervals,
-        net=_estimate_net(model.simulation, rows, gap),
-        model=model,
-        rivals=tuple(
-            _open_account(rival, filled, labels, rows, rival_losses[rival.name], config, 0, model) for rival in rivals
-        ),
+        intervals=metric_intervals(labels, likeliest, rows, gap, gains, answers.probabilities),
+        net=trade_interval(returns, rows, gap),
+        model=accounts[0],
+        rivals=tuple(accounts[1:]),
         comparisons=compare_baselines(losses, rival_losses, rows, _make_interval(gap)),
-        luck=_measure_luck(model.simulation, trials or Trials()),
+        luck=_measure_luck(accounts[0].simulation, trials or Trials()),
         cautions=tuple(cautions),
+        markets=tuple(markets),
     )
 
 
@@ -479,29 +554,16 @@ def _require_same_rows(answers: Answers, rows: int) -> None:
         raise EvaluationError(f"expected one answer and one decision for each of {rows} outcomes, got {got}")
 
 
-def _open_account(
-    answers: Answers,
-    filled: pd.DataFrame,
-    labels: np.ndarray,
-    rows: np.ndarray,
-    losses: np.ndarray,
-    config: Config,
-    random_runs: int,
-    first: Account | None = None,  # another model on the same rows: what needs no model is shared with it
-) -> Account:
+def _open_account(answers: Answers, labels: np.ndarray, losses: np.ndarray, simulation: Simulation) -> Account:
     metrics = decision_metrics(confusion_matrix(labels, answers.raw.argmax(axis=1)))
-    simulation = simulate(filled, rows, answers.decisions, config, random_runs=random_runs, seed=config.seed)
-    if first is not None:
-        shared = {name: getattr(first.simulation, name) for name in ("comparisons", "comparison_equity")}
-        simulation = replace(simulation, **shared)  # equal values, in memory once
     return Account(answers.name, float(metrics["balanced_accuracy"]), float(losses.mean()), simulation)
 
 
-def _estimate_net(simulation: Simulation, rows: np.ndarray, gap: int) -> Interval:
-    """The mean net return of a trade in percent."""
+def _spread_returns(simulation: Simulation, rows: np.ndarray) -> np.ndarray:
+    """(rows,) net return of the trade that each row began, percent; 0 where it began none."""
     values = np.zeros(len(rows))
     values[np.searchsorted(rows, simulation.trades["row"].to_numpy())] = simulation.trades["net_pct"].to_numpy()
-    return trade_interval(values, rows, gap)
+    return values
 
 
 def _make_interval(gap: int) -> Any:
@@ -516,6 +578,20 @@ def _make_interval(gap: int) -> Any:
 
 def _measure_luck(simulation: Simulation, trials: Trials) -> Luck | None:
     try:
-        return measure_luck(simulation.trades["net_pct"].to_numpy(), trials.count, trials.variance)
+        return measure_luck(list_periods(simulation), trials.count, trials.variance)
     except LuckError:  # too few trades, or all returned the same
         return None
+
+
+def list_periods(
+    simulation: Simulation,
+) -> np.ndarray:  # (periods,) percent after costs
+    """The returns that luck is measured on: each trade is a period.
+
+    Trades of several markets that begin in the same `future_window` are one period, with their mean return: they are no
+    independent proofs.
+    """
+    trades = simulation.trades
+    if "period" not in trades:
+        return trades["net_pct"].to_numpy()
+    return trades.groupby("period")["net_pct"].mean().to_numpy()

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['SPREAD_COLUMN', 'FUNDING_COLUMN', 'REASONS', 'SimulationError', 'Costs', 'Simulation', 'simulate', 'plot_trades',
-           'plot_equity']
+__all__ = ['SPREAD_COLUMN', 'FUNDING_COLUMN', 'REASONS', 'SimulationError', 'Costs', 'measure_equity', 'Simulation', 'simulate',
+           'plot_trades', 'plot_equity']
 
 # %% ../../nbs/evaluation/05_simulator.ipynb #72a3d611
 class SimulationError(CryptoLSTMError, ValueError):
@@ -477,7 +477,10 @@ def _divide(value: float | None, divisor: float | None) -> float | None:
     return None if value is None or not divisor else float(value / divisor)
 
 
-def _measure_equity(equity: np.ndarray, times: np.ndarray) -> dict[str, Any]:
+def measure_equity(
+    equity: np.ndarray,  # (candles,) at each close
+    times: np.ndarray,  # (candles,) int64 nanoseconds of the opening
+) -> dict[str, Any]:
     """Figures of an equity curve. It is 1 at the first candle, which is that of the first decision."""
     falls = equity / np.maximum.accumulate(equity)
     trough = int(falls.argmin())
@@ -719,7 +722,7 @@ def _measure(setting: _Setting, book: _Book) -> tuple[dict[str, Any], np.ndarray
     """Figures and equity of an account."""
     times = setting.market.times[: setting.stop]
     equity = _compute_equity(setting.market, book, setting.costs)[: setting.stop]
-    return {**_measure_equity(equity, times), **_measure_book(book, times, setting.slots)}, equity
+    return {**measure_equity(equity, times), **_measure_book(book, times, setting.slots)}, equity
 
 
 def _hold_throughout(setting: _Setting) -> tuple[dict[str, Any], np.ndarray]:
@@ -733,7 +736,7 @@ def _hold_throughout(setting: _Setting) -> tuple[dict[str, Any], np.ndarray]:
     equity[entry:] = value - (paid + costs.fee_pct + market.slippage[entry]) / 100
     equity[last] -= value[-1] * (costs.fee_pct + market.slippage[last]) / 100
     equity = np.maximum(equity, 0.0)
-    figures = _measure_equity(equity, market.times[: setting.stop])
+    figures = measure_equity(equity, market.times[: setting.stop])
     return {**figures, "trades": 1, "exposure": (setting.stop - entry) / setting.stop}, equity
 
 

@@ -18,7 +18,7 @@ from ..data.candles import ensure_filled
 from ..data.windows import TrainingData
 from ..evaluation.baselines import Baseline, fit_baselines
 from ..evaluation.cautions import Caution, CautionError, find_cautions
-from ..evaluation.judgement import Answers, Judgement, PolicyFit, Trials, compute_gains, fit_policy, judge
+from ..evaluation.judgement import Answers, Judgement, PolicyFit, Trials, compute_gains, fit_policy, judge, list_periods
 from ..evaluation.ledger import LedgerError, append_entry, make_entry, read_ledger, summarise_trials
 from ..evaluation.record import JudgementRecord, make_record
 from ..storage.lock import LockedError
@@ -84,7 +84,7 @@ def count_trials(
         start,
         end,
         metrics={name: intervals[name].estimate for name in ("balanced_accuracy", "mcc", "direction")},
-        returns=judgement.model.simulation.trades["net_pct"].to_numpy(),
+        returns=list_periods(judgement.model.simulation),
         learnt=judgement.learnt,
         pays=judgement.pays,
         extra=extra,
@@ -174,7 +174,7 @@ def judge_model(
     cautions = list_cautions(filled, data, compute_gains(labels, answers, rivals))
     judgement = judge("test", filled, outcomes, answers, data.config, rivals, cautions)
     if is_trial:
-        dates = data.dates.iloc[data.test.rows]
+        dates = data.dates_of("test")
         judgement = judgement.with_trials(count_trials(judgement, data.config, candles_sha256, dates, ledger))
     record = make_record(judgement, filled, labels, answers, data.config)
     return JudgedModel(fit, judgement, record, (answers, *rivals))
