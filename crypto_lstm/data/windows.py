@@ -342,6 +342,7 @@ class TrainingData:
 def prepare(
     candles: pd.DataFrame,  # date, open, high, low, close, volume
     config: Config | None = None,  # default: Config()
+    scaler: Scaler | None = None,  # of an earlier run that is continued; None: fitted on the training rows
 ) -> TrainingData:  # train, validation and test, ready for `fit`
     """Turn candles into training data: fill gaps, compute features and labels, split in time, scale, balance.
 
@@ -361,7 +362,7 @@ def prepare(
     """
     config = config or Config()
     history = prepare_history(candles, config)
-    return _prepare_parts(history, split_rows(history.usable, config), config, history.matrix)
+    return _prepare_parts(history, split_rows(history.usable, config), config, history.matrix, scaler)
 
 
 # %% ../../nbs/data/10_windows.ipynb #a1c20002
@@ -458,11 +459,14 @@ def _prepare_parts(
     rows: tuple[np.ndarray, np.ndarray, np.ndarray],  # of train, validation and test
     config: Config,
     matrix: np.ndarray,  # that of the history or a copy; it is scaled in place
+    scaler: Scaler | None = None,  # None: fitted on the training rows
 ) -> TrainingData:
     train, validation, test = rows
     classes = history.classes
     spans = find_training_spans(int(history.usable[0]), rows, config)
-    scaler, clipped = _fit_and_scale(matrix, history.has_features, spans, config)
+    if scaler is None:
+        scaler = _fit_scaler(matrix, history.has_features, spans, config)
+    clipped = scale_in_place(scaler, matrix, history.has_features)
     chosen = balance_rows(train, classes[train], config)
     require_batch(len(chosen), config)
     counts = np.bincount(classes[train], minlength=len(CLASSES))
@@ -544,21 +548,20 @@ def _spread_labels(labels: pd.Series, candles: int) -> np.ndarray:
     return classes
 
 
-def _fit_and_scale(
-    matrix: np.ndarray,  # (candles, features) float32; it is scaled in place
+def _fit_scaler(
+    matrix: np.ndarray,  # (candles, features) float32
     has_features: np.ndarray,  # (candles,) bool
     spans: Sequence[tuple[int, int]],  # first and last candle of each stretch that trains
     config: Config,
-) -> tuple[Scaler, np.ndarray]:  # the scaler; (features,) clipped values
-    """Fit the scaler on the stretches that train, and scale the matrix in place."""
+) -> Scaler:
+    """Fit the scaler on the stretches that train."""
     first = int(has_features.argmax())
     parts = []
     for begin, last in spans:
         seen = slice(max(begin, first), last + 1)
         is_whole = has_features[seen].all()
         parts.append(matrix[seen] if is_whole else matrix[seen][has_features[seen]])
-    scaler = Scaler.fit(parts[0] if len(parts) == 1 else np.concatenate(parts), config)
-    return scaler, scale_in_place(scaler, matrix, has_features)
+    return Scaler.fit(parts[0] if len(parts) == 1 else np.concatenate(parts), config)
 
 
 def scale_in_place(

@@ -69,6 +69,7 @@ from crypto_lstm.training.run_folder import (
     run_identity,
 )
 from .saved_run import load_run, predict_candles, predict_probabilities, read_pinned
+from .starting_point import StartingPoint, read_starting_point, require_later_parts
 from .watch import TrainingWatch, require_verbose
 from ..utils.display import get_logger, html_table, text_table
 from ..utils.environment import require_session_dtypes, require_unforked_tensorflow
@@ -208,6 +209,9 @@ def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:
         epochs += f", stopped by {run.stopped_by}"
     if run.interrupted:
         epochs += ": the same call resumes it"
+    start = run.identity.get("start_from")
+    if start:
+        epochs += f", from the network {start['bundle_sha256'][:16]} of an earlier run"
     memory = f"estimated {run.estimate.process_peak_mb:.0f} MB"
     if run.peak_mb is not None:
         memory += f", measured {run.peak_mb:.0f} MB"
@@ -570,6 +574,7 @@ def train(
     config: Config | None = None,  # default: Config()
     output_dir: str | os.PathLike[str] = "crypto_lstm_run",  # an empty or a new folder, or that of the same training
     *,
+    start_from: str | os.PathLike[str] | None = None,  # folder of an earlier run whose network is trained further
     callbacks: Sequence[keras.callbacks.Callback] = (),  # more callbacks, after those of the package
     ledger: str | os.PathLike[str] | None = None,  # counts what is judged on a test part; None: that of the user
     tensorboard: bool = True,  # write logs for TensorBoard
@@ -587,6 +592,8 @@ def train(
     size. A callback of yours keeps its state if it has `state_dict` and `load_state_dict`; for others a warning is
     logged.
 
+    With `start_from` weights and scaler are those of the earlier run; optimizer, calibration and rule start anew. The
+    new validation and test parts must lie after what that network has seen, see `StartingPoint`.
     In a notebook a live panel shows the training and leaves a picture (widgets need the extra `lab`). With `background`
     the panel has buttons to stop, and the handle has `result()` and `stop()`.
 
@@ -612,10 +619,13 @@ def train(
     """
     require_verbose(verbose)
     config = config or Config()
+    start = None if start_from is None else read_starting_point(start_from, config)
     task = _Task(
         candles=candles,
         config=config,
-        prepare=lambda chosen: prepare(candles, chosen),
+        prepare=lambda chosen: _prepare_candles(candles, chosen, start),
+        facts={} if start is None else {"start_from": start.as_dict()},
+        weights=None if start is None else start.weights,
         ledger=ledger,
         callbacks=callbacks,
         tensorboard=tensorboard,
@@ -635,6 +645,15 @@ def train(
     return train_in_background(train_watched, verbose)
 
 # %% ../../nbs/training/04_trainer.ipynb #33f1e202
+def _prepare_candles(candles: pd.DataFrame, config: Config, start: StartingPoint | None) -> TrainingData:
+    """The data of `train`. Raises `StartingPointError` if the earlier network has seen a part that judges it."""
+    if start is None:
+        return prepare(candles, config)
+    data = prepare(candles, config, start.scaler)
+    require_later_parts(start, data)
+    return data
+
+
 def _train(task: _Task, output_dir: str | os.PathLike[str]) -> TrainingRun:
     """Train and show it: the display ends with the run, or with the error."""
     with task.watch.reporting_errors():
