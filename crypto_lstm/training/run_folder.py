@@ -243,7 +243,8 @@ class ResumeMismatchError(CryptoLSTMError, ValueError):
         self.folder = folder
         self.differences = tuple(differences)
         fault = f"the folder {str(folder)!r} holds another run: {'; '.join(differences)}. Nothing was changed"
-        super().__init__(f"{fault}: use the settings, candles and versions of that run, or choose another folder")
+        remedy = "or choose another folder (there start_from trains the network of this run further)"
+        super().__init__(f"{fault}: use the settings, candles and versions of that run, {remedy}")
 
 
 def require_same_run(
