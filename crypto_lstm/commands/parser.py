@@ -186,6 +186,32 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", metavar="FILE", required=True, help="new .onnx file")
 
 
+def _add_freqtrade(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="RUN", required=True, help="folder that train wrote, or an .onnx file")
+    command.add_argument(
+        "--sha256", metavar="HEX",
+        help="accept only this bundle (or .onnx file): the SHA-256 that train or export printed",
+    )  # fmt: skip
+    command.add_argument(
+        "--output", metavar="DIR", default="user_data/strategies",
+        help="folder of the strategies (default: user_data/strategies)",
+    )  # fmt: skip
+    command.add_argument("--pair", metavar="PAIR", help="such as BTC/USDT (default: that of the model)")
+    command.add_argument("--any-pair", action="store_true", help="accept a pair that the model was not trained on")
+    command.add_argument("--timeframe", metavar="SPAN", help="refuse a model of another timeframe")
+    command.add_argument(
+        "--trading-mode", choices=("spot", "futures"), default="spot",
+        help="spot market without shorts, or futures with them (default: spot)",
+    )  # fmt: skip
+    command.add_argument("--exchange", metavar="NAME", default="binance", help="in freqtrade (default: binance)")
+    command.add_argument("--name", metavar="NAME", default="CryptoLSTM", help="of the strategy (default: CryptoLSTM)")
+    command.add_argument(
+        "--days", type=_whole_number, metavar="N", default=30,
+        help="length of the backtest, if the run has no test part (default: 30)",
+    )  # fmt: skip
+    command.add_argument("--force", action="store_true", help="overwrite a strategy of that name")
+
+
 def _add_verify(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "path", metavar="PATH",
@@ -225,6 +251,7 @@ _COMMANDS = {
     "estimate": ("forecast the memory of a training without starting it", _add_estimate),
     "predict": ("compute probabilities and a decision for every candle with a full window", _add_predict),
     "export": ("write the .onnx file of a run or a bundle, for decisions without TensorFlow", _add_export),
+    "freqtrade": ("write a strategy for freqtrade that trades the decisions of a model", _add_freqtrade),
     "verify": ("check that a run folder, a bundle or a model is exactly what was saved", _add_verify),
     "settings": ("list all settings with default, allowed values and meaning", _add_nothing),
     "doctor": ("check versions, device and memory, and name the fix of each fault", _add_settings),
