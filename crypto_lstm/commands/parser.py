@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import crypto_lstm
 from .console import print_result
-from ..config import Config
+from ..config import TIMEFRAME_MINUTES, Config
 from ..utils.display import text_table
 from ..utils.errors import Suggestion
 
@@ -242,7 +242,28 @@ def _add_nothing(command: argparse.ArgumentParser) -> None:
     """For a command without options of its own."""
 
 
+def _add_new(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="FOLDER", help="folder that does not exist yet")
+
+
+def _add_download(command: argparse.ArgumentParser) -> None:
+    command.add_argument("pair", metavar="PAIR", help="such as BTC/USDT, or BTC/USDT:USDT for a perpetual")
+    command.add_argument("--exchange", metavar="NAME", default="binance", help="as ccxt names it (default: binance)")
+    command.add_argument(
+        "--timeframe", choices=tuple(TIMEFRAME_MINUTES), default="1m", help="span of a candle (default: 1m)"
+    )
+    command.add_argument(
+        "--days", type=_whole_number, metavar="N", default=400, help="from now back (default: 400)"
+    )
+    command.add_argument(
+        "--output", metavar="FILE",
+        help=".feather, .parquet or .csv (default: named after the market); a file of the same market is continued",
+    )  # fmt: skip
+
+
 _COMMANDS = {
+    "new": ("make a folder with settings, a first notebook and a README", _add_new),
+    "download": ("fetch candles from an exchange into a file; resumes", _add_download),
     "demo": ("train on a synthetic market with a planted edge, and show all results", _add_demo),
     "train": ("train on candles; write model, scaler, report and plots to a folder", _add_train),
     "report": ("show what a run is worth: verdict and tables, and a page with pictures", _add_report),

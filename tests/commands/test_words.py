@@ -351,6 +351,8 @@ SHOWN = [
     ["predict", "--model", "run", "--candles", "ETH_USDT-1h.feather"],
     ["predict", "--model", "run", "--candles", "BTCUSDT-1h.feather", "--output", "out-{width}.csv"],
     ["report", "run"],
+    ["new", "project-{width}"],
+    ["download", "BTCUSDT"],
     ["baseline", "--candles", "BTCUSDT-1h.feather", "--set", *WORDS],
     ["walk-forward", "--candles", "BTCUSDT-1h.feather", "--output", "folds", *ONE_FOLD, "--set", *WORDS],
     ["train", "--candles", "glued.csv", "--output", "new", "--set", "epochs=0"],
