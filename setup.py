@@ -51,7 +51,6 @@ setup(
         "lab": lab,
         "docs": settings["docs_requirements"].split(),
         "browser": settings["browser_requirements"].split(),
-        "live": settings["live_requirements"].split(),
         "dev": lab + settings["dev_requirements"].split(),
     },
     entry_points={"console_scripts": settings["console_scripts"].split()},
