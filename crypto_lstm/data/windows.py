@@ -21,7 +21,8 @@ import keras
 from ..config import CLASSES, Config
 from .candles import ensure_filled
 from .feature_stream import count_filled
-from .features import make_feature_matrix
+from .engine import count_causes
+from .features import compute_features, make_feature_matrix
 from .labels import label_filled
 from .scaler import Scaler
 from ..utils.checks import shorten_repr
@@ -371,6 +372,7 @@ class LabelledHistory:
     outcomes: pd.DataFrame  # from `make_labels`
     classes: np.ndarray  # (candles,) int8, -1 without a label
     usable: np.ndarray  # int32 rows with a full window, a label, and a trade: the targets
+    causes: np.ndarray  # (candles,) uint8 why a candle lacks a feature, as numbers of `engine.CAUSES`
 
     def cut(
         self,
@@ -389,6 +391,7 @@ class LabelledHistory:
             outcomes=self.outcomes.iloc[: self.outcomes.index.searchsorted(labelled)],
             classes=classes,
             usable=self.usable[: np.searchsorted(self.usable, labelled)],
+            causes=self.causes[:candles],
         )
 
     def count_dropped(self) -> dict[str, int]:
@@ -396,7 +399,7 @@ class LabelledHistory:
         ends, is_labelled = self.ends, self.classes >= 0
         is_filled = self.filled["filled"].to_numpy()
         return {
-            "no previous candle, or the means are not full": int(np.count_nonzero(~self.has_features)),
+            **count_causes(self.causes),
             "the window is not full": int(np.count_nonzero(self.has_features & ~ends)),
             "the future window is not full": int(np.count_nonzero(ends & ~is_labelled)),
             "filled: nobody traded in it": int(np.count_nonzero(ends & is_labelled & is_filled)),
@@ -412,13 +415,14 @@ def prepare_history(
 ) -> LabelledHistory:
     """Fill gaps, compute features and labels. Raises `CandleError`, `FeatureError` or `LabelError`."""
     filled = ensure_filled(candles, config)
-    matrix, has_features = make_feature_matrix(filled, config)
+    found = compute_features(filled, config)
+    has_features = found.usable
     outcomes = label_filled(filled, config)
     ends = find_window_ends(has_features, filled["segment"].to_numpy(), config.sequence_length)
     classes = _spread_labels(outcomes["label"], len(filled))
     is_traded = ~filled["filled"].to_numpy()
     usable = np.arange(len(filled), dtype=np.int32)[ends & (classes >= 0) & is_traded]
-    return LabelledHistory(filled, matrix, has_features, ends, outcomes, classes, usable)
+    return LabelledHistory(filled, found.matrix, has_features, ends, outcomes, classes, usable, found.causes)
 
 
 # %% ../../nbs/data/10_windows.ipynb #a1c20003
