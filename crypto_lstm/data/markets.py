@@ -292,6 +292,11 @@ class MarketsData(TrainingData):
         market = self.markets[number]
         return rows[(rows >= market.offset) & (rows < market.offset + market.candles)] - market.offset
 
+    def find_own_rows(self, name: str) -> np.ndarray:
+        """(windows,) the row of each window of a part, counted from the first candle of its market."""
+        offsets = np.array([market.offset for market in self.markets])
+        return self.parts[name].rows - offsets[self.find_markets(name)]
+
     def dates_of(self, name: str) -> pd.Series:
         """The dates of the last candles of the windows of one part, in their order."""
         parts = [market.find_moments(self.find_rows(name, number)) for number, market in enumerate(self.markets)]
@@ -311,6 +316,11 @@ class MarketsData(TrainingData):
     def training_outcomes(self) -> pd.DataFrame:
         """Label and returns of all candles in the stretches that train, before balancing."""
         return self.outcomes_of("training")
+
+    def split_markets(self) -> Iterator[tuple[dict[str, Any], TrainingData]]:
+        """For each market the places of its windows in each part, and its data alone."""
+        for number, market in enumerate(self.markets):
+            yield {name: self.find_markets(name) == number for name in _PARTS}, self.select_market(market.name)
 
     def select_market(self, name: str) -> TrainingData:
         """The data of one market alone: views of the matrix, with the scaler and the prior of all."""

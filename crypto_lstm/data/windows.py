@@ -274,6 +274,10 @@ class TrainingData:
         places = self.outcomes.index.searchsorted(self.parts[name].rows)
         return self.outcomes.iloc[places]  # `.loc` would build a hash table of all rows, and keep it
 
+    def split_markets(self) -> Iterator[tuple[dict[str, Any], TrainingData]]:
+        """For each market the places of its windows in each part, and its data. Of one market: all, and the data."""
+        yield dict.fromkeys(self.parts, slice(None)), self
+
     def dates_of(self, name: str) -> pd.Series:
         """The dates of the last candles of the windows of one part, in their order."""
         return self.dates.iloc[self.parts[name].rows]
