@@ -21,7 +21,7 @@ from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
 __all__ = ['MAX_MARKETS', 'AnyScaler', 'MarketError', 'require_market_name', 'require_market_names', 'MarketScaler',
-           'read_scaler', 'select_scaler', 'require_markets_of', 'fit_columns']
+           'read_scaler', 'select_scaler', 'name_markets', 'require_markets_of', 'fit_columns']
 
 # %% ../../nbs/data/16_market_scaler.ipynb #51fee5b3
 class MarketError(CryptoLSTMError, ValueError):
@@ -194,6 +194,16 @@ def select_scaler(
         found = f"got the market {shorten_repr(market, 60)}"
         raise MarketError(f"expected candles without a market, {found}: the model was trained on one market only")
     return scaler
+
+
+def name_markets(
+    scaler: AnyScaler | None,  # None: the model has none
+    config: Config,  # pair
+) -> str:  # for titles
+    """The pair of a model of one market, or the first names of several."""
+    if isinstance(scaler, MarketScaler):
+        return f"{len(scaler.markets)} markets ({list_first_names(scaler.markets)})"
+    return config.pair
 
 
 def require_markets_of(
