@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,13 +177,15 @@ def judge_part(
 
 
 def name_ledger_market(
-    data: TrainingData,
+    config: Config,
+    markets: Iterable[str],  # names; empty: one market, that of the configuration
 ) -> Config:
     """The configuration under which the ledger counts trials: the pair names the set of markets if there are several."""
-    if not isinstance(data, MarketsData):
-        return data.config
-    digest = hashlib.sha256("\n".join(sorted(data.names)).encode()).hexdigest()
-    return data.config.replace(pair=f"{len(data.names)}_markets:{digest[:12]}")
+    names = sorted(markets)
+    if not names:
+        return config
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return config.replace(pair=f"{len(names)}_markets:{digest[:12]}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +221,7 @@ def judge_model(
     judgement = judge_part("test", filled, data, answers, rivals, cautions)
     if is_trial:
         dates = data.dates_of("test")
-        known = name_ledger_market(data)
+        known = name_ledger_market(data.config, data.names if isinstance(data, MarketsData) else ())
         judgement = judgement.with_trials(count_trials(judgement, known, candles_sha256, dates, ledger))
     record = make_record(judgement, filled, labels, answers, data.config)
     return JudgedModel(fit, judgement, record, (answers, *rivals))
