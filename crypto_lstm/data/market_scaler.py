@@ -225,9 +225,9 @@ def fit_columns(
     config: Config,  # scaler, features, feature_clip
 ) -> Scaler:
     """`Scaler.fit` with the columns one after the other, so that one copy of one column is in memory."""
-    one = config.replace(features=config.features[:1])
+    one = Config(scaler=config.scaler, feature_clip=config.feature_clip, features=("close_change",))  # names one column
     fitted = [Scaler.fit(column[:, None], one) for column in columns]
-    constant = [name for name, scaler in zip(config.features, fitted, strict=True) if scaler.constant]
+    constant = [name for name, scaler in zip(config.feature_names, fitted, strict=True) if scaler.constant]
     center = tuple(scaler.center[0] for scaler in fitted)
     scale = tuple(scaler.scale[0] for scaler in fitted)
-    return Scaler(config.scaler, config.features, center, scale, config.feature_clip, tuple(constant))
+    return Scaler(config.scaler, config.feature_names, center, scale, config.feature_clip, tuple(constant))

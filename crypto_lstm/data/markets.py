@@ -464,7 +464,7 @@ def _finish(
         outcomes=pd.DataFrame(),
         prior=tuple((counts / counts.sum()).tolist()),
         dropped={**stack.dropped, "purge gap": unused, "balance": int(counts.sum()) - len(chosen)},
-        clipped=dict(zip(config.features, clipped.tolist(), strict=True)),
+        clipped=dict(zip(config.feature_names, clipped.tolist(), strict=True)),
         warnings=tuple([*_describe_constants(scaler), *stack.doubts]),
         markets=tuple(markets),
         grid=grid,
