@@ -12,8 +12,8 @@ import json
 import os
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,8 +27,11 @@ from .folds import Fold, FoldMode, cpcv_folds, stitch_folds, stitch_paths, walk_
 from ..callbacks import OutputFolderError
 from ..config import CLASSES, Config, OnMemory
 from ..data.candle_report import require_candles
+from ..data.markets import MarketsHistory, count_balanced, prepare_markets_history
 from ..data.windows import DataError, LabelledHistory, balance_rows, prepare_history
 from ..evaluation.judgement import Answers, Judgement, judge
+from ..evaluation.markets import judge_markets
+from ..evaluation.record import Candles
 from ..gpu import GpuStatus, setup_gpu_memory
 from ..memory import MemoryEstimate, estimate_memory
 from ..profiling.batch_size import memory_budget_mb
@@ -37,7 +40,7 @@ from ..storage.atomic import atomic_path, write_json
 from ..storage.lock import remove_stale_locks
 from ..storage.manifest import IntegrityError, read_json
 from ..storage.verified import atomic_file, read_file
-from ..training.judging import count_trials
+from ..training.judging import count_trials, name_ledger_market
 from crypto_lstm.training.run_folder import (
     check_output_folder,
     fingerprint_candles,
@@ -157,11 +160,20 @@ class BacktestForecast:
         return "\n".join(lines)
 
 
-def _forecast_folds(config: Config, history: LabelledHistory, windows: Sequence[int]) -> BacktestForecast:
+def _count_matrix_bytes(history: LabelledHistory | MarketsHistory) -> int:
+    """Bytes of the features, of all markets."""
+    if isinstance(history, MarketsHistory):
+        return sum(one.matrix.nbytes for one in history.histories.values())
+    return history.matrix.nbytes
+
+
+def _forecast_folds(
+    config: Config, history: LabelledHistory | MarketsHistory, windows: Sequence[int]
+) -> BacktestForecast:
     """The forecast for folds with so many training windows each."""
     known = config.replace(batch_size=config.batch_windows)
     steps = sum(-(-count // config.batch_windows) for count in windows) * config.epochs
-    base_mb = anonymous_memory_mb() + history.matrix.nbytes / MB  # the scaled copy of the largest fold
+    base_mb = anonymous_memory_mb() + _count_matrix_bytes(history) / MB  # the scaled copy of the largest fold
     memory = estimate_memory(known, base_mb=base_mb)
     return BacktestForecast(
         len(windows), steps, _measure_step_s(known), known.batch_windows, memory, memory_budget_mb()
@@ -187,8 +199,8 @@ class _Backtest:
     """The arguments of a run over folds."""
 
     method: Method
-    history: LabelledHistory
-    folds: tuple[Fold, ...]
+    history: LabelledHistory | MarketsHistory
+    folds: tuple[Fold, ...]  # of several markets: places in the targets of the history
     config: Config
     folder: Path
     settings: dict[str, Any]  # of the folds, plain values
@@ -201,10 +213,13 @@ class _Backtest:
         """Training windows of each fold after balancing, by its number. Raises `DataError` if a fold can't train."""
         return {fold.number: _count_windows(self, fold) for fold in self.folds}
 
-    def cut_history(self, fold: Fold) -> LabelledHistory:
+    def cut_history(self, fold: Fold) -> LabelledHistory | MarketsHistory:
         """The history up to the last candle that the labels of a walk-forward fold need."""
         if self.method == "cross-validation":
             return self.history
+        if isinstance(self.history, MarketsHistory):
+            last = int(self.history.targets.moments[fold.test[-1]])
+            return self.history.cut(last + self.config.future_window, self.config)
         is_filled = self.history.filled["filled"].to_numpy()
         end = int(fold.test[-1]) + self.config.future_window
         while end + 1 < len(is_filled) and is_filled[end]:
@@ -224,9 +239,12 @@ class _Backtest:
 
 def _count_windows(backtest: _Backtest, fold: Fold) -> int:
     """Training windows after balancing. Raises `DataError`, naming the fold, if it can't train."""
-    config, train = backtest.config, fold.train
+    config, train, history = backtest.config, fold.train, backtest.history
     try:
-        count = len(balance_rows(train, backtest.history.classes[train], config))
+        if isinstance(history, MarketsHistory):
+            count = count_balanced(history, train, config)
+        else:
+            count = len(balance_rows(train, history.classes[train], config))
     except DataError as error:
         raise DataError(f"fold {fold.number}: {error}") from error
     if config.batch_size != "auto" and count < config.batch_size:
@@ -304,7 +322,7 @@ def _run_folds(backtest: _Backtest, windows: Mapping[int, int]) -> list[_FoldAns
 
 
 def _identify(
-    backtest: _Backtest, history: LabelledHistory, facts: Mapping[str, Any], gpu: GpuStatus
+    backtest: _Backtest, history: LabelledHistory | MarketsHistory, facts: Mapping[str, Any], gpu: GpuStatus
 ) -> dict[str, Any]:
     """The identity that `train_rows` gives the fold."""
     identity = {**run_identity(history.filled, backtest.config, backtest.deterministic, gpu), **facts}
@@ -312,7 +330,11 @@ def _identify(
 
 
 def _train_fold(
-    backtest: _Backtest, fold: Fold, history: LabelledHistory, facts: dict[str, Any], parent: FoldResult | None
+    backtest: _Backtest,
+    fold: Fold,
+    history: LabelledHistory | MarketsHistory,
+    facts: dict[str, Any],
+    parent: FoldResult | None,
 ) -> _FoldAnswers:
     """Train one fold in its run folder. Raises `InterruptedFoldError` if it was stopped."""
     weights = load_run(backtest.folder / parent.folder_name).model.get_weights() if parent else None
@@ -500,7 +522,7 @@ class WalkForward:
 
 # %% ../../nbs/backtest/02_walk_forward.ipynb #f219b7c1
 def walk_forward(
-    candles: pd.DataFrame,  # date, open, high, low, close, volume
+    candles: Candles,  # date, open, high, low, close, volume; of several markets: market -> candles
     config: Config | None = None,  # default: Config()
     output_dir: str | os.PathLike[str] = "crypto_lstm_walk_forward",  # new, empty, or that of the same call
     *,
@@ -528,6 +550,8 @@ def walk_forward(
     After any end, `kill -9` included, the same call reads the finished folds and resumes the one that was stopped.
     With more candles at the end of the same history only the new folds are trained.
 
+    Several markets are cut at the same dates, and each must have windows in every part of every fold.
+
     Raises `FoldError` for folds that do not fit the history, `DataError` for a fold that can't train,
     `ResumeMismatchError` if the folder holds folds of other settings or candles, `InterruptedFoldError` if a signal
     stopped a fold, and the errors of `train`.
@@ -536,11 +560,9 @@ def walk_forward(
     """
     config = config or Config()
     require_unforked_tensorflow()
-    require_candles(candles, config.timeframe)
-    history = prepare_history(candles, config)
     spans: dict[str, Any] = {"step": step, "test": test, "first_train": first_train, "validation": validation}
     spans = {"mode": mode, **spans, "embargo": embargo}
-    folds = walk_forward_folds(history.usable, _list_times(history), config, **spans)
+    history, folds = _cut_folds(candles, config, walk_forward_folds, spans)
     backtest = _Backtest(
         method="walk-forward",
         history=history,
@@ -577,9 +599,45 @@ def _write_figure(result: WalkForward) -> None:
         figure.savefig(temporary, dpi=110)
 
 # %% ../../nbs/backtest/02_walk_forward.ipynb #f220b7c1
+def _cut_folds(
+    candles: Candles, config: Config, cut: Callable[..., tuple[Fold, ...]], spans: Mapping[str, Any]
+) -> tuple[LabelledHistory | MarketsHistory, tuple[Fold, ...]]:
+    """The history and its folds. Those of several markets are cut on the common grid of time."""
+    if not isinstance(candles, Mapping):
+        require_candles(candles, config.timeframe)
+        one = prepare_history(candles, config)
+        return one, cut(one.usable, _list_times(one), config, **spans)
+    history = prepare_markets_history(candles, config)
+    folds = cut(np.unique(history.targets.moments), history.list_dates(), config, **spans)
+    return history, tuple(_spread_fold(fold, history) for fold in folds)
+
+
+def _spread_fold(fold: Fold, history: MarketsHistory) -> Fold:
+    """A fold of moments as a fold of all targets of these moments."""
+    parts = {name: history.find_places(moments) for name, moments in fold.parts.items()}
+    edges = np.cumsum(fold.group_rows)[:-1]
+    groups = np.split(fold.test, edges) if fold.group_rows else []
+    return replace(fold, **parts, group_rows=tuple(len(history.find_places(group)) for group in groups))
+
+
 def _list_times(history: LabelledHistory) -> np.ndarray:
     """(candles,) datetime64[ns] in UTC."""
     return history.filled["date"].dt.tz_localize(None).to_numpy()
+
+
+def _judge_rows(
+    name: str,
+    backtest: _Backtest,
+    rows: np.ndarray,  # rows of one market, or places in the targets of several
+    answers: Answers,
+    rivals: Sequence[Answers] = (),
+    cautions: Sequence[str] = (),
+) -> Judgement:
+    history, config = backtest.history, backtest.config
+    if isinstance(history, MarketsHistory):
+        outcomes, own_rows = history.select_outcomes(rows), history.targets.rows[rows]
+        return judge_markets(name, history.filled, outcomes, own_rows, answers, config, rivals, cautions)
+    return judge(name, history.filled, _select_outcomes(history, rows), answers, config, rivals, cautions)
 
 
 def _judge_folds(
@@ -591,18 +649,15 @@ def _judge_folds(
     """Stitch the answers of all folds, and judge them as one."""
     rows, _ = stitch_folds(backtest.folds, [fold.answers[0].raw for fold in done])
     answers = _join_answers(done)
-    judgement = judge(
-        "walk-forward",
-        backtest.history.filled,
-        _select_outcomes(backtest.history, rows),
-        answers[0],
-        backtest.config,
-        answers[1:],
-        list(dict.fromkeys(warning for fold in done for warning in fold.result.warnings)),
-    )
+    cautions = list(dict.fromkeys(warning for fold in done for warning in fold.result.warnings))
+    judgement = _judge_rows("walk-forward", backtest, rows, answers[0], answers[1:], cautions)
     extra = {"walk_forward": {name: value for name, value in backtest.settings.items() if name != "config"}}
-    dates = backtest.history.filled["date"].iloc[rows]
-    trials = count_trials(judgement, backtest.config, data["sha256"], dates, ledger, extra=extra)
+    history, known = backtest.history, backtest.config
+    if isinstance(history, MarketsHistory):
+        dates, known = history.find_dates(rows), name_ledger_market(known, history.histories)
+    else:
+        dates = history.filled["date"].iloc[rows]
+    trials = count_trials(judgement, known, data["sha256"], dates, ledger, extra=extra)
     judgement = judgement.with_trials(trials)
     return WalkForward(
         config=backtest.config,
@@ -754,7 +809,7 @@ _PATH_COLUMNS = ["path", "balanced", "log-loss", "trades", "return", "Sharpe", "
 
 # %% ../../nbs/backtest/02_walk_forward.ipynb #f224b7c1
 def cross_validate(
-    candles: pd.DataFrame,  # date, open, high, low, close, volume
+    candles: Candles,  # date, open, high, low, close, volume; of several markets: market -> candles
     config: Config | None = None,  # default: Config()
     output_dir: str | os.PathLike[str] = "crypto_lstm_cross_validation",  # new, empty, or that of the same call
     *,
@@ -779,18 +834,8 @@ def cross_validate(
     """
     config = config or Config()
     require_unforked_tensorflow()
-    require_candles(candles, config.timeframe)
-    history = prepare_history(candles, config)
     spans = {"groups": groups, "test_groups": test_groups, "validation": validation, "embargo": embargo}
-    folds = cpcv_folds(
-        history.usable,
-        _list_times(history),
-        config,
-        groups=groups,
-        test_groups=test_groups,
-        validation=validation,
-        embargo=embargo,
-    )
+    history, folds = _cut_folds(candles, config, cpcv_folds, spans)
     backtest = _Backtest(
         method="cross-validation",
         history=history,
@@ -829,7 +874,6 @@ def _judge_paths(backtest: _Backtest, done: Sequence[_FoldAnswers]) -> Iterator[
     stitched = {}
     for name in names:
         rows, stitched[name] = stitch_paths(backtest.folds, [getattr(fold.answers[0], name) for fold in done])
-    outcomes = _select_outcomes(backtest.history, rows)
     for number in range(len(stitched["raw"])):
         answers = Answers("network", *(stitched[name][number] for name in names))
-        yield judge(f"path {number + 1}", backtest.history.filled, outcomes, answers, backtest.config)
+        yield _judge_rows(f"path {number + 1}", backtest, rows, answers)

@@ -28,6 +28,7 @@ from ..utils.errors import CryptoLSTMError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from crypto_lstm.evaluation.record import Candles
     from crypto_lstm.inference.predictor import Predictor
     from crypto_lstm.memory import MemoryEstimate
     from crypto_lstm.training.trainer import TrainingRun
@@ -58,33 +59,45 @@ def load_candles(
     arguments: argparse.Namespace,  # with the options of candles
     timeframe: str,  # span that the candles must have
     keep: Sequence[str] = (),  # further columns, `config.feature_columns`
-) -> pd.DataFrame:  # candles without faults, see `read_candles`
-    """Read and check the candles. Raises `CandleError`."""
+) -> Candles:  # candles without faults, see `read_candles`; of several markets: market -> candles
+    """Read and check the candles. Raises `CandleError` or `MarketError`."""
     from crypto_lstm.data.candle_report import check_candles
     from crypto_lstm.data.candles import read_candles
+    from crypto_lstm.data.market_files import find_market_files, read_markets
 
-    candles = read_candles(
-        arguments.candles,
-        columns=arguments.columns,
-        timeframe=timeframe,
-        timezone=arguments.timezone,
-        on_conflict=arguments.on_conflict,
-        last=arguments.last,
-        keep=keep,
-    )
+    options = {
+        "columns": arguments.columns,
+        "timeframe": timeframe,
+        "timezone": arguments.timezone,
+        "on_conflict": arguments.on_conflict,
+        "last": arguments.last,
+        "keep": keep,
+    }
+    files = find_market_files(arguments.candles, timeframe)
+    if files is not None:
+        return read_markets(files, **options)
+    candles = read_candles(arguments.candles, **options)
     check_candles(candles, timeframe).raise_for_errors()
     return candles
 
+
+def _check_all(candles: Candles, timeframe: str) -> str:
+    """The report of the candles; of several markets one for each, after its name."""
+    from crypto_lstm.data.candle_report import check_candles
+
+    if not isinstance(candles, Mapping):
+        return str(check_candles(candles, timeframe))
+    return "\n\n".join(f"{name}\n{check_candles(frame, timeframe)}" for name, frame in candles.items())
+
 # %% ../../nbs/commands/04_jobs.ipynb #43aeb255
 def train_with_progress(
-    candles: pd.DataFrame,  # checked
+    candles: Candles,  # checked
     config: Config,
     output: str | Path,  # run folder
     **options: Any,  # of `train`
 ) -> TrainingRun:
     """Run `train`. Tables (candles, plan, forecast) and progress are shown when it begins, after all checks."""
     from crypto_lstm.architecture import layer_plan
-    from crypto_lstm.data.candle_report import check_candles
     from crypto_lstm.memory import estimate_memory
     from crypto_lstm.profiling.batch_size import memory_budget_mb
     from crypto_lstm.training.trainer import train
@@ -94,7 +107,7 @@ def train_with_progress(
     if config.batch_size != "auto":
         forecast = str(estimate_memory(config, base_mb=anonymous_memory_mb()))
     budget = f"{memory_budget_mb():,.0f} MB may be used; candles are part of the runtime"
-    tables = [check_candles(candles, config.timeframe), layer_plan(config), f"{forecast}\n{budget}\n"]
+    tables = [_check_all(candles, config.timeframe), layer_plan(config), f"{forecast}\n{budget}\n"]
     progress = TrainingProgress(introduction="\n\n".join(map(str, tables)))
     print_status("preparing windows ...")
     with show_training_log():
@@ -203,7 +216,8 @@ def run_baseline(arguments: argparse.Namespace) -> Result:
     load_tensorflow()
     from crypto_lstm.training.baseline import forecast_baselines, judge_baselines
 
-    print_status(f"{len(candles):,} candles: {forecast_baselines(len(candles), config)}")
+    count = sum(map(len, candles.values())) if isinstance(candles, Mapping) else len(candles)
+    print_status(f"{count:,} candles: {forecast_baselines(count, config)}")
     started = time.perf_counter()
     result = judge_baselines(candles, config)
     seconds = time.perf_counter() - started
@@ -281,7 +295,7 @@ class _Model:
 
     config: Config
     expires: str | None  # ISO 8601
-    predict: Callable[[pd.DataFrame], pd.DataFrame]
+    predict: Callable[[Candles], pd.DataFrame]
     spans: Mapping[str, tuple[datetime, datetime]]  # part of the data -> dates of its first and last window
     trained_until: datetime | None  # date of the newest candle of the training data
 
@@ -433,14 +447,19 @@ def _load_model(arguments: argparse.Namespace) -> _Model:
     return _Model(run.config, run.bundle.metadata.get("expires"), run.predict, spans, end)
 
 
-def _predict_by(predictor: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
+def _predict_by(predictor: Any) -> Callable[[Candles], pd.DataFrame]:
     """The decisions of a `Predictor` as a frame with dates in UTC."""
 
-    def predict(candles: pd.DataFrame) -> pd.DataFrame:
-        """A decision for each candle that completes a window."""
+    def predict(candles: Candles) -> pd.DataFrame:
+        """A decision for each candle that completes a window; of several markets with the column market."""
         import pandas as pd
 
-        decisions = pd.DataFrame(predictor.predict(candles))
+        found = predictor.predict(candles)
+        if not predictor.markets:
+            decisions = pd.DataFrame(found)
+        else:
+            decisions = pd.concat([pd.DataFrame({"market": name, **own}) for name, own in found.items()])
+            decisions = decisions.reset_index(drop=True)
         return decisions.assign(date=decisions["date"].dt.tz_localize("UTC"))
 
     return predict
@@ -448,8 +467,6 @@ def _predict_by(predictor: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
 
 def run_predict(arguments: argparse.Namespace) -> Result:
     """`crypto-lstm predict`."""
-    from crypto_lstm.data.candle_report import check_candles
-
     output = None
     if arguments.output is not None:
         output = _check_new_file(arguments.output, (".csv", ".parquet"))
@@ -459,9 +476,10 @@ def run_predict(arguments: argparse.Namespace) -> Result:
     decisions.insert(1, "part", list(_name_parts(decisions["date"], model)))
     if output:
         _write_table(decisions, output)
-    print_status(f"{check_candles(candles, model.config.timeframe)}\n")
-    market = candles.attrs.get("market")
-    warnings = [*_find_other_market(arguments.candles, model, market), *_find_age(decisions, model)]
+    print_status(f"{_check_all(candles, model.config.timeframe)}\n")
+    warnings = _find_age(decisions, model)
+    if not isinstance(candles, Mapping):
+        warnings = [*_find_other_market(arguments.candles, model, candles.attrs.get("market")), *warnings]
     warnings += _find_out_of_range(decisions, model)
     return _report_decisions(decisions, model, output, warnings)
 
@@ -495,7 +513,23 @@ def _report_decisions(
         notes.append("The newest candle is still open: its decision can change until it closes.")
     if expired:
         notes.append(f"The model expired at {model.expires}; a bot gets NO_TRADE from it. Train a new one.")
+    if "market" in decisions:
+        newest = decisions.groupby("market", sort=False).tail(1)
+        by_market = newest.set_index("market")
+        values["markets"] = {
+            str(name): {**_describe_last(row), "date": row["date"].isoformat()} for name, row in by_market.iterrows()
+        }
+        return Result(values, "\n".join([_tabulate_markets(newest), "", *notes]))
     return Result(values, "\n".join([_tabulate_decisions(decisions.tail(5)), "", *notes]))
+
+
+def _tabulate_markets(decisions: pd.DataFrame) -> str:
+    """The newest decision of each market."""
+    rows = [
+        (row.market, f"{row.date:%Y-%m-%d %H:%M}", f"{row.short:.3f}", f"{row.hold:.3f}", f"{row.long:.3f}", row.decision)
+        for row in decisions.itertuples()
+    ]
+    return text_table(["market", "date (UTC)", "SHORT", "HOLD", "LONG", "decision"], rows)
 
 
 def _tabulate_decisions(decisions: pd.DataFrame) -> str:

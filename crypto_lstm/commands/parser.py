@@ -58,7 +58,8 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 def _add_candles(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--candles", metavar="FILE", nargs="+", action="extend", required=True,
-        help="CSV, JSON, parquet or feather; several files, a folder or '*.zip' are one history",
+        help="CSV, JSON, parquet or feather; several files, a folder or '*.zip' are one history. Of several markets: "
+        "BTC/USDT=FILE ETH/USDT=FILE, or a folder with freqtrade's files",
     )  # fmt: skip
     command.add_argument(
         "--columns", choices=("ohlcv", "ochlv", "lhocv", "vchlo"), default="ohlcv",

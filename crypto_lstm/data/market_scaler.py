@@ -21,7 +21,7 @@ from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
 __all__ = ['MAX_MARKETS', 'AnyScaler', 'MarketError', 'require_market_name', 'require_market_names', 'MarketScaler',
-           'read_scaler', 'fit_columns']
+           'read_scaler', 'select_scaler', 'name_markets', 'require_markets_of', 'fit_columns']
 
 # %% ../../nbs/data/16_market_scaler.ipynb #51fee5b3
 class MarketError(CryptoLSTMError, ValueError):
@@ -174,15 +174,60 @@ def read_scaler(
         return MarketScaler.from_dict(values)
     return Scaler.from_dict(values)
 
-# %% ../../nbs/data/16_market_scaler.ipynb #9fccb604
+# %% ../../nbs/data/16_market_scaler.ipynb #b9fc5be7
+def select_scaler(
+    scaler: AnyScaler,
+    market: str | None,  # None: the model knows one market only
+    allow_new: bool = False,  # accept a market that the model was not trained on
+) -> Scaler:
+    """The scaler for the candles of a market.
+
+    Raises `MarketError` for a market that the model does not know, for a model of several markets if none is named, and
+    for a model of one market if one is named.
+    """
+    if isinstance(scaler, MarketScaler):
+        if market is None:
+            known = list_first_names(scaler.markets)
+            raise MarketError(f"expected the name of a market, got none: the model was trained on {known}")
+        return scaler.select(market, allow_new)
+    if market is not None:
+        found = f"got the market {shorten_repr(market, 60)}"
+        raise MarketError(f"expected candles without a market, {found}: the model was trained on one market only")
+    return scaler
+
+
+def name_markets(
+    scaler: AnyScaler | None,  # None: the model has none
+    config: Config,  # pair
+) -> str:  # for titles
+    """The pair of a model of one market, or the first names of several."""
+    if isinstance(scaler, MarketScaler):
+        return f"{len(scaler.markets)} markets ({list_first_names(scaler.markets)})"
+    return config.pair
+
+
+def require_markets_of(
+    scaler: MarketScaler,
+    values: Any,  # market -> candles
+    allow_new: bool = False,  # accept markets that the model was not trained on
+) -> dict[str, Any]:  # the same values
+    """Raise `MarketError` unless these are values by the names of markets that the model knows, at least one."""
+    if not isinstance(values, Mapping):
+        wanted = "expected candles by market, {'BTC/USDT': candles}"
+        raise MarketError(f"{wanted}, got {type(values).__name__}: the model was trained on several markets")
+    for market in require_market_names(values):
+        scaler.select(market, allow_new)
+    return dict(values)
+
+# %% ../../nbs/data/16_market_scaler.ipynb #36f5ff89
 def fit_columns(
     columns: Iterable[np.ndarray],  # for each feature (training rows,) float32, finite
     config: Config,  # scaler, features, feature_clip
 ) -> Scaler:
     """`Scaler.fit` with the columns one after the other, so that one copy of one column is in memory."""
-    one = config.replace(features=config.features[:1])
+    one = Config(scaler=config.scaler, feature_clip=config.feature_clip, features=("close_change",))  # names one column
     fitted = [Scaler.fit(column[:, None], one) for column in columns]
-    constant = [name for name, scaler in zip(config.features, fitted, strict=True) if scaler.constant]
+    constant = [name for name, scaler in zip(config.feature_names, fitted, strict=True) if scaler.constant]
     center = tuple(scaler.center[0] for scaler in fitted)
     scale = tuple(scaler.scale[0] for scaler in fitted)
-    return Scaler(config.scaler, config.features, center, scale, config.feature_clip, tuple(constant))
+    return Scaler(config.scaler, config.feature_names, center, scale, config.feature_clip, tuple(constant))

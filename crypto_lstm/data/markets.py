@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,13 +36,12 @@ from crypto_lstm.data.windows import (
     scale_in_place,
 )
 from .windows import prepare as prepare_one_market
-from ..utils.checks import list_first_names, shorten_repr
 from ..utils.display import html_table, text_table
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
 __all__ = ['TimeGrid', 'Market', 'require_markets', 'make_grid', 'DateSplit', 'split_by_date', 'MarketsData', 'prepare',
-           'MarketsHistory', 'prepare_markets_history', 'prepare_markets_rows']
+           'MarketsHistory', 'prepare_markets_history', 'prepare_markets_rows', 'count_balanced']
 
 # %% ../../nbs/data/17_markets.ipynb #9cc5678c
 @dataclass(frozen=True)
@@ -292,6 +292,11 @@ class MarketsData(TrainingData):
         market = self.markets[number]
         return rows[(rows >= market.offset) & (rows < market.offset + market.candles)] - market.offset
 
+    def find_own_rows(self, name: str) -> np.ndarray:
+        """(windows,) the row of each window of a part, counted from the first candle of its market."""
+        offsets = np.array([market.offset for market in self.markets])
+        return self.parts[name].rows - offsets[self.find_markets(name)]
+
     def dates_of(self, name: str) -> pd.Series:
         """The dates of the last candles of the windows of one part, in their order."""
         parts = [market.find_moments(self.find_rows(name, number)) for number, market in enumerate(self.markets)]
@@ -311,6 +316,11 @@ class MarketsData(TrainingData):
     def training_outcomes(self) -> pd.DataFrame:
         """Label and returns of all candles in the stretches that train, before balancing."""
         return self.outcomes_of("training")
+
+    def split_markets(self) -> Iterator[tuple[dict[str, Any], TrainingData]]:
+        """For each market the places of its windows in each part, and its data alone."""
+        for number, market in enumerate(self.markets):
+            yield {name: self.find_markets(name) == number for name in _PARTS}, self.select_market(market.name)
 
     def select_market(self, name: str) -> TrainingData:
         """The data of one market alone: views of the matrix, with the scaler and the prior of all."""
@@ -454,7 +464,7 @@ def _finish(
         outcomes=pd.DataFrame(),
         prior=tuple((counts / counts.sum()).tolist()),
         dropped={**stack.dropped, "purge gap": unused, "balance": int(counts.sum()) - len(chosen)},
-        clipped=dict(zip(config.features, clipped.tolist(), strict=True)),
+        clipped=dict(zip(config.feature_names, clipped.tolist(), strict=True)),
         warnings=tuple([*_describe_constants(scaler), *stack.doubts]),
         markets=tuple(markets),
         grid=grid,
@@ -596,7 +606,17 @@ def prepare(
         parts.append((train, validation, test))
     return _finish(stack, parts, config, grid, lambda name: label_filled(ensure_filled(frames[name], config), config))
 
-# %% ../../nbs/data/17_markets.ipynb #9701d2dc
+# %% ../../nbs/data/17_markets.ipynb #fe0ce897
+@dataclass(frozen=True, eq=False)
+class _Targets:
+    """The targets of all markets in order of time; those of one moment in the order of the markets."""
+
+    moments: np.ndarray  # (targets,) int64
+    markets: np.ndarray  # (targets,) int16: number of the market
+    rows: np.ndarray  # (targets,) int32: row in the filled candles of its market
+    classes: np.ndarray  # (targets,) int8
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class MarketsHistory:
     """The histories of several markets, with features and labels, computed once for all folds."""
@@ -609,36 +629,58 @@ class MarketsHistory:
         """market -> filled candles."""
         return {name: history.filled for name, history in self.histories.items()}
 
-    @property
-    def matrix_bytes(self) -> int:
-        """Bytes of the features of all markets."""
-        return sum(history.matrix.nbytes for history in self.histories.values())
-
-    def find_moments(self, name: str) -> np.ndarray:
-        """(targets,) int64 moments of the targets of a market, ascending."""
-        history = self.histories[name]
-        return self.grid.find_moments(history.filled["date"].iloc[history.usable])
-
-    def list_moments(self) -> np.ndarray:
-        """Moments at which some market has a target, ascending."""
-        return np.unique(np.concatenate([self.find_moments(name) for name in self.histories]))
+    @cached_property
+    def targets(self) -> _Targets:
+        """The targets of all markets in order of time."""
+        parts = []
+        for number, history in enumerate(self.histories.values()):
+            moments = self.grid.find_moments(history.filled["date"].iloc[history.usable])
+            numbers = np.full(len(moments), number, dtype=np.int16)
+            parts.append((moments, numbers, history.usable, history.classes[history.usable]))
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        order = np.argsort(columns[0], kind="stable")
+        return _Targets(*(column[order] for column in columns))
 
     def list_dates(self) -> np.ndarray:
         """(moments,) datetime64[ns] of the whole grid, in UTC."""
         last = max(int(self.grid.find_moments(frame["date"].iloc[-1:])[0]) for frame in self.filled.values())
         return self.grid.find_dates(np.arange(last + 1)).tz_localize(None).to_numpy()
 
-    def select_rows(self, name: str, moments: np.ndarray) -> np.ndarray:
-        """The rows of a market that are targets at these moments."""
-        own = self.find_moments(name)
-        return self.histories[name].usable[np.isin(own, moments, assume_unique=True)]
+    def find_places(
+        self,
+        moments: np.ndarray,  # ascending
+    ) -> np.ndarray:
+        """The places of all targets of these moments, ascending."""
+        return np.flatnonzero(np.isin(self.targets.moments, moments)).astype(np.int32)
+
+    def find_dates(
+        self,
+        places: np.ndarray,  # of targets
+    ) -> pd.Series:
+        """The dates of targets."""
+        return pd.Series(self.grid.find_dates(self.targets.moments[places]))
+
+    def select_outcomes(
+        self,
+        places: np.ndarray,  # of targets, ascending
+    ) -> pd.DataFrame:
+        """The outcomes of targets, in their order; the index is the moment, `market` the number."""
+        parts = []
+        for number, history in enumerate(self.histories.values()):
+            own = places[self.targets.markets[places] == number]
+            found = history.outcomes.iloc[history.outcomes.index.searchsorted(self.targets.rows[own])]
+            parts.append(found.set_axis(self.targets.moments[own], axis=0).assign(market=np.int16(number)))
+        return pd.concat(parts).sort_index(kind="stable")
 
     def cut(
         self,
         end: int,  # the last moment that counts
         config: Config,  # future_window
     ) -> MarketsHistory:
-        """The histories as they were at a moment: later candles, and labels that need them, are gone."""
+        """The histories as they were at a moment: later candles, and labels that need them, are gone.
+
+        The targets that are left keep their places, up to the moment `end - future_window`.
+        """
         found = {}
         for name, history in self.histories.items():
             moments = self.grid.find_moments(history.filled["date"])
@@ -664,14 +706,38 @@ def prepare_markets_history(
 
 def prepare_markets_rows(
     history: MarketsHistory,  # it is not changed
-    moments: _Parts,  # of train, validation and test, each ascending
+    places: _Parts,  # of train, validation and test, in `history.targets`, each ascending
     config: Config,
 ) -> MarketsData:
-    """Turn given moments of several markets into training data. Raises `DataError` for a part that a market lacks."""
+    """Turn given targets of several markets into training data. Raises `DataError` for a part that a market lacks."""
     parts = []
-    for name in history.histories:
-        train, validation, test = (history.select_rows(name, part) for part in moments)
+    for number in range(len(history.histories)):
+        train, validation, test = (_select_own_rows(history, part, number) for part in places)
         parts.append((train, validation, test))
     rows = sum(len(one.filled) for one in history.histories.values())
     stack = _stack_markets(history.histories.items(), rows, config, history.grid)
     return _finish(stack, parts, config, history.grid, lambda name: history.histories[name].outcomes)
+
+
+def count_balanced(
+    history: MarketsHistory,
+    places: np.ndarray,  # of the training targets
+    config: Config,  # balance, balance_by
+) -> int:  # windows to train on
+    """Training windows after balancing, over all markets or within each. Raises `DataError` if a class is missing."""
+    classes, owners = history.targets.classes[places], history.targets.markets[places]
+    if config.balance_by == "all":
+        return len(balance_rows(places, classes, config))
+    count = 0
+    for number, name in enumerate(history.histories):
+        try:
+            count += len(balance_rows(places[owners == number], classes[owners == number], config))
+        except DataError as error:
+            raise DataError(f"{name}: {error}, or balance over all markets (balance_by='all')") from error
+    return count
+
+
+def _select_own_rows(history: MarketsHistory, places: np.ndarray, number: int) -> np.ndarray:
+    """The rows of the targets of one market, ascending."""
+    own = places[history.targets.markets[places] == number]
+    return history.targets.rows[own]

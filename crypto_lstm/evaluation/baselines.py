@@ -252,11 +252,12 @@ def _make_prior(data: TrainingData) -> Baseline:
 
 def _make_recent_shares(data: TrainingData) -> Baseline:
     started = time.perf_counter()
-    labelled, labels = data.outcomes.index.to_numpy(), data.outcomes["label"].to_numpy()
-    parts = {}
-    for name in ("validation", "test"):
-        rows = data.parts[name].rows
-        parts[name] = compute_recent_shares(labelled, labels, rows, data.prior, data.config, _DAYS)
+    parts = {name: np.empty((len(data.parts[name].rows), len(CLASSES))) for name in ("validation", "test")}
+    for chosen, one in data.split_markets():
+        labelled, labels = one.outcomes.index.to_numpy(), one.outcomes["label"].to_numpy()
+        for name, answers in parts.items():
+            rows = one.parts[name].rows
+            answers[chosen[name]] = compute_recent_shares(labelled, labels, rows, data.prior, data.config, _DAYS)
     return Baseline("recent shares", data.prior, 0, time.perf_counter() - started, **parts)
 
 # %% ../../nbs/evaluation/08_baselines.ipynb #0d342389
@@ -305,10 +306,11 @@ def _predict(model: Any, data: TrainingData, part: str, portion: int = 65_536) -
     """(rows, 3) probabilities of a part, a portion at a time."""
     dataset = data.parts[part]
     answers = np.empty((len(dataset.rows), len(CLASSES)))
+    order = np.argsort(dataset.rows, kind="stable")  # several markets are in order of time, not of rows
     for start in range(0, len(answers), portion):
-        rows = dataset.rows[start : start + portion]
-        summaries = summarize_windows(dataset.matrix, rows, data.config.sequence_length)
-        answers[start : start + portion] = model.predict_proba(summaries)
+        places = order[start : start + portion]
+        summaries = summarize_windows(dataset.matrix, dataset.rows[places], data.config.sequence_length)
+        answers[places] = model.predict_proba(summaries)
     return answers
 
 # %% ../../nbs/evaluation/08_baselines.ipynb #79805001

@@ -22,9 +22,11 @@ from ..storage.manifest import FilePath, IntegrityError
 from ..utils.checks import list_first_names
 
 # %% auto #0
-__all__ = ['MAX_POINTS', 'SIDES', 'JudgementRecord', 'make_record', 'encode_record', 'decode_record', 'tabulate_months']
+__all__ = ['Candles', 'MAX_POINTS', 'SIDES', 'JudgementRecord', 'make_record', 'encode_record', 'decode_record',
+           'tabulate_months']
 
 # %% ../../nbs/evaluation/11_record.ipynb #7c4f2450
+Candles = pd.DataFrame | Mapping[str, pd.DataFrame]  # of one market, or market -> candles
 MAX_POINTS = 20_000  # moments of the accounts that are kept; those between are left out
 SIDES = ("long", "short")  # codes 0 and 1
 _TRADE_TYPES = {
@@ -67,12 +69,15 @@ class JudgementRecord:
 
 def make_record(
     judgement: Judgement,
-    candles: pd.DataFrame,  # that were judged
+    candles: Candles,  # that were judged
     labels: np.ndarray,  # (rows,) true class of each row
     answers: Answers,  # of the model
     config: Config,
 ) -> JudgementRecord:
-    """Collect what the report of a judgement draws."""
+    """Collect what the report of a judgement draws.
+
+    Of several markets `closes` is the mean of their closes, each 1 at the first moment or at its first candle after it.
+    """
     simulation = judgement.model.simulation
     times = simulation.equity.index.as_unit("ns").asi8
     points = _choose_points(len(times))
@@ -106,7 +111,15 @@ def _sample_rival(simulation: Simulation, times: np.ndarray) -> np.ndarray:
     return simulation.equity.to_numpy()[places].astype(np.float32)
 
 
-def _find_closes(candles: pd.DataFrame, times: np.ndarray, config: Config) -> np.ndarray:
+def _find_closes(candles: Candles, times: np.ndarray, config: Config) -> np.ndarray:
+    if isinstance(candles, Mapping):
+        total = np.zeros(len(times))
+        for frame in candles.values():
+            filled = ensure_filled(frame, config)
+            begin = max(times[0], filled["date"].iloc[:1].dt.as_unit("ns").astype("int64").iloc[0])
+            closes = _find_closes(filled, np.maximum(times, begin), config)
+            total += closes / closes[0]
+        return total / len(candles)
     filled = ensure_filled(candles, config)
     own = filled["date"].dt.as_unit("ns").astype("int64").to_numpy()
     return filled["close"].to_numpy(np.float64)[np.searchsorted(own, times, side="right") - 1]

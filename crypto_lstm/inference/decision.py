@@ -31,7 +31,7 @@ from ..utils.errors import CryptoLSTMError
 # %% auto #0
 __all__ = ['NO_TRADE', 'CLOCK_SKEW_S', 'InvalidPredictionError', 'Decision', 'choose_action', 'choose_actions', 'convert_windows',
            'require_probabilities', 'resolve_now', 'require_clock_skew', 'add_clock_skew', 'require_max_age',
-           'is_expiry', 'require_fresh', 'decide_newest', 'describe_missing']
+           'is_expiry', 'require_fresh', 'decide_newest', 'find_newest_window', 'add_notes', 'describe_missing']
 
 # %% ../../nbs/inference/01_decision.ipynb #8f9ef70e
 NO_TRADE = "NO_TRADE"
@@ -268,6 +268,18 @@ def decide_newest(
     Raises `InvalidPredictionError` if the candle is open, too old or of another timeframe, if the window is not full or
     has a hole, and if the model has expired.
     """
+    window = find_newest_window(stream, now, max_age_candles, expires, clock_skew_s)
+    return add_notes(choose(predict(window[None])[0]), stream, window, scaler)
+
+
+def find_newest_window(
+    stream: FeatureStream | LiveStream,  # the candles so far
+    now: Any = None,  # a date with a time zone; None reads the clock
+    max_age_candles: float = 1.0,  # largest accepted age of the newest candle since its close, in candles
+    expires: str | None = None,  # expiry of the model
+    clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
+) -> np.ndarray:  # (sequence_length, features) float32
+    """The window that the network decides on. Raises `InvalidPredictionError` as `decide_newest` does."""
     time = stream.time or 0
     require_fresh(time, stream.config, now, max_age_candles, expires, clock_skew_s)
     fault = stream.suspicion() or (stream.describe_holes() if isinstance(stream, LiveStream) else None)
@@ -277,7 +289,16 @@ def decide_newest(
     if window is None:
         missing = describe_missing(stream)
         raise InvalidPredictionError(f"the newest candle ({format_time(time)}) does not complete a window, {missing}")
-    decision = choose(predict(window[None])[0])
+    return window
+
+
+def add_notes(
+    decision: Decision,
+    stream: FeatureStream | LiveStream,  # that the window comes from
+    window: np.ndarray,  # (sequence_length, features)
+    scaler: Scaler | None = None,  # of the stream
+) -> Decision:
+    """The decision with the candles that were filled, and with a window that the training did not cover, as reasons."""
     filled = stream.filled_in_window()
     notes = []
     if filled:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from .. import __version__
 from ..architecture import LayerSpec, require_saveable_plan
 from ..config import CLASSES, Config, ConfigError
 from ..data.candle_rules import read_utc_offset
+from ..data.market_scaler import AnyScaler, MarketScaler, read_scaler
 from ..data.scaler import Scaler, ScalerError
 from ..storage.manifest import FilePath, IntegrityError, SchemaVersionError, parse_json
 from ..storage.verified import atomic_file
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'GOLDEN_REAL', 'EXPORT_TOLERANCE', 'OnnxFileError',
            'list_keras_shapes', 'list_onnx_shapes', 'convert_keras_weights', 'encode_onnx_file', 'make_probe_rows',
-           'restore_raw', 'require_same_scaling', 'is_training_fact', 'describe_unfinished', 'decode_onnx_file',
-           'decode_scaler', 'decode_rows', 'open_session', 'export_onnx', 'is_in_calendar', 'disable_tf32']
+           'restore_raw', 'scale_golden', 'require_same_scaling', 'is_training_fact', 'describe_unfinished',
+           'decode_onnx_file', 'decode_scaler', 'decode_rows', 'open_session', 'export_onnx', 'is_in_calendar',
+           'disable_tf32']
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #8cac0da2
 class OnnxFileError(IntegrityError):
@@ -336,23 +338,46 @@ def make_probe_rows(
 
 
 def restore_raw(
-    scaler: Scaler,
+    scaler: AnyScaler,
     rows: np.ndarray,  # (..., features), scaled
 ) -> np.ndarray:  # (..., features) float32
-    """Values that the scaler maps to `rows`, up to rounding."""
+    """Values that the scaler maps to `rows`, up to rounding; see `scale_golden` for several scalers."""
+    return _map_golden(scaler, rows, _restore_rows)
+
+
+def _restore_rows(scaler: Scaler, rows: np.ndarray) -> np.ndarray:
     limit = float(np.finfo(np.float32).max)
     raw = rows.astype(np.float64) * np.array(scaler.scale) + np.array(scaler.center)
     return np.clip(raw, -limit, limit).astype(np.float32)
 
 
+def scale_golden(
+    scaler: AnyScaler,
+    rows: np.ndarray,  # (..., features), before scaling
+) -> np.ndarray:  # (..., features) float32
+    """Scale golden rows. If each market has a scaler, they take turns, so that the golden rows test all of them."""
+    return _map_golden(scaler, rows, lambda one, raw: one.scale_rows(raw))
+
+
+def _map_golden(
+    scaler: AnyScaler, rows: np.ndarray, change: Callable[[Scaler, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    scalers = scaler.scalers if isinstance(scaler, MarketScaler) else (scaler,)
+    flat = rows.reshape(-1, rows.shape[-1])
+    changed = np.empty(flat.shape, dtype=np.float32)
+    for number, one in enumerate(scalers):
+        changed[number :: len(scalers)] = change(one, flat[number :: len(scalers)])
+    return changed.reshape(rows.shape)
+
+
 def require_same_scaling(
-    scaler: Scaler,
+    scaler: AnyScaler,
     raw: np.ndarray,  # (rows, features), before scaling
     scaled: np.ndarray,  # (rows, features), as they were when the file was written
     path: FilePath,  # of the file, for the message
 ) -> None:
     """Raise `OnnxFileError` if the scaler returns other values than it did when the file was written."""
-    deviation = np.abs(scaler.scale_rows(raw) - scaled).max(axis=0, initial=0)
+    deviation = np.abs(scale_golden(scaler, raw) - scaled).max(axis=0, initial=0)
     pairs = zip(scaler.features, deviation, strict=True)
     different = [name for name, value in pairs if not value <= _SCALING_TOLERANCE]
     if different:
@@ -485,10 +510,10 @@ def decode_scaler(
     values: Mapping[str, Any],  # from `Scaler.as_dict`
     config: Config,  # of the same file
     path: FilePath,  # of the file, for the message
-) -> Scaler:
+) -> AnyScaler:
     """The scaler of a file. Raises `OnnxFileError` if it does not fit the settings of the file."""
     try:
-        scaler = Scaler.from_dict(values)
+        scaler = read_scaler(values)
         scaler.require_config(config)
     except ScalerError as error:
         raise OnnxFileError(path, f"its scaler does not fit its settings ({error})", "export it again") from error
@@ -713,7 +738,7 @@ def _make_test_windows(config: Config, golden: np.ndarray | None, scaler: Any) -
         first = np.concatenate([golden[:GOLDEN_REAL], first])
     saved = first[::2].astype(np.float32)
     if scaler is not None:  # the scaler must return exactly these values for the raw rows that are saved
-        saved[:, -1] = scaler.scale_rows(restore_raw(scaler, saved[:, -1]))
+        saved[:, -1] = scale_golden(scaler, restore_raw(scaler, saved[:, -1]))
     count = max(1, min(48, _MAX_GOLDEN_VALUES // (length * features)))
     magnitudes = np.geomspace(0.1, 3, count)[:, None, None]
     random = np.random.default_rng(0).standard_normal((count, length, features)) * magnitudes

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 import crypto_lstm
 from ..config import Config
-from ..data.windows import TrainingData, prepare
+from ..data.markets import prepare
+from ..data.windows import TrainingData
 from ..evaluation.baselines import MAX_FIT_ROWS, fit_baselines
-from ..evaluation.judgement import Answers, Judgement, PolicyFit, Trials, judge
+from ..evaluation.judgement import Answers, Judgement, PolicyFit, Trials, list_periods
 from ..evaluation.luck import LuckError, measure_sharpe
-from ..evaluation.record import make_record
+from ..evaluation.record import Candles, make_record
 from ..evaluation.report import ReportSource
-from .judging import fit_model_policy
+from .judging import fit_model_policy, judge_part
 from .run_folder import fingerprint_candles, list_versions
 from ..utils.display import html_table, text_table
 from ..utils.system import MB, process_memory_mb
@@ -106,7 +106,7 @@ def _list_rows(result: BaselineResult) -> list[list[str]]:
 
 
 def judge_baselines(
-    candles: pd.DataFrame,  # date, open, high, low, close, volume
+    candles: Candles,  # date, open, high, low, close, volume; of several markets: market -> candles
     config: Config,
 ) -> BaselineResult:
     """Fit class prior, recent shares, logistic regression, gradient boosting, and LightGBM where it is installed.
@@ -138,11 +138,10 @@ def judge_baselines(
 
 # %% ../../nbs/training/06_baseline.ipynb #df0d5f28
 def _judge_beside(
-    candles: pd.DataFrame, data: TrainingData, answers: Mapping[str, Answers], name: str, others: Sequence[str]
+    candles: Candles, data: TrainingData, answers: Mapping[str, Answers], name: str, others: Sequence[str]
 ) -> Judgement:
     """The judgement of one model on the test part, beside others."""
-    rivals = [answers[other] for other in others]
-    return judge("test", candles, data.outcomes_of("test"), answers[name], data.config, rivals, data.warnings)
+    return judge_part("test", candles, data, answers[name], [answers[other] for other in others], data.warnings)
 
 
 def _count_models(judgements: Mapping[str, Judgement]) -> Trials:
@@ -150,14 +149,14 @@ def _count_models(judgements: Mapping[str, Judgement]) -> Trials:
     sharpes = []
     for judgement in judgements.values():
         try:
-            sharpes.append(measure_sharpe(judgement.model.simulation.trades["net_pct"].to_numpy()).sharpe)
+            sharpes.append(measure_sharpe(list_periods(judgement.model.simulation)).sharpe)
         except LuckError:  # too few trades
             continue
     return Trials(len(judgements), float(np.var(sharpes, ddof=1)) if len(sharpes) > 1 else 0.0)
 
 
 def _make_source(
-    candles: pd.DataFrame, data: TrainingData, judgement: Judgement, answers: Answers, fit: PolicyFit
+    candles: Candles, data: TrainingData, judgement: Judgement, answers: Answers, fit: PolicyFit
 ) -> ReportSource:
     """What the report of one model is made of."""
     labels = data.outcomes_of("test")["label"].to_numpy()

@@ -5,8 +5,9 @@
 # %% ../../nbs/training/05_judging.ipynb #81e8a139
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,14 @@ import pandas as pd
 
 from ..config import CLASSES, Config
 from ..data.candles import ensure_filled
+from ..data.markets import MarketsData
 from ..data.windows import TrainingData
 from ..evaluation.baselines import Baseline, fit_baselines
 from ..evaluation.cautions import Caution, CautionError, find_cautions
 from ..evaluation.judgement import Answers, Judgement, PolicyFit, Trials, compute_gains, fit_policy, judge, list_periods
 from ..evaluation.ledger import LedgerError, append_entry, make_entry, read_ledger, summarise_trials
-from ..evaluation.record import JudgementRecord, make_record
+from ..evaluation.markets import judge_markets
+from ..evaluation.record import Candles, JudgementRecord, make_record
 from ..storage.lock import LockedError
 from ..utils.display import get_logger
 
@@ -28,7 +31,7 @@ _log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['list_trained_shares', 'fit_model_policy', 'answer_with_baselines', 'count_trials', 'warn_of_rule', 'list_cautions',
-           'JudgedModel', 'judge_model']
+           'judge_part', 'name_ledger_market', 'JudgedModel', 'judge_model']
 
 # %% ../../nbs/training/05_judging.ipynb #39293648
 def list_trained_shares(
@@ -122,18 +125,32 @@ def warn_of_rule(
 
 
 def list_cautions(
-    candles: pd.DataFrame,  # the history that `data` was prepared from
+    candles: Candles,  # the history that `data` was prepared from
     data: TrainingData,
     gains: np.ndarray,  # (test rows,) log-loss of a baseline less that of the model
 ) -> tuple[str, ...]:  # sentences
-    """What a trader must know about the data, the rule and the test part; each fact once."""
+    """What a trader must know about the data, the rule and the test part; each fact once.
+
+    Of several markets each is compared with its own training part, and the sentence begins with its name.
+    """
     sentences = [*data.warnings, *warn_of_rule(data.config)]
+    for chosen, one in data.split_markets():
+        if isinstance(candles, Mapping):
+            market = one.config.pair
+            found = _compare_parts(candles[market], one, gains[chosen["test"]])
+            sentences += [f"{market}: {sentence}" for sentence in found]
+        else:
+            sentences += _compare_parts(candles, one, gains)
+    return tuple(dict.fromkeys(sentences))
+
+
+def _compare_parts(candles: pd.DataFrame, data: TrainingData, gains: np.ndarray) -> list[str]:
+    """Sentences about the test part of one market, beside its training part."""
     try:
         found = find_cautions(data, candles, gains)
     except CautionError as error:  # too little data; the judgement is worth more than no judgement
-        return (*sentences, f"the test part was not compared with the training part: {error}")
-    sentences += [caution.sentence for caution in found if not _is_known(caution, data)]
-    return tuple(dict.fromkeys(sentences))
+        return [f"the test part was not compared with the training part: {error}"]
+    return [caution.sentence for caution in found if not _is_known(caution, data)]
 
 
 def _is_known(caution: Caution, data: TrainingData) -> bool:
@@ -143,6 +160,34 @@ def _is_known(caution: Caution, data: TrainingData) -> bool:
     return caution.kind == "dead_market"
 
 # %% ../../nbs/training/05_judging.ipynb #921451ff
+def judge_part(
+    name: str,  # of the judgement
+    candles: Candles,  # the history that `data` was prepared from
+    data: TrainingData,
+    answers: Answers,  # of the model on the test part
+    rivals: Sequence[Answers] = (),  # simpler models, the simplest first
+    cautions: Sequence[str] = (),
+) -> Judgement:
+    """Judge the test part of one market (`judge`) or of several (`judge_markets`)."""
+    outcomes, config = data.outcomes_of("test"), data.config
+    if isinstance(data, MarketsData):
+        assert isinstance(candles, Mapping)
+        return judge_markets(name, candles, outcomes, data.find_own_rows("test"), answers, config, rivals, cautions)
+    return judge(name, candles, outcomes, answers, config, rivals, cautions)
+
+
+def name_ledger_market(
+    config: Config,
+    markets: Iterable[str],  # names; empty: one market, that of the configuration
+) -> Config:
+    """The configuration under which the ledger counts trials: the pair names the set of markets if there are several."""
+    names = sorted(markets)
+    if not names:
+        return config
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return config.replace(pair=f"{len(names)}_markets:{digest[:12]}")
+
+
 @dataclass(frozen=True, eq=False)
 class JudgedModel:
     """The policy of a model, the judgement of its test part, and what its report is drawn from."""
@@ -154,7 +199,7 @@ class JudgedModel:
 
 
 def judge_model(
-    candles: pd.DataFrame,  # the history that `data` was prepared from
+    candles: Candles,  # the history that `data` was prepared from; of several markets: market -> candles
     data: TrainingData,
     validation: np.ndarray,  # (rows, 3) answers of the network on the validation part
     test: np.ndarray,  # (rows, 3) on the test part
@@ -168,13 +213,15 @@ def judge_model(
     fit = fit_model_policy(data, validation, list_trained_shares(data))
     answers = Answers.from_policy("network", test, fit.policy)
     rivals = answer_with_baselines(data) if baselines else []
-    outcomes = data.outcomes_of("test")
-    labels = outcomes["label"].to_numpy()
-    filled = ensure_filled(candles, data.config)  # once for all that follows
+    labels = data.outcomes_of("test")["label"].to_numpy()
+    filled: Candles = candles
+    if not isinstance(candles, Mapping):
+        filled = ensure_filled(candles, data.config)  # once for all that follows
     cautions = list_cautions(filled, data, compute_gains(labels, answers, rivals))
-    judgement = judge("test", filled, outcomes, answers, data.config, rivals, cautions)
+    judgement = judge_part("test", filled, data, answers, rivals, cautions)
     if is_trial:
         dates = data.dates_of("test")
-        judgement = judgement.with_trials(count_trials(judgement, data.config, candles_sha256, dates, ledger))
+        known = name_ledger_market(data.config, data.names if isinstance(data, MarketsData) else ())
+        judgement = judgement.with_trials(count_trials(judgement, known, candles_sha256, dates, ledger))
     record = make_record(judgement, filled, labels, answers, data.config)
     return JudgedModel(fit, judgement, record, (answers, *rivals))

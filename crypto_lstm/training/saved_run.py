@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..config import Config
+from ..data.market_scaler import AnyScaler, MarketScaler, require_markets_of, select_scaler
 from ..data.scaler import Scaler
 from ..data.windows import WindowDataset, prediction_windows, tf_dataset
 from ..inference.bundle import Bundle, VerifyReport, load_bundle, verify_bundle
@@ -64,11 +65,12 @@ def predict_probabilities(
 
 def predict_candles(
     model: keras.Model,  # a trained network
-    scaler: Scaler,  # fitted on the training rows
+    scaler: AnyScaler,  # fitted on the training rows
     config: Config,  # of the training
-    candles: pd.DataFrame,  # date, open, high, low, close, volume
+    candles: pd.DataFrame | Mapping[str, pd.DataFrame],  # of a model of several markets: market -> candles
     policy: DecisionPolicy | None = None,  # of the run; None: the most likely class of the network
-) -> pd.DataFrame:  # one row for each candle with a full window
+    allow_new: bool = False,  # accept a market that the model was not trained on
+) -> pd.DataFrame:  # one row for each candle with a full window; of several markets with the column market
     """Probabilities and the decision for every candle that has a full window, the newest included.
 
     Columns: `date`; `short`, `hold`, `long`, calibrated by the policy; `expected_long`, `expected_short`, the expected
@@ -85,6 +87,20 @@ def predict_candles(
     >>> list(answers)
     ['date', 'short', 'hold', 'long', 'expected_long', 'expected_short', 'decision', 'filled', 'out_of_range']
     """
+    if not isinstance(scaler, MarketScaler):
+        return _predict_market(model, select_scaler(scaler, None), config, candles, policy)
+    frames = require_markets_of(scaler, candles, allow_new)
+    parts = []
+    for market, frame in frames.items():
+        found = _predict_market(model, scaler.select(market, allow_new), config, frame, policy)
+        found.insert(0, "market", market)
+        parts.append(found)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _predict_market(
+    model: keras.Model, scaler: Scaler, config: Config, candles: Any, policy: DecisionPolicy | None
+) -> pd.DataFrame:
     windows, ends = prediction_windows(candles, config, scaler)
     answers = predict_probabilities(model, windows)
     columns = (policy or DecisionPolicy()).choose_rows(answers)
@@ -110,7 +126,7 @@ class LoadedRun:
         return self.bundle.model
 
     @property
-    def scaler(self) -> Scaler:
+    def scaler(self) -> AnyScaler:
         """The scaler, fitted on the training rows."""
         return self.bundle.scaler
 
@@ -119,9 +135,11 @@ class LoadedRun:
         """How the answers of the network become a decision: calibration and rule, fitted in training."""
         return self.bundle.policy
 
-    def predict(self, candles: pd.DataFrame) -> pd.DataFrame:
+    def predict(
+        self, candles: pd.DataFrame | Mapping[str, pd.DataFrame], allow_new: bool = False
+    ) -> pd.DataFrame:
         """`predict_candles` with this run's network and policy."""
-        return predict_candles(self.model, self.scaler, self.config, candles, self.policy)
+        return predict_candles(self.model, self.scaler, self.config, candles, self.policy, allow_new)
 
 
 def load_run(

@@ -30,11 +30,12 @@ from crypto_lstm.callbacks import (
     require_tensorboard_name,
 )
 from ..config import CLASSES, Config, OnMemory
-from ..data.windows import LabelledHistory, TrainingData, prepare, prepare_rows
+from ..data.markets import MarketsData, MarketsHistory, prepare, prepare_markets_rows
+from ..data.windows import LabelledHistory, TrainingData, prepare_rows
 from ..evaluation.calibration_fit import CalibrationFit
 from ..evaluation.judgement import Answers, Judgement
 from ..evaluation.metrics import Evaluation, evaluate, plot_confusion
-from ..evaluation.record import JudgementRecord, encode_record
+from ..evaluation.record import Candles, JudgementRecord, encode_record
 from ..evaluation.report import write_report
 from ..gpu import GpuStatus, setup_gpu_memory
 from ..inference.bundle import load_bundle, save_bundle
@@ -71,6 +72,7 @@ from crypto_lstm.training.run_folder import (
 from .saved_run import load_run, predict_candles, predict_probabilities, read_pinned
 from .starting_point import StartingPoint, read_starting_point, require_later_parts
 from .watch import TrainingWatch, require_verbose
+from ..utils.checks import list_first_names
 from ..utils.display import get_logger, html_table, text_table
 from ..utils.environment import require_session_dtypes, require_unforked_tensorflow
 from ..utils.system import MB, anonymous_memory_mb, memory_limit_mb, read_process_memory
@@ -144,9 +146,9 @@ class TrainingRun:
         """Highest anonymous memory of the process in any epoch, in MB; None if the monitor has no record."""
         return max((record["peak_mb"] for record in self.memory_history), default=None)
 
-    def predict(self, candles: pd.DataFrame) -> pd.DataFrame:
+    def predict(self, candles: Candles, allow_new: bool = False) -> pd.DataFrame:
         """`predict_candles` with this run's model and policy."""
-        return predict_candles(self.model, self.data.scaler, self.config, candles, self.policy)
+        return predict_candles(self.model, self.data.scaler, self.config, candles, self.policy, allow_new)
 
     def plot(self) -> dict[str, Figure]:
         """Training curves, memory history and confusion matrices as pyplot figures, which a notebook shows."""
@@ -173,14 +175,21 @@ class TrainingRun:
         return "\n\n".join([text_table(["run", ""], _report_rows(self)), str(self.judgement)])
 
     def _repr_html_(self) -> str:
-        caption = f"Training run, {self.config.pair} {self.config.timeframe}"
+        caption = f"Training run, {_name_market(self)} {self.config.timeframe}"
         return html_table(["run", ""], _report_rows(self), caption=caption) + self.judgement._repr_html_()
 
 # %% ../../nbs/training/04_trainer.ipynb #3b50ee01
+def _name_market(run: TrainingRun) -> str:
+    if not isinstance(run.data, MarketsData):
+        return run.config.pair
+    return f"{len(run.data.names)} markets: {list_first_names(run.data.names)}"
+
+
 def _describe_run(run: TrainingRun) -> dict[str, Any]:
     return {
         "crypto_lstm": crypto_lstm.__version__,
         "pair": run.config.pair,
+        **({"markets": list(run.data.names)} if isinstance(run.data, MarketsData) else {}),
         "config": run.config.as_dict(),
         "classes": list(CLASSES),
         "epochs_run": run.epochs_run,
@@ -246,7 +255,7 @@ def _plot_run(run: TrainingRun, new_figure: Callable[..., Figure]) -> dict[str, 
 class _Task:
     """What is trained, and how: the arguments of `train` or `train_rows`."""
 
-    candles: pd.DataFrame
+    candles: Candles
     config: Config
     prepare: Callable[[Config], TrainingData]
     facts: Mapping[str, Any] = field(default_factory=dict)  # more facts of the identity
@@ -288,13 +297,25 @@ def _prepare_data(
 
 def _prepare_batches(task: _Task, config: Config, on_memory: OnMemory, gpu: GpuStatus) -> TrainingData:
     if config.batch_size != "auto":
-        features_mb = 4 * len(task.candles) * len(config.features) / MB
+        features_mb = 4 * _count_candles(task.candles) * len(config.features) / MB
         prepared_mb = anonymous_memory_mb() + PREPARED_COPIES * features_mb
         config = _fit_to_memory(config, on_memory, gpu, prepared_mb)
     data = task.prepare(config)
     config = _fit_to_memory(config, on_memory, gpu, anonymous_memory_mb(), len(data.train.rows))
     data = data.with_batch_size(config.batch_windows)
     return replace(data, config=config)
+
+
+def _count_candles(candles: Candles) -> int:
+    """Candles of all markets."""
+    return sum(map(len, candles.values())) if isinstance(candles, Mapping) else len(candles)
+
+
+def _read_cleaning(candles: Candles) -> dict[str, Any]:
+    """What was corrected while the candles were read; of several markets by market."""
+    if isinstance(candles, Mapping):
+        return {name: frame.attrs.get("cleaning", {}) for name, frame in candles.items()}
+    return candles.attrs.get("cleaning", {})
 
 
 def _fit_to_memory(
@@ -570,7 +591,7 @@ def train(
 
 
 def train(
-    candles: pd.DataFrame,  # date, open, high, low, close, volume
+    candles: Candles,  # date, open, high, low, close, volume; of several markets: market -> candles
     config: Config | None = None,  # default: Config()
     output_dir: str | os.PathLike[str] = "crypto_lstm_run",  # an empty or a new folder, or that of the same training
     *,
@@ -586,6 +607,9 @@ def train(
     background: bool = False,  # train in a thread, and return a handle at once
 ) -> TrainingRun | BackgroundTraining:
     """Prepare the data, train, evaluate and save. All files of the run are in `output_dir`.
+
+    Candles of several markets, `{"BTC/USDT": candles, "ETH/USDT": candles}`, train one network, and the judgement has a
+    row for each market and one for all (see `prepare`). Their names are saved with the model.
 
     After any end, `kill -9` included, the same call resumes the training from the state in the folder. Ctrl-C ends the
     training after the current step and writes all files; the same call resumes at the next step with the same batch
@@ -693,7 +717,7 @@ def _train_in_folder(task: _Task, folder: Path, gpu: GpuStatus, identity: dict[s
     own = create_callbacks(data.config, folder, tensorboard=task.tensorboard)
     with task.stopper.listening():
         run = _run_job(job, [*own, task.stopper, *task.callbacks])
-        _write_run(run, task.candles.attrs.get("cleaning", {}))
+        _write_run(run, _read_cleaning(task.candles))
     if not run.interrupted:
         delete_training_state(folder)
     return run
@@ -710,9 +734,17 @@ def _set_up_process(config: Config, deterministic: bool) -> GpuStatus:
     return gpu
 
 # %% ../../nbs/training/04_trainer.ipynb #b1c20002
+def _prepare_fold(
+    history: LabelledHistory | MarketsHistory, rows: tuple[np.ndarray, np.ndarray, np.ndarray], config: Config
+) -> TrainingData:
+    if isinstance(history, MarketsHistory):
+        return prepare_markets_rows(history, rows, config)
+    return prepare_rows(history, rows, config)
+
+
 def train_rows(
-    history: LabelledHistory,  # from `prepare_history`
-    rows: tuple[np.ndarray, np.ndarray, np.ndarray],  # of train, validation and test, see `prepare_rows`
+    history: LabelledHistory | MarketsHistory,  # from `prepare_history` or `prepare_markets_history`
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],  # of train, validation and test; moments of several markets
     config: Config,  # of the history
     output_dir: str | os.PathLike[str],  # an empty or a new folder, or that of the same training
     *,
@@ -734,7 +766,7 @@ def train_rows(
     task = _Task(
         candles=history.filled,
         config=config,
-        prepare=lambda chosen: prepare_rows(history, rows, chosen),
+        prepare=lambda chosen: _prepare_fold(history, rows, chosen),
         facts=json.loads(json.dumps(dict(facts))),  # in the types of the saved identity
         weights=weights,
         baselines=baselines,
