@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import demo, jobs
+from . import demo, feature_jobs, jobs
 from .console import print_result, print_status
 from .parser import make_parser, write_suggestion
 from ..utils.environment import load_tensorflow
@@ -61,6 +61,7 @@ _JOBS = {
     "report": jobs.run_report,
     "baseline": jobs.run_baseline,
     "walk-forward": jobs.run_walk_forward,
+    "audit": feature_jobs.run_audit,
     "estimate": jobs.run_estimate,
     "predict": jobs.run_predict,
     "export": jobs.run_export,
