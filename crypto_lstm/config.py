@@ -21,12 +21,25 @@ from .storage.atomic import write_text
 from .utils.checks import shorten_repr
 from .utils.display import html_table, text_table
 from .utils.errors import CryptoLSTMError, escape_control
+from crypto_lstm.utils.expressions import (
+    LANGUAGE,
+    PRESETS,
+    ExpressionError,
+    Feature,
+    Span,
+    expect_ages,
+    expect_features,
+    expect_language,
+    list_columns,
+    list_spans,
+    parse_age,
+    parse_feature,
+)
 from crypto_lstm.utils.fields import (
     allow_auto,
     allow_none,
     check_fields,
     describe_check,
-    expect_distinct_names,
     expect_flag,
     expect_match,
     expect_number_in,
@@ -44,16 +57,7 @@ __all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'RecurrentDropout', '
 # %% ../nbs/00_config.ipynb #ba5153e1
 CLASSES = ("SHORT", "HOLD", "LONG")  # class numbers 0, 1, 2
 SHORT, HOLD, LONG = range(3)
-FEATURES = (
-    "high_change",
-    "low_change",
-    "close_change",
-    "volume_change",
-    "price_to_ma1440",
-    "price_to_ma43200",
-    "volume_to_ma1440",
-    "volume_to_ma43200",
-)
+FEATURES = tuple(PRESETS)
 RecurrentDropout = Literal["per_sample", "per_batch"]
 RECURRENT_DROPOUT = get_args(RecurrentDropout)
 Timeframe = Literal["1m", "3m", "5m", "15m", "30m", "1h", "2h", "4h", "6h", "12h", "1d"]
@@ -125,7 +129,9 @@ class _Settings:
     pair: str = make_field("BTCUSDT", _PAIR, "the market; a name for reports and files")
     timeframe: Timeframe = make_field("1m", expect_one_of(get_args(Timeframe)), "span of one candle")
     sequence_length: int = make_field(120, _COUNT, "candles in a window")
-    features: tuple[str, ...] = make_field(FEATURES, expect_distinct_names(FEATURES), "inputs of the network, in order")
+    features: tuple[str, ...] = make_field(FEATURES, expect_features, "inputs of the network: presets, expressions")
+    feature_language: str = make_field(LANGUAGE, expect_language, "language and version of the expressions")
+    column_max_age: tuple[str, ...] = make_field((), expect_ages, "how long a column is carried over a gap")
     lstm_units: tuple[int, ...] = make_field((128, 64, 32), _SOME_WIDTHS, "widths of the LSTM layers")
     dense_units: tuple[int, ...] = make_field((32, 16), _ANY_WIDTHS, "widths of the dense layers after them")
     dropout_rate: float = make_field(0.3, _RATE, "dropout of LSTM inputs and after each dense layer")
@@ -219,7 +225,32 @@ def _find_contradictions(config: _Settings, bad_settings: Iterable[str]) -> dict
     if rates.isdisjoint(bad_settings) and config.min_learning_rate > config.learning_rate:
         limit = f"learning_rate ({config.learning_rate:g})"
         faults["min_learning_rate"] = f"min_learning_rate must be at most {limit}, got {config.min_learning_rate:g}"
+    if {"features", "timeframe"}.isdisjoint(bad_settings):
+        faults.update(_find_span_faults(config))
     return faults
+
+
+def _find_span_faults(config: _Settings) -> dict[str, str]:
+    """Faults of spans that are no whole number of candles: name of the setting -> sentence."""
+    minutes = TIMEFRAME_MINUTES[config.timeframe]
+    faults = []
+    for feature in map(parse_feature, config.features):
+        for span in list_spans(feature.tree):
+            try:
+                span.count_candles(minutes)
+            except ExpressionError as error:
+                faults.append(f"{feature.name}: {error}")
+    return {"features": f"features must fit timeframe {config.timeframe}: {'; '.join(faults[:20])}"} if faults else {}
+
+
+_CANDLE_COLUMNS = ("date", "open", "high", "low", "close", "volume")
+
+
+def _count_age(age: Span | None, timeframe_minutes: int) -> int:
+    """Whole candles in an age; 0 where none is given."""
+    if age is None:
+        return 0
+    return age.count * {"": timeframe_minutes, "m": 1, "h": 60, "d": 1440}[age.unit] // timeframe_minutes
 
 # %% ../nbs/00_config.ipynb #86c60a6f
 class Config(_Settings):
@@ -259,6 +290,27 @@ class Config(_Settings):
     def month_candles(self) -> int:
         """Candles in 30 days: the span of the `43200` features."""
         return 43200 // self.timeframe_minutes
+
+    def list_features(self) -> tuple[Feature, ...]:
+        """Name, text and tree of each feature, in order."""
+        return tuple(map(parse_feature, self.features))
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The names of the features, in order."""
+        return tuple(feature.name for feature in self.list_features())
+
+    @property
+    def feature_columns(self) -> tuple[str, ...]:
+        """Columns of the candles that the features need, beside date, open, high, low, close and volume."""
+        names = [name for feature in self.list_features() for name in list_columns(feature.tree)]
+        return tuple(name for name in dict.fromkeys(names) if name not in _CANDLE_COLUMNS)
+
+    @property
+    def column_ages(self) -> dict[str, int]:
+        """Column of `feature_columns` -> candles of a gap over which its last value is carried, at most."""
+        ages = dict(map(parse_age, self.column_max_age))
+        return {name: _count_age(ages.get(name), self.timeframe_minutes) for name in self.feature_columns}
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some settings changed, checked like a new one. Raises `ConfigError`, also for unknown names."""
@@ -398,6 +450,7 @@ def parse_settings(
 
 
 _MAX_WORDS = 1000
+_ENTRIES = ("features", "column_max_age")  # settings whose texts hold commas and equals signs
 
 
 def _split_words(words: Iterable[str]) -> tuple[dict[str, Any], list[_Fault]]:
@@ -415,7 +468,7 @@ def _split_words(words: Iterable[str]) -> tuple[dict[str, Any], list[_Fault]]:
         elif name not in defaults:
             faults.append((name, _describe_unknown(name)))
         else:
-            settings[name] = _parse_value(text, defaults[name])
+            settings[name] = _split_entries(text) if name in _ENTRIES else _parse_value(text, defaults[name])
     return settings, faults
 
 
@@ -426,6 +479,18 @@ def _parse_value(text: str, default: Any) -> Any:
         parts = [part.strip() for part in text.strip("[]()").split(",")]
         return [_parse_word(part) for part in parts if part]
     return _parse_word(text)
+
+
+def _split_entries(text: str) -> list[str]:
+    """The parts between commas that are in no bracket: `a = min(x, 2), b` has two."""
+    parts, depth = [""], 0
+    for character in text.removeprefix("[").removesuffix("]") if text.startswith("[") else text:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _parse_word(text: str) -> Any:

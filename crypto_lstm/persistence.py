@@ -225,7 +225,7 @@ def _collect_facts(model: keras.Model, content: bytes, format: str, config: Conf
         "parameters": model.count_params(),
     }
     if config is not None:
-        facts |= {"features": list(config.features), "classes": list(CLASSES), "config": config.as_dict()}
+        facts |= {"features": list(config.feature_names), "classes": list(CLASSES), "config": config.as_dict()}
     return facts
 
 # %% ../nbs/05_persistence.ipynb #e3e8b632

@@ -32,6 +32,7 @@ from crypto_lstm.data.candle_rules import (
 )
 from ..utils.checks import shorten_repr
 from ..utils.errors import CryptoLSTMError
+from ..utils.expressions import MAX_NUMBER
 
 # %% auto #0
 __all__ = ['StreamError', 'parse_time', 'parse_candle', 'require_sound_candle', 'parse_candles', 'require_sound_candles',
@@ -132,13 +133,15 @@ _NUMBERS_ONLY = "pass numbers of type int or float"
 
 def parse_candle(
     candle: Any,  # [ms, open, high, low, close, volume], or a mapping with date, open, high, low, close, volume
-) -> tuple[int, tuple[float, ...]]:  # nanoseconds; open, high, low, close, volume
+    extra: Sequence[str] = (),  # further columns, which a mapping must have
+) -> tuple[int, tuple[float, ...]]:  # nanoseconds; open, high, low, close, volume and the further columns
     """One candle as plain numbers. Raises `StreamError`."""
-    date, *cells = _split_candle(candle)
-    if len(cells) != len(VALUE_COLUMNS):
+    date, *cells = _split_candle(candle, extra)
+    names = (*VALUE_COLUMNS, *extra)
+    if len(cells) != len(names):
         raise _no_candle(candle)
     numbers = []
-    for name, cell in zip(VALUE_COLUMNS, cells, strict=True):
+    for name, cell in zip(names, cells, strict=True):
         number = _to_number(cell)
         if number is None:
             raise StreamError(f"expected {name} as a number, got {_describe_cell(cell)}: {_NUMBERS_ONLY}")
@@ -146,15 +149,27 @@ def parse_candle(
     return parse_time(date), tuple(numbers)
 
 
-def _split_candle(candle: Any) -> list[Any]:
+def _split_candle(candle: Any, extra: Sequence[str]) -> list[Any]:
     """The cells of a candle, the date first."""
+    has_names = _has_names(candle)
     try:
-        cells = [candle[name] for name in COLUMNS] if _has_names(candle) else list(candle)
+        cells = [candle[name] for name in COLUMNS] if has_names else list(candle)
     except Exception as error:  # raised by the object of the caller
         raise _no_candle(candle) from error
     if not cells:
         raise _no_candle(candle)
+    for name in extra:
+        try:
+            cells.append(candle[name] if has_names else None)
+        except Exception as error:  # KeyError, or an error of the object of the caller
+            raise _no_column(name) from error
+        if cells[-1] is None:
+            raise _no_column(name)
     return cells
+
+
+def _no_column(name: str) -> StreamError:
+    return StreamError(f"the features of this model need the column {name}: pass it by name, beside date and close")
 
 
 def _no_candle(candle: Any) -> StreamError:
@@ -171,21 +186,31 @@ def _has_names(candles: Any) -> bool:
 
 def require_sound_candle(
     time: int,  # nanoseconds
-    row: Sequence[float],  # open, high, low, close, volume
+    row: Sequence[float],  # open, high, low, close, volume, and further columns
     step: int,  # nanoseconds of one candle
+    extra: Sequence[str] = (),  # names of the further columns
 ) -> None:
     """Raise `StreamError` for a date off the timeframe, and for values that no candle may have."""
     if is_off_grid(time, step):
         advice = "give candles of the model's timeframe, by their opening time"
         found = f"got {format_time(time)}"
         raise StreamError(f"dates must be whole steps of {format_step(step)}, {found}: {advice}")
-    candle = dict(zip(VALUE_COLUMNS, row, strict=True))
+    candle = dict(zip(VALUE_COLUMNS, row, strict=False))
     rule = find_broken_rule(candle)
     if rule is None:
+        _require_known(time, row, extra)
         return
     found = f"got {candle[rule.column]:g} in the candle of {format_time(time)}"
     values = ", ".join(f"{name} {value:g}" for name, value in candle.items())
     raise StreamError(f"{rule.column} must be {rule.requirement}, {found} ({values}): fix or drop it")
+
+
+def _require_known(time: int, row: Sequence[float], extra: Sequence[str]) -> None:
+    """Raise `StreamError` unless the further columns hold finite numbers."""
+    for name, value in zip(extra, row[len(VALUE_COLUMNS) :], strict=True):
+        if not abs(value) <= MAX_NUMBER:
+            found = f"got {value:g} in the candle of {format_time(time)}"
+            raise StreamError(f"{name} must be a finite number, {found}: pass the last value that is known")
 
 
 def _require_closed(
@@ -202,10 +227,11 @@ def _require_closed(
 # %% ../../nbs/data/06_candle_input.ipynb #55e2d4ec
 def parse_candles(
     candles: Any,  # a DataFrame, names to columns, a structured array, or rows as ccxt gives them
-) -> tuple[np.ndarray, np.ndarray]:  # (rows,) int64 nanoseconds; (rows, 5) float64: open, high, low, close, volume
+    extra: Sequence[str] = (),  # further columns
+) -> tuple[np.ndarray, np.ndarray]:  # (rows,) int64 nanoseconds; (rows, 5 or more) float64: open ... volume, the others
     """Candles as two arrays. Raises `StreamError` for missing columns, for text, and for invalid dates."""
-    columns = _split_columns(candles)
-    arrays = {name: _convert_column(name, columns[name], candles) for name in VALUE_COLUMNS}
+    columns = _split_columns(candles, extra)
+    arrays = {name: _convert_column(name, columns[name], candles) for name in (*VALUE_COLUMNS, *extra)}
     times = _parse_dates(columns["date"], candles)
     shapes = {"date": times.shape} | {name: array.shape for name, array in arrays.items()}
     if times.ndim != 1 or len(set(shapes.values())) > 1:
@@ -250,8 +276,10 @@ def _require_numbers(name: str, cells: Sequence[Any]) -> None:
             raise StreamError(f"expected {name} as a number in each row, {found}: {_NUMBERS_ONLY}")
 
 
-def _split_columns(candles: Any) -> dict[str, Any]:
-    """The six columns by name."""
+def _split_columns(candles: Any, extra: Sequence[str]) -> dict[str, Any]:
+    """The six columns by name, and the further ones."""
+    if extra and not _has_names(candles):
+        raise _no_column(extra[0])
     if not _has_names(candles):
         if isinstance(candles, (list, tuple)):
             return _split_rows(candles)
@@ -260,12 +288,14 @@ def _split_columns(candles: Any) -> dict[str, Any]:
             expected = "expected rows of [ms, open, high, low, close, volume], at least one"
             raise StreamError(f"{expected}, got an array of the shape {table.shape}")
         return dict(zip(COLUMNS, table.T, strict=True))
-    names = getattr(candles, "columns", candles if isinstance(candles, Mapping) else COLUMNS)
-    missing = [name for name in COLUMNS if name not in list(names)]
+    names = getattr(candles, "columns", candles if isinstance(candles, Mapping) else (*COLUMNS, *extra))
+    missing = [name for name in (*COLUMNS, *extra) if name not in list(names)]
+    if missing and missing[0] in extra:
+        raise _no_column(missing[0])
     if missing:
         raise StreamError(f"no column {', '.join(missing)}: candles need {', '.join(COLUMNS)}")
     try:
-        return {name: candles[name] for name in COLUMNS}
+        return {name: candles[name] for name in (*COLUMNS, *extra)}
     except Exception as error:  # raised by the object of the caller
         raise _no_candles(candles, error) from error
 
@@ -324,19 +354,21 @@ def _parse_date_of_row(row: int, date: Any) -> int:
 # %% ../../nbs/data/06_candle_input.ipynb #4745c0a6
 def require_sound_candles(
     times: np.ndarray,  # (rows,) nanoseconds
-    rows: np.ndarray,  # (rows, 5): open, high, low, close, volume
+    rows: np.ndarray,  # (rows, 5 or more): open, high, low, close, volume, and further columns
     step: int,  # nanoseconds of one candle
+    extra: Sequence[str] = (),  # names of the further columns
 ) -> None:
     """Raise `StreamError` for the first unsound row, for dates that don't rise, and for another timeframe."""
-    columns = dict(zip(VALUE_COLUMNS, rows.T, strict=True))
+    columns = dict(zip(VALUE_COLUMNS, rows.T, strict=False))
     unsound = [violation.first for violation in find_violations(columns) if violation.rows]
-    off_grid = is_off_grid(times, step)
-    if off_grid.any():
-        unsound.append(int(off_grid.argmax()))
+    is_unknown = ~(np.abs(rows[:, len(VALUE_COLUMNS) :]) <= MAX_NUMBER).all(axis=1)
+    for is_bad in (is_off_grid(times, step), is_unknown):
+        if is_bad.any():
+            unsound.append(int(is_bad.argmax()))
     if unsound:
         first = min(unsound)
         try:
-            require_sound_candle(int(times[first]), rows[first].tolist(), step)
+            require_sound_candle(int(times[first]), rows[first].tolist(), step, extra)
         except StreamError as error:
             raise StreamError(f"row {first}: {error}") from error
     unordered = find_unordered_rows(times)
@@ -355,10 +387,11 @@ def parse_sound_candle(
     candle: Any,  # as for `parse_candle`
     step: int,  # nanoseconds of one candle
     closed_by: datetime | None = None,  # with a time zone: refuse a candle that closes later
-) -> tuple[int, tuple[float, ...]]:  # nanoseconds; open, high, low, close, volume
+    extra: Sequence[str] = (),  # further columns
+) -> tuple[int, tuple[float, ...]]:  # nanoseconds; open, high, low, close, volume and the further columns
     """One candle that a stream can take. Raises `StreamError`."""
-    time, row = parse_candle(candle)
-    require_sound_candle(time, row, step)
+    time, row = parse_candle(candle, extra)
+    require_sound_candle(time, row, step, extra)
     if closed_by is not None:
         _require_closed(time, step, closed_by, "pass it after it closes")
     return time, row
@@ -368,12 +401,13 @@ def parse_sound_candles(
     candles: Any,  # as for `parse_candles`
     step: int,  # nanoseconds of one candle
     closed_by: datetime | None = None,  # with a time zone: refuse candles that close later
-) -> tuple[np.ndarray, np.ndarray]:  # (rows,) int64 nanoseconds, rising; (rows, 5) float64
+    extra: Sequence[str] = (),  # further columns
+) -> tuple[np.ndarray, np.ndarray]:  # (rows,) int64 nanoseconds, rising; (rows, 5 or more) float64
     """Candles that a stream can take, at least one. Raises `StreamError`."""
-    times, rows = parse_candles(candles)
+    times, rows = parse_candles(candles, extra)
     if not len(times):
         raise StreamError("expected at least one candle, got none: give some rows")
-    require_sound_candles(times, rows, step)
+    require_sound_candles(times, rows, step, extra)
     if closed_by is not None:
         _require_closed(int(times[-1]), step, closed_by, "leave it out")
     return times, rows

@@ -5,11 +5,10 @@
 # %% ../../nbs/data/07_feature_stream.ipynb #35f7943f
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -29,12 +28,22 @@ from crypto_lstm.data.candle_rules import (
     format_time,
     is_in_date_range,
 )
+from crypto_lstm.data.engine import (
+    ProgramState,
+    compile_features,
+    export_nodes,
+    find_count_fault,
+    find_node_fault,
+    list_column_blocks,
+    restore_nodes,
+)
+from .grid import Grid, fill_grid
 
 # %% auto #0
-__all__ = ['RollingMean', 'count_filled', 'FeatureRows', 'StreamState', 'append_candle', 'append_candles', 'find_window',
-           'count_missing', 'describe_doubt', 'export_state', 'restore_state', 'FeatureStream']
+__all__ = ['count_filled', 'FeatureRows', 'StreamState', 'append_candle', 'append_candles', 'find_window', 'count_missing',
+           'describe_doubt', 'export_state', 'restore_state', 'FeatureStream']
 
-# %% ../../nbs/data/07_feature_stream.ipynb #7fe51504
+# %% ../../nbs/data/07_feature_stream.ipynb #8e680da5
 _Object = TypeVar("_Object")
 
 
@@ -45,187 +54,6 @@ def _copy_shallow(value: _Object) -> _Object:
     return other
 
 
-class RollingMean:
-    """Mean of the last `span` values, in constant time per value.
-
-    The sums from the right are recomputed once in `span` values.
-    """
-
-    def __init__(self, span: int) -> None:
-        self.span = span
-        self.count = 0  # values so far
-        self._block = np.zeros(span)  # the values of this block
-        self._suffix = np.zeros(span + 1)  # sums from the right of the block before
-        self._left = 0.0  # sum of this block so far
-
-    def push(self, value: float) -> float:  # the mean; NaN while there are too few values
-        """Add one value."""
-        place = self.count % self.span
-        self._block[place] = value
-        self._left += value
-        total = self._left + float(self._suffix[place + 1])
-        self._advance(1)
-        return total / self.span if self.count >= self.span else math.nan
-
-    def extend(self, values: np.ndarray) -> np.ndarray:  # (rows,) the mean at each; NaN while there are too few
-        """Add many values; the results have the same bits as with `push`."""
-        sums, done = np.empty(len(values)), 0
-        while done < len(values):
-            place = self.count % self.span
-            part = values[done : done + self.span - place]
-            self._block[place : place + len(part)] = part
-            left = np.cumsum(np.concatenate([[self._left], part]))[1:]
-            sums[done : done + len(part)] = left + self._suffix[place + 1 : place + 1 + len(part)]
-            self._left = float(left[-1])
-            done += len(part)
-            self._advance(len(part))
-        sums /= self.span
-        sums[: max(self.span - 1 - (self.count - len(values)), 0)] = np.nan
-        return sums
-
-    def _advance(self, rows: int) -> None:
-        self.count += rows
-        if self.count % self.span == 0:
-            self._suffix = np.append(np.cumsum(self._block[::-1])[::-1], 0.0)  # a fork may share the old array
-            self._left = 0.0
-
-    def fork(
-        self,
-        rows: int,  # values that the copy will take at most
-    ) -> Self:
-        """A copy that takes its next `rows` values without changing this mean. It copies no array if it need not."""
-        other = _copy_shallow(self)
-        if self.count % self.span + rows > self.span:  # else it writes only where this mean has not been yet
-            other._block = self._block.copy()
-        return other
-
-    def block(self) -> np.ndarray:  # (span,) float64
-        """The values that the sums follow from, for `restore`: those of this block, then those of the block before."""
-        return self._block.copy()
-
-    def restore(
-        self,
-        count: int,  # values so far
-        block: np.ndarray,  # (span,) float64, from `block` of a mean with the same span
-    ) -> None:
-        """Continue from the values of another mean. The sums are computed anew, with the same bits."""
-        place = count % self.span
-        self.count = count
-        self._block = block.copy()
-        self._suffix = np.append(np.cumsum(block[::-1])[::-1], 0.0)
-        self._left = float(np.cumsum(np.append(0.0, block[:place]))[-1])
-
-
-# %% ../../nbs/data/07_feature_stream.ipynb #67a015d2
-class _Feature(NamedTuple):
-    """How one feature is computed."""
-
-    name: str  # as in `config.features`
-    column: str  # the column it is computed from
-    base: str  # for a change: the column of the candle before that it is relative to
-    span: int  # for a ratio: candles in the mean; 0 for a change
-
-
-def _plan_features(config: Config) -> list[_Feature]:
-    spans = {"ma1440": config.day_candles, "ma43200": config.month_candles}
-    plan = []
-    for name in config.features:
-        kind, _, reference = name.partition("_")  # such as "price", "to_ma1440" or "high", "change"
-        column = "close" if kind == "price" else kind
-        base = "volume" if column == "volume" else "close"
-        plan.append(_Feature(name, column, base, spans.get(reference.rpartition("_")[2], 0)))
-    return plan
-
-
-class _FeatureComputer:
-    """Computes the features of new candles and keeps the means that they need."""
-
-    def __init__(self, config: Config) -> None:
-        self.plan = _plan_features(config)
-        self.means = {
-            (feature.column, feature.span): RollingMean(feature.span) for feature in self.plan if feature.span
-        }
-        self.has_changes = any(not feature.span for feature in self.plan)
-
-    def fork(self, rows: int) -> Self:
-        """A copy that takes its next `rows` candles without changing this one."""
-        other = _copy_shallow(self)
-        other.means = {key: mean.fork(rows) for key, mean in self.means.items()}
-        return other
-
-    def compute_one(
-        self,
-        time: int,  # nanoseconds
-        now: Mapping[str, float],  # open, high, low, close, volume
-        before: Mapping[str, float],  # of the candle one step earlier
-    ) -> list[float]:  # one value for each feature; NaN while a mean is not full
-        """Features of the next candle. Raises `StreamError` before anything changes."""
-        changes = {
-            feature.name: _percent_change(now[feature.column], before[feature.base])
-            for feature in self.plan
-            if not feature.span
-        }
-        for name, change in changes.items():
-            _require_narrow(name, time, change)
-        means = {key: mean.push(now[key[0]]) for key, mean in self.means.items()}
-        return [
-            _ratio(now[feature.column], means[feature.column, feature.span]) if feature.span else changes[feature.name]
-            for feature in self.plan
-        ]
-
-    def compute_many(
-        self,
-        times: np.ndarray,  # (rows,) int64 nanoseconds
-        columns: Mapping[str, np.ndarray],  # open, high, low, close, volume -> (rows,)
-        before: Mapping[str, float],  # of the candle before the first; empty where there is none
-    ) -> np.ndarray:  # (rows, features) float64; NaN where a feature has no value
-        """Features of the next candles. Raises `StreamError` before anything changes."""
-        matrix = np.empty((len(times), len(self.plan)))
-        for number, feature in enumerate(self.plan):
-            if not feature.span:
-                base = np.concatenate([[before.get(feature.base, np.nan)], columns[feature.base][:-1]])
-                matrix[:, number] = _percent_changes(columns[feature.column], base)
-                _require_all_narrow(feature.name, times, matrix[:, number])
-        means = {key: mean.extend(columns[key[0]]) for key, mean in self.means.items()}
-        for number, feature in enumerate(self.plan):
-            if feature.span:
-                values, mean = columns[feature.column], means[feature.column, feature.span]
-                matrix[:, number] = np.divide(values, mean, out=np.ones(len(values)), where=mean != 0)
-        return matrix
-
-# %% ../../nbs/data/07_feature_stream.ipynb #a485d9d2
-_MAX_FLOAT32 = 3.4028234e38
-
-
-def _percent_change(value: float, before: float) -> float:
-    return 100 * (value - before) / before if before else 0.0
-
-
-def _percent_changes(values: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """100 (values - before) / before; 0 where `before` is 0; NaN where it is NaN."""
-    with np.errstate(over="ignore", under="ignore"):
-        return np.divide(100 * (values - before), before, out=np.zeros(len(values)), where=before != 0)
-
-
-def _ratio(value: float, mean: float) -> float:
-    return value / mean if mean else 1.0
-
-
-def _require_narrow(name: str, time: int, change: float) -> None:
-    """Raise `StreamError` for a change that float32 can't hold."""
-    if abs(change) > _MAX_FLOAT32:
-        found = f"got {change:g} at the candle of {format_time(time)}"
-        advice = "look at this candle and the one before it; fix or drop them"
-        raise StreamError(f"{name} must fit into float32, {found}: {advice}")
-
-
-def _require_all_narrow(name: str, times: np.ndarray, changes: np.ndarray) -> None:
-    is_wide = np.abs(changes) > _MAX_FLOAT32  # False for NaN
-    if is_wide.any():
-        row = int(is_wide.argmax())
-        _require_narrow(name, int(times[row]), float(changes[row]))
-
-# %% ../../nbs/data/07_feature_stream.ipynb #8e680da5
 def count_filled(
     filled: np.ndarray,  # (rows,) bool: the candle was added to fill a gap
     length: int,  # candles in a window
@@ -234,42 +62,6 @@ def count_filled(
     total = np.cumsum(filled)
     total[length:] -= total[:-length].copy()
     return total
-
-
-class _Grid(NamedTuple):
-    """Candles with their gaps filled."""
-
-    times: np.ndarray  # (rows,) int64 nanoseconds
-    columns: dict[str, np.ndarray]  # open, high, low, close, volume -> (rows,)
-    filled: np.ndarray  # (rows,) bool: added, nobody traded in it
-    starts: np.ndarray  # (rows,) bool: the first candle of a segment
-
-
-def _fill_grid(
-    times: np.ndarray,  # (rows,) int64 nanoseconds, rising
-    rows: np.ndarray,  # (rows, 5): open, high, low, close, volume
-    last: tuple[int, float] | None,  # time and close of the candle before; None where there is none
-    config: Config,  # timeframe, max_gap_minutes
-) -> _Grid:
-    """Add a flat candle for each missing one, unless the gap is too long."""
-    step = config.timeframe_minutes * MINUTE_NS
-    last_time, last_close = last or (int(times[0]) - step, np.nan)
-    missing = np.diff(np.concatenate([[last_time], times])) // step - 1
-    is_long = missing * config.timeframe_minutes > config.max_gap_minutes
-    added = np.where(is_long, 0, missing)  # rows to add before each candle
-    place = np.cumsum(added + 1) - 1  # row of each candle in the grid
-    source = np.repeat(np.arange(len(times)), added + 1)  # the candle itself, or the next one
-    filled = np.ones(len(source), dtype=bool)
-    filled[place] = False
-    closes_before = np.concatenate([[last_close], rows[:, VALUE_COLUMNS.index("close")]])
-    flat = closes_before[source]
-    columns = {name: np.where(filled, flat, rows[source, number]) for number, name in enumerate(VALUE_COLUMNS)}
-    columns["volume"] = np.where(filled, 0.0, rows[source, VALUE_COLUMNS.index("volume")])
-    starts = np.zeros(len(source), dtype=bool)
-    starts[place] = is_long
-    starts[0] |= last is None
-    steps_back = place[source] - np.arange(len(source))
-    return _Grid(times[source] - steps_back * step, columns, filled, starts)
 
 # %% ../../nbs/data/07_feature_stream.ipynb #2b1bba17
 class _WindowRing:
@@ -342,60 +134,69 @@ class StreamState:
         self.config = config
         self.transform = transform or (lambda matrix: matrix)
         self.step = config.timeframe_minutes * MINUTE_NS
-        self.features = _FeatureComputer(config)
-        self.ring = _WindowRing(config.sequence_length, len(config.features))
+        self.program = compile_features(config)
+        self.extra = config.feature_columns
+        self.columns = (*VALUE_COLUMNS, *self.extra)  # of a candle
+        self.ages = config.column_ages
+        self.progress: ProgramState = self.program.start()
+        self.ring = _WindowRing(config.sequence_length, len(self.program.names))
         self.spacing = _SpacingWatch()
         self.time: int | None = None  # nanoseconds of the last candle
         self.row: tuple[float, ...] = ()  # its values
         self.run = 0  # candles in a row with all features
         self.filled = 0  # one bit for each candle of the window, set if the candle was filled; the newest is the lowest
 
-    def fork(self, rows: int) -> Self:
-        """A copy that takes its next `rows` candles without changing this state."""
+    def fork(self) -> Self:
+        """A copy whose next step leaves this state unchanged. Both share arrays: continue with one of them."""
         other = _copy_shallow(self)
-        other.features, other.ring = self.features.fork(rows), self.ring.fork()
-        other.spacing = _copy_shallow(self.spacing)
+        other.ring, other.spacing = self.ring.fork(), _copy_shallow(self.spacing)
         return other
 
-    def _window_bits(self) -> int:
-        return (1 << self.ring.length) - 1
+    def copy(self) -> Self:
+        """An independent copy."""
+        other = self.fork()
+        other.progress = self.program.copy(self.progress)
+        return other
 
     def last_candle(self) -> dict[str, float]:
         """The values of the last candle by name; empty where there was none."""
-        return dict(zip(VALUE_COLUMNS, self.row, strict=True)) if self.row else {}
+        return dict(zip(self.columns, self.row, strict=True)) if self.row else {}
 
     def take_next(self, time: int, row: tuple[float, ...]) -> None:
         """Take one candle that is one step after the last."""
-        now = dict(zip(VALUE_COLUMNS, row, strict=True))
-        features = self.features.compute_one(time, now, self.last_candle())
-        matrix = np.zeros((1, len(features)), dtype=np.float32)
-        self.run = 0 if any(map(math.isnan, features)) else self.run + 1
-        if self.run:
-            matrix = self.transform(np.array([features], dtype=np.float32))
-        self.ring.append(matrix)
+        cells = np.array(row)
+        columns = {name: cells[number : number + 1] for number, name in enumerate(self.columns)}
+        nothing = np.zeros(1, dtype=bool)
+        self._take_grid(Grid(np.array([time]), columns, nothing, nothing))
         self.time, self.row = time, row
-        self.filled = self.filled << 1 & self._window_bits()
         self.spacing.note_next()
 
     def take(self, times: np.ndarray, rows: np.ndarray) -> FeatureRows:
         """Take candles that rise in time; the first may be the last one again."""
         times, rows = self._drop_known(times, rows)
         if not len(times):
-            matrix = np.empty((0, len(self.config.features)), dtype=np.float32)
+            matrix = np.empty((0, len(self.program.names)), dtype=np.float32)
             return FeatureRows(times, matrix, times, times.astype(bool))
-        before = self.last_candle()
-        last = None if self.time is None else (self.time, before["close"])
-        grid = _fill_grid(times, rows, last, self.config)
-        matrix = self.features.compute_many(grid.times, grid.columns, before)
-        usable = ~np.isnan(matrix).any(axis=1) & ~(grid.starts & self.features.has_changes)
-        run = _count_runs(usable, grid.starts, self.run)
-        matrix[~usable] = 0
-        scaled = np.where(usable[:, None], self.transform(matrix.astype(np.float32)), np.float32(0))
-        self.ring.append(scaled)
+        last = None if self.time is None else (self.time, self.last_candle())
+        columns = {name: rows[:, number] for number, name in enumerate(self.columns)}
+        fed = self._take_grid(fill_grid(times, columns, last, self.step, self.config.max_gap_minutes, self.ages))
         self.spacing.note(times, self.time, self.step)
-        self.time, self.row, self.run = int(times[-1]), tuple(rows[-1].tolist()), int(run[-1])
+        self.time, self.row = int(times[-1]), tuple(rows[-1].tolist())
+        return fed
+
+    def _take_grid(self, grid: Grid) -> FeatureRows:
+        """Take candles without gaps."""
+        self.progress, block = self.program.feed(self.progress, grid.times, grid.columns, grid.starts)
+        matrix = np.concatenate(block.columns).reshape(len(block.columns), -1).T
+        usable = ~np.isnan(matrix).any(axis=1)
+        matrix = np.where(usable[:, None], matrix, 0.0).astype(np.float32)
+        scaled = np.where(usable[:, None], self.transform(matrix), np.float32(0))
+        run = _count_runs(usable, grid.starts, self.run)
+        self.ring.append(scaled)
+        self.run = int(run[-1])
+        bits = (1 << self.ring.length) - 1
         for is_filled in grid.filled[-self.ring.length :].tolist():
-            self.filled = (self.filled << 1 | is_filled) & self._window_bits()
+            self.filled = (self.filled << 1 | is_filled) & bits
         return FeatureRows(grid.times, scaled, run, grid.filled)
 
     def _drop_known(self, times: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -420,19 +221,16 @@ def _count_runs(usable: np.ndarray, starts: np.ndarray, run: int) -> np.ndarray:
     return row - np.maximum.accumulate(begin)
 
 
-_ANY_NUMBER = 1 << 60  # of candles: a fork that takes so many copies every array
-
-
 def append_candle(
     state: StreamState,
     time: int,  # nanoseconds: one step after the newest candle of the state
-    row: tuple[float, ...],  # open, high, low, close, volume
+    row: tuple[float, ...],  # open, high, low, close, volume, and the further columns
 ) -> StreamState:
-    """The state after one sound candle. Raises `StreamError` for a change that float32 can't hold.
+    """The state after one sound candle.
 
     `state` does not change, but both share arrays: continue with only one of them.
     """
-    after = state.fork(1)
+    after = state.fork()
     after.take_next(time, row)
     return after
 
@@ -440,13 +238,13 @@ def append_candle(
 def append_candles(
     state: StreamState,
     times: np.ndarray,  # (rows,) int64 nanoseconds, rising
-    rows: np.ndarray,  # (rows, 5): open, high, low, close, volume
+    rows: np.ndarray,  # (rows, 5 or more): open, high, low, close, volume, and the further columns
 ) -> tuple[StreamState, FeatureRows]:
-    """The state after sound candles, and their features; `state` does not change.
+    """The state after sound candles, and their features; `state` does not change, but may share arrays with it.
 
     The first candle may be the newest one again. Raises `StreamError` for older and changed candles.
     """
-    after = state.fork(_ANY_NUMBER)
+    after = state.fork()
     fed = after.take(times, rows)
     return after, fed
 
@@ -458,9 +256,9 @@ def find_window(state: StreamState) -> np.ndarray | None:
 
 def count_missing(state: StreamState) -> int:
     """Candles that must still come, without a long gap, until the window is full."""
-    warm = max((mean.span - 1 - mean.count for mean in state.features.means.values()), default=0)
-    unusable = 1 if state.features.has_changes and state.time is None else 0
-    return max(warm, unusable, 0) + state.ring.length - min(state.run, state.ring.length)
+    program, progress = state.program, state.progress
+    lacking = max(program.warmup - progress.rows, program.reach - (progress.since + 1), 0)
+    return lacking + state.ring.length - min(state.run, state.ring.length)
 
 
 def describe_doubt(
@@ -477,12 +275,11 @@ def describe_doubt(
 # %% ../../nbs/data/07_feature_stream.ipynb #72f4624f
 def export_state(state: StreamState) -> dict[str, np.ndarray]:
     """The whole state as arrays, for `restore_state`."""
-    counts = [mean.count for mean in state.features.means.values()]
     header = [-1 if state.time is None else state.time, state.run, state.ring.at]
-    header += [state.spacing.candles, state.spacing.times, counts[0] if counts else 0]
-    blocks = {f"{column}_{span}": mean.block() for (column, span), mean in state.features.means.items()}
+    header += [state.spacing.candles, state.spacing.times]
     arrays = {"header": np.array(header, dtype=np.int64), "row": np.array(state.row, dtype=np.float64)}
-    return {**arrays, "ring": state.ring.rows.copy(), "filled": _to_bits(state.filled, state.ring.length), **blocks}
+    window = {"ring": state.ring.rows.copy(), "filled": _to_bits(state.filled, state.ring.length)}
+    return {**arrays, **window, **export_nodes(state.program, state.progress)}
 
 
 def _to_bits(number: int, length: int) -> np.ndarray:
@@ -490,13 +287,13 @@ def _to_bits(number: int, length: int) -> np.ndarray:
     return np.array([bit == "1" for bit in f"{number:0{length}b}"])
 
 
-def _require_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
-    """Raise `StreamError` unless the arrays have the names, types and shapes of the expected ones, and are finite."""
-    wanted = {name: (array.dtype, array.shape) for name, array in expected.items()}
+def _require_arrays(state: StreamState, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise `StreamError` unless the arrays have the names, types and shapes of the state."""
+    wanted = {name: (array.dtype, array.shape) for name, array in export_state(state).items()}
     found = {name: (array.dtype, array.shape) for name, array in arrays.items()}
     has_candle = "header" in arrays and np.size(arrays["header"]) > 0 and np.ravel(arrays["header"])[0] >= 0
-    wanted["row"] = (np.dtype(np.float64), (len(VALUE_COLUMNS) if has_candle else 0,))
-    if found != wanted or not all(np.isfinite(array).all() for array in arrays.values()):
+    wanted["row"] = (np.dtype(np.float64), (len(state.columns) if has_candle else 0,))
+    if found != wanted or not (np.isfinite(arrays["ring"]).all() and np.isfinite(arrays["row"]).all()):
         expectation = f"expected the state of a stream of this configuration, finite arrays {sorted(wanted)}"
         raise StreamError(f"{expectation}, got {sorted(found)}, or of other shapes: {_FEED_ANEW}")
 
@@ -511,31 +308,32 @@ def _require_possible(fault: str, is_possible: bool) -> None:
 
 def _require_possible_state(state: StreamState, arrays: Mapping[str, np.ndarray]) -> None:
     """Raise `StreamError` for values that no stream of this configuration can have written."""
-    time, run, at, candles, times, count = arrays["header"].tolist()
-    length, ring = state.ring.length, arrays["ring"]
+    time, run, at, candles, times = arrays["header"].tolist()
+    length, ring, rows = state.ring.length, arrays["ring"], int(arrays["progress"][0])
+    fault = find_count_fault(state.program, arrays["progress"].tolist())
+    _require_possible(str(fault), fault is None)
     _require_possible("an impossible place in the window", 0 <= at < length)
-    _require_possible("impossible counts", run >= 0 and (run <= count or not state.features.means))
-    _require_possible("impossible distances of candles", candles >= 1 and times >= 0 and count >= 0)
+    _require_possible("impossible counts", 0 <= run <= rows)
+    _require_possible("impossible distances of candles", candles >= 1 and times >= 0)
     _require_possible("a window whose two copies differ", np.array_equal(ring[:length], ring[length:]))
     _require_possible("features of a candle that has none", run > 0 or not ring[at - 1].any())
     _require_possible("a newest candle that was filled", not arrays["filled"][-1])
     if time < 0:
-        _require_possible("counts without a candle", run == 0 and count == 0 and not ring.any())
+        _require_possible("counts without a candle", run == 0 and rows == 0 and not ring.any())
         return
+    _require_possible("a candle without counts", rows > 0)
     _require_possible("a time out of range", bool(is_in_date_range(time)))
-    require_sound_candle(time, arrays["row"].tolist(), state.step)
-    newest = dict(zip(VALUE_COLUMNS, arrays["row"].tolist(), strict=True))
-    for (column, span), _ in state.features.means.items():
-        _require_possible_block(column, count, arrays[f"{column}_{span}"], newest[column])
+    require_sound_candle(time, arrays["row"].tolist(), state.step, state.extra)
 
 
-def _require_possible_block(column: str, count: int, block: np.ndarray, newest: float) -> None:
-    known = block[:count]  # of a block that is not full the rest was never written
-    is_allowed = (known >= 0) if column == "volume" else (known > 0)
-    _require_possible(f"values of {column} that no candle has", bool((is_allowed & (known <= MAX_VALUE)).all()))
-    _require_possible(f"values of {column} before the first candle", not block[count:].any())
-    is_newest = count > 0 and block[(count - 1) % len(block)] == newest
-    _require_possible(f"values of {column} that do not end with the newest candle", is_newest)
+def _require_possible_nodes(state: StreamState, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise `StreamError` for values of spans that no stream of this configuration can have kept."""
+    fault = find_node_fault(state.program, state.progress, state.time or 0, state.last_candle())
+    _require_possible(str(fault), fault is None)
+    for name, block in list_column_blocks(state.program, state.progress):
+        if name in VALUE_COLUMNS:
+            is_allowed = (block >= 0) if name == "volume" else (block > 0)
+            _require_possible(f"values of {name} that no candle has", bool((is_allowed & (block <= MAX_VALUE)).all()))
 
 
 def restore_state(
@@ -546,18 +344,18 @@ def restore_state(
 
     Raises `StreamError` for values that no stream of this configuration can have written.
     """
-    _require_arrays(arrays, export_state(state))
+    _require_arrays(state, arrays)
     _require_possible_state(state, arrays)
-    state = state.fork(_ANY_NUMBER)
-    time, run, at, candles, times, count = arrays["header"].tolist()
+    state = state.fork()
+    time, run, at, candles, times = arrays["header"].tolist()
     state.time = None if time < 0 else time
     state.row = tuple(arrays["row"].tolist())
     state.run, state.ring.at = run, at
     state.spacing.candles, state.spacing.times = candles, times
     state.ring.rows = arrays["ring"].copy()
     state.filled = int("".join("1" if bit else "0" for bit in arrays["filled"]), 2)
-    for (column, span), mean in state.features.means.items():
-        mean.restore(count, arrays[f"{column}_{span}"])
+    state.progress = restore_nodes(state.program, arrays)
+    _require_possible_nodes(state, arrays)
     return state
 
 # %% ../../nbs/data/07_feature_stream.ipynb #1a54b110
@@ -583,13 +381,13 @@ class FeatureStream:
 
     @property
     def row(self) -> tuple[float, ...]:
-        """Open, high, low, close and volume of the newest candle; empty where there was none."""
+        """Open, high, low, close, volume and further columns of the newest candle; empty where there was none."""
         return self._state.row
 
     def fork(self) -> Self:
         """An independent stream that has taken the same candles."""
         other = _copy_shallow(self)
-        other._state = self._state.fork(_ANY_NUMBER)
+        other._state = self._state.copy()
         return other
 
     def filled_in_window(self) -> int:
@@ -625,7 +423,7 @@ class FeatureStream:
     ) -> bool:  # whether it was new; False for the newest one again
         """Take the next candle. Raises `StreamError`, and has then changed nothing."""
         state = self._state
-        time, row = parse_sound_candle(candle, state.step, closed_by)
+        time, row = parse_sound_candle(candle, state.step, closed_by, state.extra)
         if state.time is not None and time - state.time == state.step:
             self._state = append_candle(state, time, row)
             return True
@@ -641,7 +439,7 @@ class FeatureStream:
 
         Raises `StreamError`, and has then changed nothing.
         """
-        times, rows = parse_sound_candles(candles, self._state.step, closed_by)
+        times, rows = parse_sound_candles(candles, self._state.step, closed_by, self._state.extra)
         self._state, fed = append_candles(self._state, times, rows)
         return fed
 

@@ -41,7 +41,7 @@ class _Live(NamedTuple):
 
     state: StreamState  # of every candle up to the first hole in the window
     times: np.ndarray  # (waiting,) int64 nanoseconds, rising: the candles after it
-    rows: np.ndarray  # (waiting, 5): their open, high, low, close and volume
+    rows: np.ndarray  # (waiting, 5 or more): their open, high, low, close, volume and further columns
 
     def find_newest(self) -> int | None:
         """Nanoseconds of the newest candle, waiting or not; None before the first."""
@@ -96,7 +96,7 @@ def _find_new(live: _Live, times: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _insert_candles(
     live: _Live,
     times: np.ndarray,  # (rows,) int64 nanoseconds, rising
-    rows: np.ndarray,  # (rows, 5)
+    rows: np.ndarray,  # (rows, 5 or more)
     fill_gaps: bool,  # let no candle wait
 ) -> tuple[_Live, int]:  # what the stream knows then; candles that were new
     """Add sound candles, and let the stream take those that it can. Raises `StreamError`; `live` does not change."""
@@ -127,11 +127,11 @@ def _restore_live(live: _Live, arrays: Mapping[str, np.ndarray]) -> _Live:
 def _require_waiting(state: StreamState, times: np.ndarray, rows: np.ndarray) -> None:
     """Raise `StreamError` unless these arrays are candles that wait for missing ones."""
     has_types = times.dtype == np.int64 and rows.dtype == np.float64
-    if not has_types or times.ndim != 1 or rows.shape != (len(times), 5):
+    if not has_types or times.ndim != 1 or rows.shape != (len(times), len(state.columns)):
         raise StreamError("expected the waiting candles of a stream, got other arrays: feed the history anew")
     if not len(times):
         return
-    require_sound_candles(times, rows, state.step)
+    require_sound_candles(times, rows, state.step, state.extra)
     is_later = state.time is not None and times[0] > state.time
     if not is_later or _count_ready(times, state.time, state.step, state.ring.length):
         raise StreamError("expected candles that wait for missing ones, got others: feed the history anew")
@@ -180,7 +180,8 @@ class LiveStream:
     ) -> None:
         self.config = config
         self.fill_gaps = fill_gaps
-        self._live = _Live(StreamState(config, transform), np.empty(0, dtype=np.int64), np.empty((0, 5)))
+        state = StreamState(config, transform)
+        self._live = _Live(state, np.empty(0, dtype=np.int64), np.empty((0, len(state.columns))))
 
     @property
     def time(self) -> int | None:
@@ -221,7 +222,7 @@ class LiveStream:
     ) -> bool:  # whether it was new; False for one that is known
         """Take one candle: the next, or a missing one. Raises `StreamError`, and has then changed nothing."""
         live, state = self._live, self._live.state
-        time, row = parse_sound_candle(candle, state.step, closed_by)
+        time, row = parse_sound_candle(candle, state.step, closed_by, state.extra)
         if not len(live.times) and state.time is not None and time == state.time + state.step:
             self._live = live._replace(state=append_candle(state, time, row))
             return True
@@ -234,7 +235,7 @@ class LiveStream:
         closed_by: datetime | None = None,  # refuse candles that close later
     ) -> int:  # candles that were new
         """Take many candles in order of time. Raises `StreamError`, and has then changed nothing."""
-        times, rows = parse_sound_candles(candles, self._live.state.step, closed_by)
+        times, rows = parse_sound_candles(candles, self._live.state.step, closed_by, self._live.state.extra)
         self._live, count = _insert_candles(self._live, times, rows, self.fill_gaps)
         return count
 

@@ -55,9 +55,9 @@ class Scaler:
     ) -> Self:
         """Fit centre and scale with scikit-learn. A feature that never changes gets scale 1 and is in `constant`."""
         center, scale, is_constant = _fit_constants(config.scaler, matrix)
-        constant = tuple(name for name, value in zip(config.features, is_constant, strict=True) if value)
+        constant = tuple(name for name, value in zip(config.feature_names, is_constant, strict=True) if value)
         numbers = tuple(center.tolist()), tuple(scale.tolist())
-        return cls(config.scaler, config.features, *numbers, config.feature_clip, constant)
+        return cls(config.scaler, config.feature_names, *numbers, config.feature_clip, constant)
 
     def scale_rows(
         self,
@@ -158,7 +158,7 @@ def _require_width(matrix: np.ndarray, features: tuple[str, ...]) -> None:
 
 
 def _require_config(scaler: Scaler, config: Config) -> None:
-    wanted = (config.features, config.scaler, config.feature_clip)
+    wanted = (config.feature_names, config.scaler, config.feature_clip)
     got = (scaler.features, scaler.kind, scaler.clip)
     if got != wanted:
         sentence = f"expected a scaler with features, kind and clip {wanted}, got {got}"

@@ -471,7 +471,7 @@ def _prepare_parts(
         outcomes=history.outcomes,
         prior=tuple((counts / len(train)).tolist()),
         dropped={**history.count_dropped(), **_count_unused(history.usable, rows), "balance": len(train) - len(chosen)},
-        clipped=dict(zip(config.features, clipped.tolist(), strict=True)),
+        clipped=dict(zip(config.feature_names, clipped.tolist(), strict=True)),
         warnings=tuple(_find_doubts(history.filled, scaler, int(train[-1]) + 1, config)),
         training_spans=spans,
     )
@@ -635,8 +635,8 @@ def prediction_windows(
     the values that the training did not cover. Raises `DataError` without any window, and for a scaler of other
     features.
     """
-    if scaler.features != config.features:
-        found = f"the scaler is for the features {scaler.features}, the configuration has {config.features}"
+    if scaler.features != config.feature_names:
+        found = f"the scaler is for the features {scaler.features}, the configuration has {config.feature_names}"
         raise DataError(f"{found}: give both of one model")
     filled = ensure_filled(candles, config)
     matrix, has_features = make_feature_matrix(filled, config)

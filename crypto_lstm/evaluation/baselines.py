@@ -49,7 +49,7 @@ def name_summaries(
     for kind, spans in _plan_summaries(config.sequence_length).items():
         kinds += [f"{kind} {span}" for span in spans]
     kinds.append("last")
-    return tuple(f"{feature} {kind}" for kind in kinds for feature in config.features)
+    return tuple(f"{feature} {kind}" for kind in kinds for feature in config.feature_names)
 
 
 def _plan_summaries(sequence_length: int) -> dict[str, tuple[int, ...]]:

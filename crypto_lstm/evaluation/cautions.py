@@ -376,7 +376,7 @@ def find_cautions(
     Inputs are those candles that the windows of a part read. Without `candles`, dead markets and regimes are not looked
     for; without `gains`, regimes are not. Raises `CautionError` for candles or gains that do not belong to `data`.
     """
-    names = data.config.features
+    names = data.config.feature_names
     train = _read_inputs(data, "train")
     test = _read_inputs(data, "test")
     found = find_outside(names, train, test)

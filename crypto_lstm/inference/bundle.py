@@ -182,7 +182,7 @@ def build_facts(
         "pair": config.pair,
         "timeframe": config.timeframe,
         "sequence_length": config.sequence_length,
-        "features": list(config.features),
+        "features": list(config.feature_names),
         "classes": list(CLASSES),
         "labels": {name: getattr(config, name) for name in _LABEL_SETTINGS},
         "architecture_sha256": hashlib.sha256(plan).hexdigest(),
@@ -193,7 +193,7 @@ def build_facts(
 def _require_matching_scaler(scaler: Scaler, config: Config, path: Path) -> None:
     """Raise `BundleError` unless the scaler has the features, the kind and the clip of `config`."""
     pairs = {
-        "features": (config.features, scaler.features),
+        "features": (config.feature_names, scaler.features),
         "kind": (config.scaler, scaler.kind),
         "clip": (config.feature_clip, scaler.clip),
     }

@@ -638,8 +638,8 @@ def _collect_facts(source: Any, scaler: Any, expiry: str | None) -> dict[str, An
 
 
 def _require_same_features(scaler: Any, config: Config) -> None:
-    if scaler is not None and tuple(scaler.features) != config.features:
-        expected = f"the configuration has {config.features}"
+    if scaler is not None and tuple(scaler.features) != config.feature_names:
+        expected = f"the configuration has {config.feature_names}"
         raise ConfigError([f"the scaler is for the features {scaler.features}, {expected}: give both of one model"])
 
 

@@ -158,7 +158,7 @@ def _shape_differences(model: keras.Model, plan: LayerPlan) -> Iterator[str]:
 
 
 def _name_differences(config: Config, metadata: Mapping[str, Any]) -> Iterator[str]:
-    for key, expected in (("features", list(config.features)), ("classes", list(CLASSES))):
+    for key, expected in (("features", list(config.feature_names)), ("classes", list(CLASSES))):
         came = metadata.get(key, expected)
         if came != expected:
             yield f"{key}: expected {expected}, got {came}"

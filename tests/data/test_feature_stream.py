@@ -16,7 +16,7 @@ from crypto_lstm.config import FEATURES, Config, ConfigError
 from crypto_lstm.data.candle_input import StreamError, parse_candle, parse_candles, parse_time
 from crypto_lstm.data.candle_rules import VALUE_COLUMNS
 from crypto_lstm.data.candles import fill_gaps, read_candles
-from crypto_lstm.data.feature_stream import FeatureStream, RollingMean
+from crypto_lstm.data.feature_stream import FeatureStream
 from crypto_lstm.data.features import make_features
 from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.data.windows import find_window_ends
@@ -186,16 +186,6 @@ def test_the_stream_equals_the_batch_on_real_candles(name):
                 float(np.max(np.abs(came - expected.loc[candle["date"]].to_numpy()) / np.maximum(np.abs(came), 1))),
             )
     assert worst <= 1e-6 and doubts == 0, (worst, doubts)
-
-
-def test_a_long_rolling_mean_does_not_drift():
-    rng = np.random.default_rng(0)
-    values = rng.lognormal(0, 3, 200_000) * np.where(np.arange(200_000) % 40_000 < 20_000, 1e9, 1e-3)
-    mean = RollingMean(1440)
-    came = mean.extend(values)
-    for row in range(1439, 200_000, 997):
-        assert came[row] == pytest.approx(math.fsum(values[row - 1439 : row + 1]) / 1440, rel=1e-12)
-    assert len(mean.block()) == 1440  # however many values came
 
 
 def test_missing_counts_down_to_the_first_window():

@@ -15,7 +15,7 @@ from crypto_lstm.config import CLASSES, FEATURES, Config
 from crypto_lstm.data import features as features_module
 from crypto_lstm.data import labels as labels_module
 from crypto_lstm.data.candles import fill_gaps
-from crypto_lstm.data.features import FeatureError, count_warmup_candles, make_features, rolling_mean
+from crypto_lstm.data.features import FeatureError, compute_features, count_warmup_candles, make_features, rolling_mean
 from crypto_lstm.data.labels import OUTCOMES, LabelError, count_labels, make_labels, plot_labels
 from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.data.windows import prepare
@@ -217,12 +217,14 @@ def test_unsound_values_are_refused(column, value):
         make_features(filled, HALF_DAYS)
 
 
-def test_a_value_beyond_float32_is_named():
+def test_a_candle_with_a_value_beyond_float32_is_left_out():
     filled = fill_gaps(random_candles(0, 160, 720, lost=0), HALF_DAYS.max_gap_minutes, "12h")
     filled["volume"] = 1.0
     filled.loc[80, "volume"] = 1e-310
-    with pytest.raises(FeatureError, match="volume_change must fit into float32, got .* in row 81"):
-        make_features(filled, HALF_DAYS)
+    filled.loc[90, "volume"] = 1e-40
+    features = compute_features(filled, HALF_DAYS)
+    assert np.flatnonzero(~features.usable[59:]).tolist() == [81 - 59, 91 - 59]
+    assert features.missing["a result that is not finite"] == features.missing["a value that float32 can't hold"] == 1
 
 
 # Labels
