@@ -19,6 +19,7 @@ load_tensorflow()  # before Keras is imported: a bad keras.json is one sentence,
 import keras
 
 from ..config import CLASSES, Config
+from .barriers import compute_barrier_scale
 from .candles import ensure_filled
 from .feature_stream import count_filled
 from .features import make_feature_matrix
@@ -371,6 +372,7 @@ class LabelledHistory:
     outcomes: pd.DataFrame  # from `make_labels`
     classes: np.ndarray  # (candles,) int8, -1 without a label
     usable: np.ndarray  # int32 rows with a full window, a label, and a trade: the targets
+    has_scale: np.ndarray | None = None  # (candles,) bool: the barriers have a size; None: all have
 
     def cut(
         self,
@@ -389,18 +391,21 @@ class LabelledHistory:
             outcomes=self.outcomes.iloc[: self.outcomes.index.searchsorted(labelled)],
             classes=classes,
             usable=self.usable[: np.searchsorted(self.usable, labelled)],
+            has_scale=None if self.has_scale is None else self.has_scale[:candles],
         )
 
     def count_dropped(self) -> dict[str, int]:
         """Reason -> candles that are no target of a window."""
         ends, is_labelled = self.ends, self.classes >= 0
         is_filled = self.filled["filled"].to_numpy()
-        return {
+        unscaled = 0 if self.has_scale is None else int(np.count_nonzero(ends & ~is_labelled & ~self.has_scale))
+        counts = {
             "no previous candle, or the means are not full": int(np.count_nonzero(~self.has_features)),
             "the window is not full": int(np.count_nonzero(self.has_features & ~ends)),
-            "the future window is not full": int(np.count_nonzero(ends & ~is_labelled)),
+            "the future window is not full": int(np.count_nonzero(ends & ~is_labelled)) - unscaled,
             "filled: nobody traded in it": int(np.count_nonzero(ends & is_labelled & is_filled)),
         }
+        return counts if self.has_scale is None else {**counts, "barrier_scale is missing or not above 0": unscaled}
 
     def __repr__(self) -> str:
         return f"LabelledHistory({len(self.filled)} candles, {len(self.usable)} targets)"
@@ -413,12 +418,14 @@ def prepare_history(
     """Fill gaps, compute features and labels. Raises `CandleError`, `FeatureError` or `LabelError`."""
     filled = ensure_filled(candles, config)
     matrix, has_features = make_feature_matrix(filled, config)
-    outcomes = label_filled(filled, config)
+    scale = compute_barrier_scale(filled, config)
+    outcomes = label_filled(filled, config, scale)
     ends = find_window_ends(has_features, filled["segment"].to_numpy(), config.sequence_length)
     classes = _spread_labels(outcomes["label"], len(filled))
     is_traded = ~filled["filled"].to_numpy()
     usable = np.arange(len(filled), dtype=np.int32)[ends & (classes >= 0) & is_traded]
-    return LabelledHistory(filled, matrix, has_features, ends, outcomes, classes, usable)
+    has_scale = None if scale is None else np.isfinite(scale)
+    return LabelledHistory(filled, matrix, has_features, ends, outcomes, classes, usable, has_scale)
 
 
 # %% ../../nbs/data/10_windows.ipynb #a1c20003
