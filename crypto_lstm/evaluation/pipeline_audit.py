@@ -161,7 +161,7 @@ def _judge_stages(stages: _Stages) -> list[ColumnAudit]:
         columns.append(replace(column, date=dates[stage.newest], changed_from=dates[leak.cut]))
     return columns
 
-# %% ../../nbs/evaluation/15_pipeline_audit.ipynb #1f39a30b
+# %% ../../nbs/evaluation/15_pipeline_audit.ipynb #9c88fb01
 def _judge_purge(filled: pd.DataFrame, config: Config) -> list[ColumnAudit]:
     """Whether candles that a label of one part knows are in a window of the next part."""
     data = prepare(filled, config)
@@ -177,8 +177,8 @@ def _judge_purge(filled: pd.DataFrame, config: Config) -> list[ColumnAudit]:
         verdict: Verdict = "causal" if between >= 0 else "looks ahead"
         column = ColumnAudit(name, verdict, reason=f"{words}: {between:,} candles between")
         if between < 0:
-            where = {"date": str(dates[oldest]), "changed_from": str(dates[newest]), "change": "part of a label"}
-            column = replace(column, ahead=-between, **where)
+            column = replace(column, ahead=-between, date=str(dates[oldest]))
+            column = replace(column, changed_from=str(dates[newest]), change="part of a label")
         columns.append(column)
     return columns
 
