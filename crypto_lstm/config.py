@@ -33,9 +33,11 @@ from crypto_lstm.utils.expressions import (
     list_columns,
     list_spans,
     parse_age,
+    parse_expression,
     parse_feature,
 )
 from crypto_lstm.utils.fields import (
+    FieldError,
     allow_auto,
     allow_none,
     check_fields,
@@ -107,6 +109,18 @@ def _join_faults(faults: tuple[str, ...]) -> str:
     lines += [f"- {fault}" for fault in faults]
     return "\n".join(lines)
 
+# %% ../nbs/00_config.ipynb #5ca1e0b1
+def _expect_scale(value: Any) -> str:
+    """Return the text of an expression, or raise `FieldError`."""
+    wanted = "'1' for percent, or an expression in quotes, such as '100 * std(pct(close) / 100, 1d)'"
+    if not isinstance(value, str):
+        raise FieldError(wanted)
+    try:
+        parse_expression(value)
+    except ExpressionError as error:
+        raise FieldError(f"{wanted} ({error})") from None
+    return " ".join(value.split())
+
 # %% ../nbs/00_config.ipynb #6b9feba0
 _ANY_WIDTHS = expect_whole_numbers(min_length=0, maximum=65_536)
 _SOME_WIDTHS = expect_whole_numbers(min_length=1, maximum=65_536)
@@ -164,6 +178,7 @@ class _Settings:
     long_sl_pct: float = make_field(0.5, _PERCENT, "stop-loss of a long, percent below the entry")
     short_tp_pct: float = make_field(1.0, _PERCENT, "take-profit of a short, percent below the entry")
     short_sl_pct: float = make_field(0.5, _UP_TO_1000_PERCENT, "stop-loss of a short, percent above the entry")
+    barrier_scale: str = make_field("1", _expect_scale, "the four above are multiples of it: percent, or an expression")
     future_window: int = make_field(120, _COUNT, "candles after entry in which a barrier may be touched")
     tie: Tie = make_field("stop", expect_one_of(get_args(Tie)), "outcome if one candle touches target and stop")
     max_gap_minutes: int = make_field(
@@ -234,7 +249,19 @@ def _find_contradictions(config: _Settings, bad_settings: Iterable[str]) -> dict
         faults["min_learning_rate"] = f"min_learning_rate must be at most {limit}, got {config.min_learning_rate:g}"
     if {"features", "timeframe"}.isdisjoint(bad_settings):
         faults.update(_find_span_faults(config))
+    if {"barrier_scale", "timeframe"}.isdisjoint(bad_settings):
+        faults.update(_find_scale_fault(config))
     return faults
+
+
+def _find_scale_fault(config: _Settings) -> dict[str, str]:
+    """The fault of a span of the barriers' scale: name of the setting -> sentence."""
+    for span in list_spans(parse_expression(config.barrier_scale)):
+        try:
+            span.count_candles(TIMEFRAME_MINUTES[config.timeframe])
+        except ExpressionError as error:
+            return {"barrier_scale": f"barrier_scale must fit timeframe {config.timeframe}: {error}"}
+    return {}
 
 
 def _find_span_faults(config: _Settings) -> dict[str, str]:

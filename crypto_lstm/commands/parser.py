@@ -26,6 +26,12 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
+def _count_from_zero(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
 def tabulate_settings() -> str:
     """All settings as a text table: name, default, allowed values, meaning."""
     rows = []
@@ -228,6 +234,23 @@ def _add_report(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_audit(command: argparse.ArgumentParser) -> None:
+    _add_candles(command)
+    command.add_argument(
+        "--function", metavar="MODULE:NAME",
+        help="audit this function of candles, such as indicators:add_rsi (default: features, labels and training)",
+    )  # fmt: skip
+    command.add_argument(
+        "--allow", type=_count_from_zero, metavar="N", default=0,
+        help="candles that the function may look ahead, as a label does (default: 0)",
+    )  # fmt: skip
+    command.add_argument(
+        "--places", type=_whole_number, metavar="N", default=16,
+        help="random places at which later candles are changed (default: 16)",
+    )  # fmt: skip
+    _add_settings(command)
+
+
 def _add_baseline(command: argparse.ArgumentParser) -> None:
     _add_candles(command)
     command.add_argument("--output", metavar="FILE", help="write the report of the best model to this .html file")
@@ -270,6 +293,7 @@ _COMMANDS = {
     "report": ("show what a run is worth: verdict and tables, and a page with pictures", _add_report),
     "baseline": ("judge simpler models on the same split in seconds, without a network", _add_baseline),
     "walk-forward": ("train a model for each fold of a history, and judge all test parts as one", _add_walk_forward),
+    "audit": ("find columns that look ahead: of a function of yours, or of the whole training", _add_audit),
     "estimate": ("forecast the memory of a training without starting it", _add_estimate),
     "predict": ("compute probabilities and a decision for every candle with a full window", _add_predict),
     "export": ("write the .onnx file of a run or a bundle, for decisions without TensorFlow", _add_export),

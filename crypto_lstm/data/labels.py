@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..config import CLASSES, HOLD, LONG, SHORT, Config
+from .barriers import compute_barrier_scale
 from .candle_report import describe_bad_value
 from .candles import ensure_filled, select_dates
 from ..utils.display import BLUE, CLASS_COLOURS, GREY, RED, new_axes
@@ -36,13 +37,14 @@ class LabelError(CryptoLSTMError, ValueError):
 def compute_barriers(
     close: np.ndarray,  # (rows,) entry prices
     config: Config,  # long_tp_pct, long_sl_pct, short_tp_pct, short_sl_pct
+    scale: np.ndarray | float = 1.0,  # (rows,) from `compute_barrier_scale`: the percentages are multiples of it
 ) -> dict[str, np.ndarray]:  # long_target, long_stop, short_target, short_stop: (rows,) prices
     """The prices at which a long and a short from each close would end. A touch of the price is enough."""
     return {
-        "long_target": close * (1 + config.long_tp_pct / 100),
-        "long_stop": close * (1 - config.long_sl_pct / 100),
-        "short_target": close * (1 - config.short_tp_pct / 100),
-        "short_stop": close * (1 + config.short_sl_pct / 100),
+        "long_target": close * (1 + scale * config.long_tp_pct / 100),
+        "long_stop": close * (1 - scale * config.long_sl_pct / 100),
+        "short_target": close * (1 - scale * config.short_tp_pct / 100),
+        "short_stop": close * (1 + scale * config.short_sl_pct / 100),
     }
 
 # %% ../../nbs/data/08_labels.ipynb #ea5090c2
@@ -94,8 +96,9 @@ def _end_side(
     moves: np.ndarray,  # (rows,) percent: the return if neither is touched
     side: str,  # "long" or "short"
     config: Config,
+    scale: np.ndarray | float = 1.0,  # (rows,) of the barriers
 ) -> _SideResult:
-    target_pct, stop_pct = getattr(config, f"{side}_tp_pct"), getattr(config, f"{side}_sl_pct")
+    target_pct, stop_pct = scale * getattr(config, f"{side}_tp_pct"), scale * getattr(config, f"{side}_sl_pct")
     won = target <= stop if config.tie == "target" else target < stop
     offset = np.minimum(target, stop)
     outcome = np.where(won, TARGET, STOP).astype(np.int8)
@@ -126,7 +129,7 @@ _COLUMN_TYPES = {
 
 def make_labels(
     candles: pd.DataFrame,  # candles as read, or filled by `fill_gaps`
-    config: Config,  # barriers, future_window, tie, timeframe, max_gap_minutes
+    config: Config,  # barriers, barrier_scale, future_window, tie, timeframe, max_gap_minutes
 ) -> pd.DataFrame:  # one row for each labelled candle; index: row number in the filled candles
     """Label candles by the triple-barrier method: the ends of a long and a short entered at each close, and a class.
 
@@ -134,10 +137,12 @@ def make_labels(
     `OUTCOMES`); `long_offset`, `short_offset` (int32, candles until the end, `future_window` at timeout);
     `long_return`, `short_return` (float32, percent before fees: the take-profit, minus the stop-loss, or at timeout the
     move to the close `future_window` candles later). Gaps are filled first. Rows without `future_window` candles after
-    them in their segment are left out. Raises `LabelError` if no row is left, and for prices that no candle may have;
-    `CandleError` for candles that are not sound.
+    them in their segment are left out. With a `barrier_scale` in `config`, take-profit and stop-loss are multiples of
+    its value at the entry: the column `barrier_scale` (float64) holds it, and rows where it is missing or not above 0
+    are left out. Raises `LabelError` if no row is left, and for prices that no candle may have; `BarrierError` for a
+    column that the scale needs; `CandleError` for candles that are not sound.
 
-    Source: López de Prado 2018, Advances in Financial Machine Learning, ch. 3.4.
+    Source: López de Prado 2018, Advances in Financial Machine Learning, ch. 3.3 and 3.4.
 
     Example:
         >>> import crypto_lstm as cl
@@ -152,9 +157,12 @@ def make_labels(
 def label_filled(
     filled: pd.DataFrame,  # candles filled by `fill_gaps`
     config: Config,  # barriers, future_window, tie
+    scale: np.ndarray | None = None,  # (candles,) from `compute_barrier_scale`; None: it is computed
 ) -> pd.DataFrame:  # as `make_labels` returns it
     """`make_labels` for candles that are filled. Raises `LabelError`."""
     has_future = _find_labelled(filled["segment"].to_numpy(), config)
+    scale = compute_barrier_scale(filled, config) if scale is None else scale
+    has_future = has_future if scale is None else _find_scaled(has_future, scale, config)
     fault = describe_bad_value(filled, ("high", "low", "close"))
     if fault:
         raise LabelError(fault)
@@ -165,9 +173,12 @@ def label_filled(
     for start in range(0, len(filled), _PORTION):
         rows = np.flatnonzero(has_future[start : start + _PORTION])
         seen = slice(start, start + _PORTION + config.future_window)
-        for name, values in _label_rows(high[seen], low[seen], close[seen], rows, config).items():
+        sizes = 1.0 if scale is None else scale[start : start + _PORTION][rows]
+        for name, values in _label_rows(high[seen], low[seen], close[seen], rows, config, sizes).items():
             columns[name][done : done + len(rows)] = values
         done += len(rows)
+    if scale is not None:
+        columns["barrier_scale"] = scale[has_future]
     return pd.DataFrame({"date": dates, **columns}, index=dates.index, copy=False)
 
 
@@ -177,20 +188,39 @@ def _label_rows(
     close: np.ndarray,  # (candles,)
     rows: np.ndarray,  # the entries; `future_window` candles come after each
     config: Config,
+    scale: np.ndarray | float,  # (entries,) of the barriers
 ) -> dict[str, np.ndarray]:  # the columns of `make_labels` but the date, each (entries,)
     window = config.future_window
-    barriers = compute_barriers(close, config)
+    barriers = compute_barriers(close, config, _spread_scale(scale, rows, len(close)))
     moves = 100 * (close[rows + window] - close[rows]) / close[rows]
     up = {name: first_touch(high, barriers[name], window)[rows] for name in ("long_target", "short_stop")}
     down = {name: first_touch(-low, -barriers[name], window)[rows] for name in ("long_stop", "short_target")}
-    long = _end_side(up["long_target"], down["long_stop"], moves, "long", config)
-    short = _end_side(down["short_target"], up["short_stop"], -moves, "short", config)
+    long = _end_side(up["long_target"], down["long_stop"], moves, "long", config, scale)
+    short = _end_side(down["short_target"], up["short_stop"], -moves, "short", config, scale)
     columns = {"label": _choose_classes(long, short)}
     for side, result in zip(_SIDES, (long, short), strict=True):
         columns[f"{side}_outcome"] = result.outcome
         columns[f"{side}_offset"] = result.offset
         columns[f"{side}_return"] = result.returns
     return columns
+
+
+def _spread_scale(scale: np.ndarray | float, rows: np.ndarray, count: int) -> np.ndarray | float:
+    """(count,) the scale at each row, 1 at the others."""
+    if isinstance(scale, float):
+        return scale
+    spread = np.ones(count)
+    spread[rows] = scale
+    return spread
+
+
+def _find_scaled(has_future: np.ndarray, scale: np.ndarray, config: Config) -> np.ndarray:
+    """(rows,) bool: the row has a scale as well. Raises `LabelError` if there is none."""
+    is_labelled = has_future & np.isfinite(scale)
+    if not is_labelled.any():
+        found = f"none of the {int(np.count_nonzero(has_future))} candles with a future has a barrier_scale above 0"
+        raise LabelError(f"{found} ({config.barrier_scale}): give a longer history, or another expression")
+    return is_labelled
 
 
 def _find_labelled(segment: np.ndarray, config: Config) -> np.ndarray:
@@ -265,7 +295,8 @@ def _draw_trade(ax: Axes, candles: pd.DataFrame, trade: dict[Any, Any], row: int
     entry, end = float(candles["close"].iloc[row]), row + config.future_window
     ax.hlines(entry, row, end, color="black", lw=0.8, ls=":")
     texts = {entry: ["entry"]}
-    for name, prices in compute_barriers(np.array([entry]), config).items():
+    scale = trade.get("barrier_scale", 1.0)
+    for name, prices in compute_barriers(np.array([entry]), config, scale).items():
         side, barrier = name.split("_")
         price, until = float(prices[0]), row + trade[f"{side}_offset"]
         line = "-" if barrier == "target" else "--"

@@ -19,9 +19,9 @@ from ..utils.display import html_table, text_table
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
-__all__ = ['Verdict', 'LookaheadError', 'ColumnAudit', 'LookaheadAudit', 'audit_lookahead']
+__all__ = ['Verdict', 'CHANGES', 'LookaheadError', 'ColumnAudit', 'LookaheadAudit', 'change_candles', 'audit_lookahead']
 
-# %% ../../nbs/evaluation/14_lookahead.ipynb #83bcdd8e
+# %% ../../nbs/evaluation/14_lookahead.ipynb #52a8d866
 class LookaheadError(CryptoLSTMError, ValueError):
     """A function or candles that can't be audited."""
 
@@ -55,7 +55,7 @@ class ColumnAudit:
     begin_difference: float = 0.0  # largest change of a value, relative to its size, if the history begins later
     settled_after: int | None = 0  # candles after which it is below 1e-9; None: it never was
     rounding: float = 0.0  # largest relative change that is below 1e-12; zero where all bits are equal
-    reason: str = ""  # why it was not checked
+    reason: str = ""  # why it was not checked, or what was compared
 
     @property
     def is_clean(self) -> bool:
@@ -71,7 +71,7 @@ class ColumnAudit:
         """Plain values, for JSON."""
         return {**vars(self), "sentence": self.sentence}
 
-# %% ../../nbs/evaluation/14_lookahead.ipynb #c9fe3132
+# %% ../../nbs/evaluation/14_lookahead.ipynb #fd349c05
 def _write_value(value: float | None) -> str:
     return "no value" if value is None else f"{value:.10g}"
 
@@ -95,7 +95,7 @@ def _describe_column(column: ColumnAudit) -> str:
         parts.append(f"no value in the first {_count(column.warmup)} of a history")
     if column.rounding:
         parts.append(f"later candles change it by rounding, at most {column.rounding:.1g} of its size")
-    return "; ".join(parts) or "every bit is the same"
+    return "; ".join(parts) or column.reason or "every bit is the same"
 
 
 def _describe_ahead(column: ColumnAudit) -> str:
@@ -291,17 +291,22 @@ def _read_output(result: Any, candles: pd.DataFrame) -> _Output:
             output.columns[name] = _place_column(numbers, places, len(candles))
     return output
 
-# %% ../../nbs/evaluation/14_lookahead.ipynb #df1af13d
+# %% ../../nbs/evaluation/14_lookahead.ipynb #ce7891ce
 _CUT, _PERMUTED, _UP, _DOWN, _MISSING = "cut off", "permuted", "scaled up", "scaled down", "missing"
-_CHANGES = (_CUT, _PERMUTED, _UP, _DOWN, _MISSING)
+CHANGES = (_CUT, _PERMUTED, _UP, _DOWN, _MISSING)
 _KEPT = ("date", "filled", "segment")  # columns that are never changed
 
 
-def _change_candles(candles: pd.DataFrame, cut: int, change: str, seed: int) -> pd.DataFrame:
-    """The candles before `cut`, and after them another future. The input is not changed."""
+def change_candles(
+    candles: pd.DataFrame,
+    cut: int,  # the first row that changes
+    change: str,  # one of CHANGES
+    seed: int = 0,  # of the new values
+) -> pd.DataFrame:  # a copy, or views of the input
+    """The candles before `cut`, and after them another future. The columns date, filled and segment stay."""
     if change == _CUT:
         return candles.iloc[:cut].copy()
-    rng = np.random.default_rng([seed, cut, _CHANGES.index(change)])
+    rng = np.random.default_rng([seed, cut, CHANGES.index(change)])
     order = _permute_rows(cut, len(candles), rng)
     factors = _draw_price_factors(candles, cut, change, rng)
     columns: dict[int, Any] = {}
@@ -400,7 +405,7 @@ def _is_dated(candles: pd.DataFrame) -> bool:
         return False
     return pd.api.types.is_datetime64_any_dtype(candles["date"])
 
-# %% ../../nbs/evaluation/14_lookahead.ipynb #62b2dfa6
+# %% ../../nbs/evaluation/14_lookahead.ipynb #d617395c
 class _Subject:
     """A function and its candles, and what happened while it ran."""
 
@@ -452,7 +457,8 @@ class _Subject:
             kinds.setdefault(kind, []).append((fault, counts))
         for kind, faults in kinds.items():
             counts = [count for _, found in faults for count in found]
-            sizes = f"of {min(counts):,} to {_count(max(counts))}" if min(counts) < max(counts) else "of that length"
+            least = f"{min(counts):,} to " if min(counts) < max(counts) else ""
+            sizes = f"of {least}{_count(max(counts))}"
             notes.append(f"it raised on {len(counts):,} histories {kind} ({sizes}), first: {faults[0][0]}")
         return tuple(notes)
 
@@ -511,7 +517,7 @@ def _relative_change(before: np.ndarray, after: np.ndarray, size: float) -> np.n
         change = np.abs(after - before) / np.where(scale > 0, scale, 1.0)
     return np.where(np.isnan(change), np.inf, change)
 
-# %% ../../nbs/evaluation/14_lookahead.ipynb #330b0a65
+# %% ../../nbs/evaluation/14_lookahead.ipynb #d4b7d411
 class _Reach:
     """How far each column was seen to look ahead."""
 
@@ -531,7 +537,7 @@ class _Reach:
             return {}  # a single candle has no other order
         if key not in self.first:
             kind = "that end earlier" if change == _CUT else f"whose later candles are {change}"
-            output = self.subject.try_run(_change_candles(self.subject.candles, cut, change, self.seed), kind)
+            output = self.subject.try_run(change_candles(self.subject.candles, cut, change, self.seed), kind)
             self.first[key] = {} if output is None else self._compare(output, cut, change)
         return self.first[key]
 
@@ -576,7 +582,7 @@ class _Reach:
 
     def depends(self, name: str, row: int, cut: int) -> bool:
         """Whether the row, or one before it, depends on candles from `cut` on."""
-        for change in _CHANGES:
+        for change in CHANGES:
             finding = self.probe(cut, change).get(name)
             if finding is not None and finding.row <= row:
                 return True
@@ -714,7 +720,7 @@ def _audit_beginnings(subject: _Subject, base: _Output, places: int, seed: int) 
                 found[name].append(_compare_beginning(column, output.columns[name], start, size))
     return {name: _join_beginnings(parts) for name, parts in found.items()}
 
-# %% ../../nbs/evaluation/14_lookahead.ipynb #5c67a135
+# %% ../../nbs/evaluation/14_lookahead.ipynb #87dc6ea6
 def audit_lookahead(
     function: Callable[[pd.DataFrame], Any],  # candles -> a frame, Series, array or dictionary with a row a candle
     candles: pd.DataFrame,  # with the column date; any other columns that the function needs
@@ -750,7 +756,7 @@ def audit_lookahead(
     first = _find_first_value(base)
     reach = _Reach(subject, base, seed)
     thorough, near = _choose_cuts(subject.times, first, places, seed)
-    for cuts, changes in ((near, (_CUT, _UP)), (thorough, _CHANGES)):
+    for cuts, changes in ((near, (_CUT, _UP)), (thorough, CHANGES)):
         for cut in cuts:
             for change in changes:
                 reach.probe(cut, change)

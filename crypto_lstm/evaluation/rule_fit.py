@@ -30,13 +30,16 @@ def measure_mean_returns(
 ) -> np.ndarray:  # (2, 3) long, short by SHORT, HOLD, LONG: percent before costs
     """Mean return of each side in each class. Classes with fewer than 20 rows get the returns of the barriers.
 
+    Barriers that follow a `barrier_scale` count with its mean.
+
     Raises `RuleError` for outcomes without rows or with returns that are not finite.
     """
     labels = outcomes["label"].to_numpy().astype(np.int64)
     counts = np.bincount(labels, minlength=len(CLASSES))
     if not len(labels) or len(counts) > len(CLASSES):
         raise RuleError(f"expected outcomes with labels 0, 1 and 2, got {len(labels)} rows: give those of make_labels")
-    means = _pessimistic_returns(config)
+    scale = float(outcomes["barrier_scale"].mean()) if "barrier_scale" in outcomes else 1.0
+    means = scale * _pessimistic_returns(config)
     is_measured = counts >= MIN_CLASS_ROWS
     for place, side in enumerate(SIDES):
         returns = outcomes[f"{side}_return"].to_numpy(np.float64)

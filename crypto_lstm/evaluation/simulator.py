@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ..config import CLASSES, HOLD, LONG, SHORT, Config
+from ..data.barriers import compute_barrier_scale
 from ..data.candle_report import describe_bad_value
 from ..data.candle_rules import MINUTE_NS, format_time
 from ..data.candles import ensure_filled
@@ -92,6 +93,7 @@ class _Market(NamedTuple):
     segment_end: np.ndarray  # int32: last candle of the segment
     slippage: np.ndarray  # percent of a market fill
     funding: np.ndarray  # running sum of rate x open, percent x price
+    scale: np.ndarray | None = None  # of the barriers of an entry at each open, known before; None: 1
 
 
 def _read_market(
@@ -125,7 +127,16 @@ def _read_market(
         funding = np.cumsum(_read_rates(column, next_real, times, config) * opens)
     elif costs.funding_pct_per_8h:
         funding = np.cumsum(_find_due(times) * costs.funding_pct_per_8h * opens)
-    return _Market(times, opens, highs, lows, closes, is_real, next_real, segment, segment_end, slippage, funding)
+    scale = _read_scale(filled, span, config)
+    return _Market(
+        times, opens, highs, lows, closes, is_real, next_real, segment, segment_end, slippage, funding, scale
+    )
+
+
+def _read_scale(filled: pd.DataFrame, span: slice, config: Config) -> np.ndarray | None:
+    """(candles,) scale of the barriers of a position that is entered at each open: that of the candle before."""
+    scale = compute_barrier_scale(filled.iloc[: span.stop], config)
+    return None if scale is None else np.concatenate([[np.nan], scale[:-1]])[span]
 
 
 def _read_column(candles: pd.DataFrame, filled: pd.DataFrame, name: str) -> np.ndarray:
@@ -189,16 +200,20 @@ class _Trades(NamedTuple):
     at_open: np.ndarray  # bool: the exit is at the open of its candle
 
 
-def _find_levels(opens: np.ndarray, side: str, config: Config) -> tuple[np.ndarray, np.ndarray]:
+def _find_levels(
+    opens: np.ndarray, side: str, config: Config, scale: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Prices of take-profit and stop-loss of a position that is entered at each open."""
     sign = _SIGNS[side]
     target_pct, stop_pct = getattr(config, f"{side}_tp_pct"), getattr(config, f"{side}_sl_pct")
+    if scale is not None:
+        target_pct, stop_pct = scale * target_pct, scale * stop_pct
     return opens * (1 + sign * target_pct / 100), opens * (1 - sign * stop_pct / 100)
 
 
 def _find_touches(market: _Market, side: str, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """(candles,) int32: candles until target and stop are touched; 1 if that is the candle of the entry."""
-    target, stop = _find_levels(market.opens, side, config)
+    target, stop = _find_levels(market.opens, side, config, market.scale)
     up, down = (target, stop) if side == "long" else (stop, target)
     first_up = _touch_from_entry(market.highs, up, config.future_window)
     first_down = _touch_from_entry(-market.lows, -down, config.future_window)
@@ -226,6 +241,8 @@ def _end_trades(
     limit = rows + config.future_window
     known = np.minimum(entry, count - 1)
     is_entered = (entry < count) & (market.segment[known] == market.segment[rows]) & (entry <= limit)
+    if market.scale is not None:
+        is_entered &= np.isfinite(market.scale[known])  # no barriers, no position
     target_at, stop_at = (known - 1 + touch[known] for touch in touches)
     won = target_at <= stop_at if config.tie == "target" else target_at < stop_at
     touched_at = np.minimum(target_at, stop_at)
@@ -246,7 +263,8 @@ def _fill_prices(
     entry: np.ndarray,
     touched: np.ndarray,  # candles of the touch
 ) -> tuple[np.ndarray, np.ndarray]:  # prices at which target and stop would be filled
-    target, stop = _find_levels(market.opens[entry], side, config)
+    scale = None if market.scale is None else market.scale[entry]
+    target, stop = _find_levels(market.opens[entry], side, config, scale)
     opens = market.opens[touched]  # in the candle of the entry, the stop is worse than the open
     return target, np.minimum(stop, opens) if side == "long" else np.maximum(stop, opens)
 

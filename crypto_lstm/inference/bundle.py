@@ -175,6 +175,11 @@ def _list_names(names: Any) -> str:
 _LABEL_SETTINGS = ("long_tp_pct", "long_sl_pct", "short_tp_pct", "short_sl_pct", "future_window", "tie")
 
 
+def _list_scale(config: Config) -> dict[str, str]:
+    """The scale of the barriers; nothing where they are percent, as in bundles of earlier versions."""
+    return {} if config.barrier_scale == "1" else {"barrier_scale": config.barrier_scale}
+
+
 def build_facts(
     config: Config,
     scaler: AnyScaler,
@@ -188,7 +193,7 @@ def build_facts(
         "sequence_length": config.sequence_length,
         "features": list(config.feature_names),
         "classes": list(CLASSES),
-        "labels": {name: getattr(config, name) for name in _LABEL_SETTINGS},
+        "labels": {name: getattr(config, name) for name in _LABEL_SETTINGS} | _list_scale(config),
         "architecture_sha256": hashlib.sha256(plan).hexdigest(),
         "scaler": scaler.as_dict(),
     }

@@ -350,6 +350,7 @@ SHOWN = [
     ["export", "--model", "run", "--output", "copy-{width}.onnx"],
     ["predict", "--model", "run", "--candles", "ETH_USDT-1h.feather"],
     ["predict", "--model", "run", "--candles", "BTCUSDT-1h.feather", "--output", "out-{width}.csv"],
+    ["audit", "--candles", "short.csv", "--function", "narrow_columns:add"],
     ["report", "run"],
     ["new", "project-{width}"],
     ["download", "BTCUSDT"],
@@ -366,6 +367,8 @@ SHOWN = [
 def test_a_command_fits_the_terminal(words, width, trained, capsys, monkeypatch):
     folder, _ = trained
     hourly(100).drop(columns="volume").to_csv(folder / "broken.csv", index=False)
+    hourly(100).to_csv(folder / "short.csv", index=False)
+    (folder / "narrow_columns.py").write_text("def add(candles):\n    return candles['close'].shift(-1)\n")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", str(width))
     for stream in (sys.stdout, sys.stderr):
