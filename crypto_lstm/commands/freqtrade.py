@@ -137,7 +137,14 @@ _METHODS = '''
         return lstm.find_target_ratio(self.model.config, side, trade.fee_open) + funding
 
     def custom_stoploss(
-        self, pair: str, trade: Trade, current_time: datetime, current_rate: float, *args, after_fill: bool, **kwargs
+        self,
+        pair: str,
+        trade: Trade,
+        current_time: datetime,
+        current_rate: float,
+        current_profit: float,
+        after_fill: bool,  # freqtrade looks for a positional parameter of this name
+        **kwargs,
     ) -> float | None:
         """The stop-loss of the labels, set once: when the entry is filled."""
         if not after_fill:
@@ -274,7 +281,7 @@ def write_strategy(
         "SHORT_TP": f"{config.short_tp_pct:g}",
         "SHORT_SL": f"{config.short_sl_pct:g}",
         "WINDOW": str(config.future_window),
-        "MODEL": repr(str(predictor.path.absolute())),
+        "MODEL": repr(str(predictor.path.resolve())),
         "SHA256": predictor.sha256,
         "ANY_PAIR": str(plan.any_pair),
         "NAME": plan.name,
@@ -305,7 +312,7 @@ def make_overlay(
     orders = {"entry": "market", "exit": "market", "stoploss": "market", "stoploss_on_exchange": False}
     return {
         "strategy": plan.name,
-        "strategy_path": str(plan.output.absolute()),
+        "strategy_path": str(plan.output.resolve()),
         "timeframe": config.timeframe,
         "trading_mode": plan.trading_mode,
         "margin_mode": "isolated" if plan.trading_mode == "futures" else "",
