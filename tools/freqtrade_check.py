@@ -123,11 +123,15 @@ def write_exchange_config(path: Path, url: str) -> Path:
     return path
 
 
+TRAINING = "tensorflow keras pandas pyarrow matplotlib psutil joblib tensorboard scikit-learn scipy threadpoolctl onnx"
+
+
 def check_environment(environment: Path) -> None:
-    """`pip check` finds nothing but the requirements of the training, which a bot does not have."""
+    """`pip check` finds nothing but libraries of the training, which a bot does not have."""
     words = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "check"]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
-    faults = [line for line in done.stdout.splitlines() if "broken requirements" not in line]
+    known = re.compile(rf"crypto[-_]lstm \S+ requires ({'|'.join(TRAINING.split())}), which is not installed.")
+    faults = [line for line in done.stdout.splitlines() if "broken requirements" not in line and not known.match(line)]
     if faults:
         raise SystemExit(f"pip check in {environment}:\n" + "\n".join(faults))
     code = "import sys, crypto_lstm.inference.strategy; print('tensorflow' in sys.modules, crypto_lstm.__file__)"
@@ -220,7 +224,7 @@ def compare_trades(
     decided = answers["decision"]
     classes = np.select([decided == "LONG", (decided == "SHORT") & (not is_spot)], [LONG, SHORT], 1)
     dates = pd.DatetimeIndex(answers["date"]).tz_localize("UTC")
-    rows = np.searchsorted(candles["date"].to_numpy(), dates.tz_localize(None).to_numpy())
+    rows = np.searchsorted(pd.DatetimeIndex(candles["date"]).as_unit("ns").asi8, dates.as_unit("ns").asi8)
     kept = (dates >= first) & (rows < len(candles) - 2)
     rows, classes = rows[kept], classes[kept].astype(np.int8)
     funding = 0.0 if is_spot else FUNDING_PCT
@@ -235,7 +239,9 @@ def compare_trades(
     assert len(singles) == len(signals), (len(singles), len(signals))
     step = pd.Timedelta(minutes=predictor.config.timeframe_minutes)
     expected, reasons = replay_entries(singles, step)
-    largest = require_equal(trades, singles.iloc[expected].reset_index(drop=True), step, predictor.config.fee_pct / 100)
+    replayed = singles.iloc[expected].reset_index(drop=True)
+    largest = require_equal(trades, replayed, step, predictor.config.fee_pct / 100, funding)
+    reasons[FUNDED] = int((find_edge_funding(replayed.iloc[: len(trades)], funding) != 0).sum())
     alone = simulate_rows(signals, 1)
     own = set(zip(alone["entry_time"], alone["side"], alone["exit_time"], strict=True))
     theirs = singles.iloc[expected[: len(trades)]]
@@ -243,6 +249,7 @@ def compare_trades(
     return Comparison(len(trades), len(alone), common, largest, reasons)
 
 
+FUNDED = "entries and exits at a time of funding (freqtrade counts it, the simulator does not)"
 SAME_SIDE = "signals of the same side at a time limit (freqtrade enters no candle at whose open it left)"
 REVERSAL = "reversals at the open of the candle in which the trade before ended (freqtrade looks back)"
 
@@ -271,7 +278,20 @@ def replay_entries(singles: pd.DataFrame, step: pd.Timedelta) -> tuple[list[int]
 REASONS = {"roi": "target", "stop_loss": "stop", "lstm_time_limit": "timeout"}
 
 
-def require_equal(trades: pd.DataFrame, expected: pd.DataFrame, step: pd.Timedelta, fee: float) -> float:
+def find_edge_funding(trades: pd.DataFrame, funding_pct: float) -> pd.Series:
+    """What freqtrade pays for a position that is entered or left at the very time of funding, percent of its value.
+
+    The simulator counts the times of funding after the entry, up to the open of the candle of the exit.
+    """
+    entered, left = (trades[name].dt.floor("8h") == trades[name] for name in ("entry_time", "exit_time"))
+    value = trades["exit_price"] / trades["entry_price"]
+    due = entered.astype(float) + (left & (trades["reason"] == "timeout")) * value
+    return due * trades["side"].map({"long": funding_pct, "short": -funding_pct})
+
+
+def require_equal(
+    trades: pd.DataFrame, expected: pd.DataFrame, step: pd.Timedelta, fee: float, funding_pct: float
+) -> float:
     """Fail unless both lists hold the same trades; the largest difference of a profit.
 
     The last trade may be open at the end of the data, where freqtrade closes it by force.
@@ -286,10 +306,10 @@ def require_equal(trades: pd.DataFrame, expected: pd.DataFrame, step: pd.Timedel
     ended = trades["exit_reason"].map(REASONS).to_numpy()
     differ = ended != shown["reason"].to_numpy()
     assert not differ.any(), pd.concat([trades[differ], shown[differ]], axis=1).to_string()
-    left = shown["exit_time"] - np.where(shown["reason"] == "timeout", pd.Timedelta(0), step)
+    left = shown["exit_time"] - (shown["reason"] != "timeout").astype(int) * step
     assert (trades["close_date"].to_numpy() == left.to_numpy()).all()
     invested = 1 + np.where(is_short, -fee, fee)  # freqtrade divides by the value with its fee
-    profits = shown["net_pct"].to_numpy() / 100 / invested
+    profits = (shown["net_pct"] - find_edge_funding(shown, funding_pct)).to_numpy() / 100 / invested
     differences = np.abs(trades["profit_ratio"].to_numpy() - profits)
     worst = int(differences.argmax())
     assert differences[worst] <= PROFIT_TOLERANCE, (differences[worst], trades.iloc[worst], shown.iloc[worst])
