@@ -283,7 +283,10 @@ class MarketStream:
         return None if self.predictor.stream is None else self.predictor.stream.time
 
     def warm_up(self, fetch: Fetch) -> None:
-        """Fill the stream from the saved state and the exchange. Raises `StreamError`, and what `fetch` raises."""
+        """Fill the stream from the saved state and the exchange. Raises `StreamError`, and what `fetch` raises.
+
+        The newest candle is left to the frame that comes next, which answers it.
+        """
         began = time.perf_counter()
         config = self.predictor.config
         step = timedelta(minutes=config.timeframe_minutes)
@@ -293,7 +296,7 @@ class MarketStream:
             source = "the saved state and the exchange"
         since_ms = int(oldest.timestamp() * 1000) if self.time is None else self.time // 10**6
         past = fetch(self.pair, since_ms)
-        past = past[past["date"] + step <= self.clock()]
+        past = past[past["date"] + step <= self.clock()][:-1]
         if len(past):
             self.predictor.warm_up(past[list(COLUMNS)], now=self.clock())
             self._remember(past)
