@@ -340,10 +340,16 @@ def check_analyses(place: Place, first: pd.Timestamp) -> None:
     """hyperopt, lookahead-analysis and recursive-analysis, on the futures."""
     config = ("--config", "user_data/strategies/Futures.config.json", "--config", "exchange.json")
     span = ("--timerange", f"{first:%Y%m%d}-{first + pd.Timedelta(days=1):%Y%m%d}")
-    search = ("--spaces", "buy", "--epochs", "4", "-j", "2", "--random-state", "1", "--min-trades", "1")
+    search = ("--spaces", "buy", "--epochs", "6", "-j", "2", "--random-state", "1", "--min-trades", "1")
     loss = ("--hyperopt-loss", "OnlyProfitHyperOptLoss", "--disable-param-export", "--print-all")
     log = place.run("hyperopt", *config, *span, *search, *loss, log="hyperopt")
-    assert '"threshold"' in log and log.count("answers with") == 1, "the network ran more than once"
+    assert "Effective number of parallel workers used: 2" in log, log[-3000:]
+    assert log.count("answers with") == 1, "the network ran more than once"
+    (found,) = (place.folder / "user_data" / "hyperopt_results").glob("*.fthypt")
+    tried = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
+    margins = [one["params_dict"]["threshold"] for one in tried]
+    traded = [one["results_metrics"]["total_trades"] for one in tried]
+    assert len(set(margins)) > 1 and max(traded) > 0, (margins, traded)
     amounts = ("--targeted-trade-amount", "10", "--minimum-trade-amount", "5")
     log = place.run("lookahead-analysis", *config, *span, *amounts, log="lookahead-analysis")
     assert "Futures: no bias detected" in log, log[-3000:]
@@ -445,8 +451,11 @@ def check_dry_run(place: Place, market: Market, predictor: Predictor) -> None:
             wait_for("the trade that was open", lambda: count_trades(place)[1] > before[1], bot, log, 300)
             answers = lambda: read_answers(log.read_text()[killed:])  # noqa: E731
             wait_for("a decision after the kill", lambda: len(answers()) > 0, bot, log, 150)
-            bot.send_signal(signal.SIGINT)
+            stopped = time.time()
+            bot.send_signal(signal.SIGTERM)
             bot.wait(60)
+    (state,) = (place.folder / "user_data" / "crypto_lstm").glob("*.npz")
+    assert state.stat().st_mtime >= stopped - 1, "the state was not saved at the end"
     text = log.read_text()
     bad = [line for line in text.splitlines() if BAD_LINES.search(line)]
     assert not bad, bad

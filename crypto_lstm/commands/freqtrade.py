@@ -268,10 +268,11 @@ def write_strategy(
     low, high, decimals = 0.0, 0.95, 2
     if has_margin:
         meaning = "the margin: the least expected return after costs, percent"
-        top = max(support.find_highest_thresholds(predictor.policy).values())
+        highest = max(support.find_highest_thresholds(predictor.policy).values())
+        top = (support.find_threshold(predictor.policy) + highest) / 2  # few answers come near the highest
         low = min(0.0, support.find_threshold(predictor.policy))
         decimals = 3 if top > 0.1 else 5
-        high = max(math.floor(top * 10**decimals) / 10**decimals, 10**-decimals)
+        high = max(round(top, decimals), 10**-decimals)
     values = {
         "PAIR": config.pair,
         "TIMEFRAME": config.timeframe,

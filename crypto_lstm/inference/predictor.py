@@ -377,8 +377,7 @@ class Predictor(_VerifiedNetwork):
     """Decides on candles with a verified network.
 
     `warm_up`, `update`, `save_state` and `load_state` share one stream and must not run in several threads at once. All
-    other methods may. A pickle, which joblib and multiprocessing send to other processes, holds the path, the SHA-256
-    and the stream: `pickle.loads` reads the file again and refuses one that has changed.
+    other methods may. A pickle holds path, SHA-256 and stream; `pickle.loads` reads the file, and refuses another one.
 
     Example:
         >>> import crypto_lstm as cl
@@ -402,8 +401,7 @@ class Predictor(_VerifiedNetwork):
         calibration); `expected_long`, `expected_short` (expected return after costs in percent, NaN without a rule);
         `decision`; `filled`, the candles of the window that were missing in a short gap and are filled, as in training;
         `out_of_range`, the values of the window that the training did not cover: beyond the clip, or of a feature that
-        was constant. They equal those of `crypto_lstm.training.saved_run.predict_candles`. Raises `StreamError` and
-        `InvalidPredictionError`.
+        was constant. They equal those of `saved_run.predict_candles`. Raises `StreamError`, `InvalidPredictionError`.
         """
         return _predict_candles(self, self._make_stream(), candles)
 
@@ -450,8 +448,7 @@ class Predictor(_VerifiedNetwork):
         stream = self._get_stream()
         require_max_age(max_age_candles)
         if not _push(stream, candle, add_clock_skew(now, clock_skew_s)):
-            reason = "the candle came before: each candle is answered once"
-            return Decision(NO_TRADE, None, reason)
+            return Decision(NO_TRADE, None, "the candle came before: each candle is answered once")
         return _decide(self, stream, now, max_age_candles, clock_skew_s)
 
     def save_state(self, path: FilePath) -> Path:
@@ -468,14 +465,19 @@ class Predictor(_VerifiedNetwork):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        candles = None if self.stream is None else self.stream.state_dict()
-        kind = type(self)
-        return _load_pickled, (kind, str(self.path.absolute()), self.sha256, self.threads, self.fill_gaps, candles)
+        return _load_pickled, _list_pickled(self)
 
     def _get_stream(self) -> LiveStream:
         if self.stream is None:
             self.stream = LiveStream(self.config, self._require_scaler().scale_rows, self.fill_gaps)
         return self.stream
+
+# %% ../../nbs/inference/03_predictor.ipynb #81e5d46d
+def _list_pickled(predictor: Predictor) -> tuple[Any, ...]:
+    """The arguments of `_load_pickled`. Another process may have another working directory."""
+    candles = None if predictor.stream is None else predictor.stream.state_dict()
+    path = str(predictor.path.absolute())
+    return type(predictor), path, predictor.sha256, predictor.threads, predictor.fill_gaps, candles
 
 
 def _load_pickled(
