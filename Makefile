@@ -2,6 +2,7 @@
 # make test         set everything up and run every check
 # make lab          JupyterLab on the notebooks
 # make notebooks    clean and export the notebooks, make README.md from nbs/index.ipynb
+# make bot          run a strategy of `crypto-lstm freqtrade` in freqtrade, against an exchange on this machine
 # make mutants      delete and change guards of the code that saves and loads; a test must fail each time: hours
 #
 # Measurements, each of which writes to benchmarks/results (`python -m benchmarks` lists more):
@@ -14,8 +15,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 TORCH := .venv-torch/.ready
+FREQTRADE := .venv-freqtrade/.ready-2026.9
 
-.PHONY: setup demo test lab notebooks mutants
+.PHONY: setup demo test bot lab notebooks mutants
 .PHONY: bench bench-growth bench-gpu bench-memory bench-reliability bench-trust
 setup: $(READY)
 
@@ -34,6 +36,15 @@ demo: setup
 
 test: setup
 	$(BIN)/python tools/check.py
+
+$(FREQTRADE):
+	$(PYTHON) -m venv .venv-freqtrade
+	.venv-freqtrade/bin/python -m pip install --quiet "freqtrade[hyperopt]==2026.9" onnxruntime
+	@touch $(FREQTRADE)
+
+bot: setup $(FREQTRADE)
+	.venv-freqtrade/bin/python -m pip install --quiet --no-deps --force-reinstall .
+	$(BIN)/python tools/freqtrade_check.py
 
 lab: setup
 	$(BIN)/jupyter lab nbs

@@ -128,6 +128,8 @@ COMMANDS = [
     (write_csv, ("baseline", "--candles", "{path}")),
     (write_named_file, ("baseline", "--candles", "{path}", "--output", "{path}")),
     (write_folder, ("export", "--model", "{path}", "--output", "{out}.onnx")),
+    (write_folder, ("freqtrade", "--model", "{path}", "--output", "{out}")),
+    (write_named_file, ("freqtrade", "--model", "{path}", "--output", "{out}")),
 ]
 
 

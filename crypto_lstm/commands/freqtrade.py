@@ -137,7 +137,14 @@ _METHODS = '''
         return lstm.find_target_ratio(self.model.config, side, trade.fee_open) + funding
 
     def custom_stoploss(
-        self, pair: str, trade: Trade, current_time: datetime, current_rate: float, *args, after_fill: bool, **kwargs
+        self,
+        pair: str,
+        trade: Trade,
+        current_time: datetime,
+        current_rate: float,
+        current_profit: float,
+        after_fill: bool,  # freqtrade looks for a positional parameter of this name
+        **kwargs,
     ) -> float | None:
         """The stop-loss of the labels, set once: when the entry is filled."""
         if not after_fill:
@@ -261,10 +268,11 @@ def write_strategy(
     low, high, decimals = 0.0, 0.95, 2
     if has_margin:
         meaning = "the margin: the least expected return after costs, percent"
-        top = max(support.find_highest_thresholds(predictor.policy).values())
+        highest = max(support.find_highest_thresholds(predictor.policy).values())
+        top = (support.find_threshold(predictor.policy) + highest) / 2  # few answers come near the highest
         low = min(0.0, support.find_threshold(predictor.policy))
         decimals = 3 if top > 0.1 else 5
-        high = max(math.floor(top * 10**decimals) / 10**decimals, 10**-decimals)
+        high = max(round(top, decimals), 10**-decimals)
     values = {
         "PAIR": config.pair,
         "TIMEFRAME": config.timeframe,
@@ -274,7 +282,7 @@ def write_strategy(
         "SHORT_TP": f"{config.short_tp_pct:g}",
         "SHORT_SL": f"{config.short_sl_pct:g}",
         "WINDOW": str(config.future_window),
-        "MODEL": repr(str(predictor.path.absolute())),
+        "MODEL": repr(str(predictor.path.resolve())),
         "SHA256": predictor.sha256,
         "ANY_PAIR": str(plan.any_pair),
         "NAME": plan.name,
@@ -305,7 +313,7 @@ def make_overlay(
     orders = {"entry": "market", "exit": "market", "stoploss": "market", "stoploss_on_exchange": False}
     return {
         "strategy": plan.name,
-        "strategy_path": str(plan.output.absolute()),
+        "strategy_path": str(plan.output.resolve()),
         "timeframe": config.timeframe,
         "trading_mode": plan.trading_mode,
         "margin_mode": "isolated" if plan.trading_mode == "futures" else "",

@@ -19,11 +19,13 @@ import pandas as pd
 
 from ..config import CLASSES, HOLD, Config
 from ..data.candle_input import StreamError
-from ..data.candle_rules import format_time
+from ..data.candle_rules import MINUTE_NS, format_time
+from ..data.live_stream import LiveStream
 from .decision import NO_TRADE, Decision, InvalidPredictionError
 from .policy import DecisionPolicy
 from .predictor import Predictor
 from ..storage.manifest import FilePath, SavedFileError
+from ..storage.verified import manifest_path
 from ..utils.checks import shorten_repr
 from ..utils.display import get_logger
 from ..utils.errors import CryptoLSTMError
@@ -261,7 +263,75 @@ def merge_candles(
     both = both.drop_duplicates("date", keep="last")
     return both.sort_values("date").reset_index(drop=True)
 
-# %% ../../nbs/inference/09_strategy.ipynb #7ee8a415
+# %% ../../nbs/inference/09_strategy.ipynb #27801e59
+def _find_missing(
+    stream: LiveStream,
+    times: np.ndarray,  # (new,) nanoseconds of candles after it, rising
+    step: int,  # nanoseconds of one candle
+) -> list[int]:
+    """The first candle of each hole in the window of the stream, and before or among the new candles."""
+    holes = [hole.first for hole in stream.find_holes()]
+    if stream.time is None:
+        return holes
+    known = np.concatenate([[stream.time], times])
+    return holes + (known[:-1][np.diff(known) > step] + step).tolist()
+
+
+def _save_stream(predictor: Predictor, path: Path, pair: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        predictor.save_state(path)
+    except (CryptoLSTMError, OSError) as error:
+        _log.warning("%s: the state was not saved: %s", pair, error)
+
+
+def _load_stream(
+    predictor: Predictor,
+    path: Path,
+    pair: str,
+    oldest: datetime,  # a state from before is too old to be continued
+) -> bool:  # whether the predictor has a stream now
+    if not path.exists():
+        return False
+    try:
+        predictor.load_state(path)
+    except (SavedFileError, StreamError, OSError) as error:
+        _log.warning("%s: the saved state was not used: %s", pair, error)
+        predictor.stream = None
+        return False
+    newest = None if predictor.stream is None else predictor.stream.time
+    if newest is not None and newest >= oldest.timestamp() * 1e9:
+        return True
+    predictor.stream = None
+    return False
+
+
+def _warn_of_changes(pair: str, changed: list[int]) -> None:
+    first = format_time(changed[0])
+    _log.warning("%s: %d candles changed after their close, the first of %s", pair, len(changed), first)
+
+
+def _log_warm_up(stream: MarketStream, source: str, count: int, seconds: float) -> None:
+    newest = "no candle" if stream.time is None else format_time(stream.time)
+    _log.info("%s: warm-up from %s, %d candles until %s, %.1f s", stream.pair, source, count, newest, seconds)
+
+
+_MAX_ANSWERS = 5000  # more than freqtrade's frame has rows
+_MAX_HASHES = 2000
+
+
+def _add_hashes(seen: pd.Series, candles: pd.DataFrame) -> pd.Series:
+    """The hashes of the newest candles, to find those that change."""
+    hashes = hash_candles(candles.tail(_MAX_HASHES))
+    kept = seen[~seen.index.isin(hashes.index)]
+    return pd.concat([kept, hashes]).sort_index().tail(_MAX_HASHES) if len(kept) else hashes
+
+
+def _remove_state(path: Path) -> None:
+    for file in (path, manifest_path(path)):
+        file.unlink(missing_ok=True)
+
+# %% ../../nbs/inference/09_strategy.ipynb #0b071c58
 class MarketStream:
     """One pair in a running bot: the stream of its candles, and the answers so far."""
 
@@ -274,7 +344,7 @@ class MarketStream:
     ) -> None:
         self.pair, self.predictor, self.state, self.clock = pair, predictor, state, clock
         self.answers: dict[int, list[float]] = {}  # nanoseconds of the candle -> values of the columns
-        self._seen = pd.Series(dtype=np.uint64)
+        self._seen = pd.Series(dtype=np.uint64)  # hashes of the candles that were added last
         self._saved_s = time.monotonic()
 
     @property
@@ -283,23 +353,22 @@ class MarketStream:
         return None if self.predictor.stream is None else self.predictor.stream.time
 
     def warm_up(self, fetch: Fetch) -> None:
-        """Fill the stream from the saved state and the exchange. Raises `StreamError`, and what `fetch` raises."""
-        began = time.perf_counter()
-        config = self.predictor.config
+        """Fill the stream from the saved state and the exchange. Raises `StreamError`, and what `fetch` raises.
+
+        The newest candle is left to the frame that comes next, which answers it.
+        """
+        began, source = time.perf_counter(), "the exchange"
+        config, now = self.predictor.config, self.clock()
         step = timedelta(minutes=config.timeframe_minutes)
-        oldest = self.clock() - (config.month_candles + config.sequence_length + 10) * step
-        source = "the exchange"
-        if self.time is None and self._load_state(oldest):
+        oldest = now - (config.month_candles + config.sequence_length + 10) * step
+        if self.time is None and self.state is not None and _load_stream(self.predictor, self.state, self.pair, oldest):
             source = "the saved state and the exchange"
-        since_ms = int(oldest.timestamp() * 1000) if self.time is None else self.time // 10**6
-        past = fetch(self.pair, since_ms)
-        past = past[past["date"] + step <= self.clock()]
+        past = fetch(self.pair, int(oldest.timestamp() * 1000) if self.time is None else self.time // 10**6)
+        past = past[past["date"] + step <= now][:-1]
         if len(past):
-            self.predictor.warm_up(past[list(COLUMNS)], now=self.clock())
-            self._remember(past)
-        newest = "no candle" if self.time is None else format_time(self.time)
-        seconds = time.perf_counter() - began
-        _log.info("%s: warm-up from %s, %s candles until %s, %.1f s", self.pair, source, len(past), newest, seconds)
+            self.predictor.warm_up(past[list(COLUMNS)], now=now)
+            self._seen = _add_hashes(self._seen, past)
+        _log_warm_up(self, source, len(past), time.perf_counter() - began)
         self.save()
 
     def follow(self, candles: pd.DataFrame, fetch: Fetch) -> Decision | None:
@@ -311,8 +380,7 @@ class MarketStream:
         rows = drop_fillers(candles)
         changed = find_changed(self._seen, rows)
         if changed:
-            first = format_time(changed[0])
-            _log.warning("%s: %d candles changed after their close, the first of %s", self.pair, len(changed), first)
+            _warn_of_changes(self.pair, changed)
             self._restart()
         if self.time is None:
             self.warm_up(fetch)
@@ -321,9 +389,7 @@ class MarketStream:
             return None
         decision = self._add(new)
         newest = int(_to_times(new["date"])[-1])
-        self.answers[newest] = _list_answer(decision)
-        while len(self.answers) > 5000:
-            self.answers.pop(next(iter(self.answers)))
+        self.answers = dict([*self.answers.items(), (newest, _list_answer(decision))][-_MAX_ANSWERS:])
         if time.monotonic() - self._saved_s >= SAVE_EVERY_S:
             self.save()
         took_ms = 1000 * (time.perf_counter() - began)
@@ -331,80 +397,42 @@ class MarketStream:
         return decision
 
     def save(self) -> None:
-        """Save the stream. A disk that is full stops no bot: the error is logged."""
+        """Save the stream. If the disk is full, that is logged."""
         self._saved_s = time.monotonic()
-        if self.state is None or self.time is None:
-            return
-        try:
-            self.state.parent.mkdir(parents=True, exist_ok=True)
-            self.predictor.save_state(self.state)
-        except (CryptoLSTMError, OSError) as error:
-            _log.warning("%s: the state was not saved: %s", self.pair, error)
+        if self.state is not None and self.time is not None:
+            _save_stream(self.predictor, self.state, self.pair)
 
     def _complete(self, new: pd.DataFrame, fetch: Fetch) -> pd.DataFrame:
         """The new candles, with those that are missing before or among them, as far as the exchange has them."""
         stream = self.predictor.stream
-        if not len(new) or stream is None or stream.time is None:
+        if not len(new) or stream is None:
             return new
-        step = self.predictor.config.timeframe_minutes * 60 * 10**9
-        times = np.concatenate([[stream.time], _to_times(new["date"])])
-        holes = [hole.first for hole in stream.find_holes()]
-        holes += (times[:-1][np.diff(times) > step] + step).tolist()
+        holes = _find_missing(stream, _to_times(new["date"]), self.predictor.config.timeframe_minutes * MINUTE_NS)
         if not holes:
             return new
         fetched = fetch(self.pair, min(holes) // 10**6)
-        fetched = fetched[fetched["date"] <= new["date"].iloc[-1]]
-        return merge_candles(new, fetched)
+        return merge_candles(new, fetched[fetched["date"] <= new["date"].iloc[-1]])
 
     def _add(self, new: pd.DataFrame) -> Decision:
         """Pass new candles to the stream, the last one as the newest. Faults give NO_TRADE with the reason."""
-        now = self.clock()
+        now, newest = self.clock(), new.iloc[-1]
         try:
             if len(new) > 1:
                 self.predictor.warm_up(new[:-1], now=now)
-            last = new.iloc[-1]
-            decision = self.predictor.update({name: last[name] for name in COLUMNS}, now=now)
+            decision = self.predictor.update({name: newest[name] for name in COLUMNS}, now=now)
         except (StreamError, InvalidPredictionError) as error:
             self._restart()  # the next frame builds the stream anew
             return Decision.from_error(error)
-        self._remember(new)
+        self._seen = _add_hashes(self._seen, new)
         return decision
-
-    def _remember(self, candles: pd.DataFrame) -> None:
-        """Keep the values of the newest candles, to find those that change."""
-        hashes = hash_candles(candles.tail(2000))
-        kept = self._seen[~self._seen.index.isin(hashes.index)]
-        self._seen = pd.concat([kept, hashes]).sort_index().tail(2000) if len(kept) else hashes
 
     def _restart(self) -> None:
         """Forget the stream and its saved state."""
-        self.predictor = replace(self.predictor, stream=None)
-        self._seen = pd.Series(dtype=np.uint64)
+        self.predictor, self._seen = replace(self.predictor, stream=None), pd.Series(dtype=np.uint64)
         if self.state is not None:
             _remove_state(self.state)
 
-    def _load_state(self, oldest: datetime) -> bool:
-        """Whether a saved state was found that is good, and young enough to be continued."""
-        if self.state is None or not self.state.exists():
-            return False
-        try:
-            self.predictor.load_state(self.state)
-        except (SavedFileError, StreamError, OSError) as error:
-            _log.warning("%s: the saved state was not used: %s", self.pair, error)
-            return False
-        if self.time is not None and self.time >= oldest.timestamp() * 1e9:
-            return True
-        self._restart()
-        return False
-
-
-def _remove_state(path: Path) -> None:
-    from crypto_lstm.storage.verified import manifest_path
-
-    for file in (path, manifest_path(path)):
-        file.unlink(missing_ok=True)
-
-# %% ../../nbs/inference/09_strategy.ipynb #bed8d8b4
+# %% ../../nbs/inference/09_strategy.ipynb #1ff7496d
 _MAX_CACHED = 64  # histories
 
 

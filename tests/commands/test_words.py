@@ -333,7 +333,7 @@ def test_the_age_of_candles_and_model_is_warned_of(newest, days_ago, words):
 def is_wide(line: str, width: int) -> bool:
     """Whether a line is wider than the terminal, though it holds no path and no command to copy."""
     has_long_word = max(map(len, line.split()), default=0) > width - 20  # a path, a hash
-    return len(line) > width and not has_long_word and not line.lstrip().startswith("crypto-lstm ")
+    return len(line) > width and not has_long_word and not line.lstrip().startswith(("crypto-lstm ", "freqtrade "))
 
 
 ONE_FOLD = ["--first-train", "100d", "--no-baselines"]
@@ -348,6 +348,8 @@ SHOWN = [
     ["verify", "run/model.keras"],
     ["verify", "missing"],
     ["export", "--model", "run", "--output", "copy-{width}.onnx"],
+    ["freqtrade", "--model", "run", "--output", "strategies", "--force"],
+    ["freqtrade", "--model", "run", "--output", "strategies", "--pair", "DOGE/USDT"],
     ["predict", "--model", "run", "--candles", "ETH_USDT-1h.feather"],
     ["predict", "--model", "run", "--candles", "BTCUSDT-1h.feather", "--output", "out-{width}.csv"],
     ["audit", "--candles", "short.csv", "--function", "narrow_columns:add"],
