@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import demo, jobs
+from . import demo, jobs, paper
 from .console import print_result, print_status
 from .parser import make_parser, write_suggestion
 from ..utils.environment import load_tensorflow
@@ -69,6 +69,7 @@ _JOBS = {
     "estimate": jobs.run_estimate,
     "predict": jobs.run_predict,
     "export": jobs.run_export,
+    "paper": paper.run_paper,
     "verify": jobs.run_verify,
     "settings": jobs.run_settings,
     "doctor": jobs.run_doctor,

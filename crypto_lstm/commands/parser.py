@@ -60,6 +60,11 @@ def _add_candles(command: argparse.ArgumentParser) -> None:
         "--candles", metavar="FILE", nargs="+", action="extend", required=True,
         help="CSV, JSON, parquet or feather; several files, a folder or '*.zip' are one history",
     )  # fmt: skip
+    _add_reading(command)
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    """How files of candles are read."""
     command.add_argument(
         "--columns", choices=("ohlcv", "ochlv", "lhocv", "vchlo"), default="ohlcv",
         help="order of the values in rows without column names: ochlv for Bitfinex, lhocv for Coinbase, vchlo for Gate",
@@ -182,6 +187,46 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", metavar="FILE", required=True, help="new .onnx file")
 
 
+def _speed(text: str) -> float:
+    """A number above zero, infinity too."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
+
+
+def _add_paper(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="DIR", required=True, help="folder that train wrote, or an .onnx file")
+    command.add_argument("--sha256", metavar="HEX", help="accept only this bundle (or .onnx file)")
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--exchange", metavar="NAME", help="exchange of ccxt, such as binance")
+    source.add_argument(
+        "--candles", metavar="FILE", nargs="+", action="extend",
+        help="replay files instead, as for train; the first month is the history",
+    )  # fmt: skip
+    command.add_argument(
+        "--pair", metavar="PAIR", nargs="+", action="extend",
+        help="markets in the words of the exchange, such as BTC/USDT (default: that of the model)",
+    )  # fmt: skip
+    command.add_argument("--any-pair", action="store_true", help="trade pairs that the model was not trained on")
+    command.add_argument(
+        "--output", metavar="DIR", required=True,
+        help="folder of the journal and the state: new, or that of the same command, which then continues",
+    )  # fmt: skip
+    command.add_argument(
+        "--speed", type=_speed, metavar="N", default=float("inf"),
+        help="seconds of a replay in a second (default: as fast as possible)",
+    )  # fmt: skip
+    command.add_argument(
+        "--pin", metavar="FILE",
+        help="a line of sha256sum that names a model; a changed line replaces the model between two candles",
+    )  # fmt: skip
+    _add_reading(command)
+
+
 def _add_verify(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "path", metavar="PATH",
@@ -221,6 +266,7 @@ _COMMANDS = {
     "estimate": ("forecast the memory of a training without starting it", _add_estimate),
     "predict": ("compute probabilities and a decision for every candle with a full window", _add_predict),
     "export": ("write the .onnx file of a run or a bundle, for decisions without TensorFlow", _add_export),
+    "paper": ("trade on paper, on an exchange or on replayed candles; no order is sent", _add_paper),
     "verify": ("check that a run folder, a bundle or a model is exactly what was saved", _add_verify),
     "settings": ("list all settings with default, allowed values and meaning", _add_nothing),
     "doctor": ("check versions, device and memory, and name the fix of each fault", _add_settings),
