@@ -12,16 +12,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import demo, feature_jobs, jobs
+from . import demo, jobs, paper
 from .console import print_result, print_status
 from .parser import make_parser, write_suggestion
 from ..utils.environment import load_tensorflow
 from ..utils.errors import CryptoLSTMError
+from ..utils.extras import explain_missing
 
 # %% auto #0
 __all__ = ['main']
 
 # %% ../../nbs/commands/06_main.ipynb #374655a2
+_EXTRAS = {"paper": "live"}  # commands that need another extra than `train`
+
+
 def _describe_error(error: BaseException, arguments: argparse.Namespace) -> str:
     """The message of an error, in the words of the command line."""
     command = arguments.command
@@ -30,7 +34,8 @@ def _describe_error(error: BaseException, arguments: argparse.Namespace) -> str:
     if isinstance(error, CryptoLSTMError):
         return error.word(lambda suggestion: write_suggestion(suggestion, command))
     if isinstance(error, ImportError):
-        return f"{error}: run crypto-lstm doctor for the command that installs it"
+        missing = explain_missing(error, "this command", _EXTRAS.get(command, "train"))
+        return str(missing) if missing else f"{error}: run crypto-lstm doctor for the command that installs it"
     return str(error)
 
 
@@ -61,15 +66,15 @@ _JOBS = {
     "report": jobs.run_report,
     "baseline": jobs.run_baseline,
     "walk-forward": jobs.run_walk_forward,
-    "audit": feature_jobs.run_audit,
     "estimate": jobs.run_estimate,
     "predict": jobs.run_predict,
     "export": jobs.run_export,
+    "paper": paper.run_paper,
     "verify": jobs.run_verify,
     "settings": jobs.run_settings,
     "doctor": jobs.run_doctor,
 }
-_LOAD_FIRST = ("demo", "train", "walk-forward", "verify")  # other jobs load TensorFlow themselves, if they need it
+_LOAD_FIRST = ("demo", "train", "walk-forward")  # other jobs load TensorFlow themselves, if they need it
 
 
 def _run_job(arguments: argparse.Namespace) -> jobs.Result:
