@@ -50,7 +50,13 @@ def describe_end(
     run: Any,  # a `TrainingRun`
 ) -> str:  # a line about the training, a line about the test part
     """What came out of a training: its end, the best epoch, and what the test part says."""
-    return f"{_describe_stop(run)} {_describe_best_epoch(run)}\nTest: {' '.join(run.judgement.sentences[:2])}"
+    verdict = " ".join(map(_take_statement, run.judgement.sentences[:2]))
+    return f"{_describe_stop(run)} {_describe_best_epoch(run)}\nTest: {verdict}"
+
+
+def _take_statement(sentence: str) -> str:
+    """A sentence of the verdict without its figures, which follow a colon."""
+    return sentence.split(": ")[0].rstrip(".") + "."
 
 
 def _describe_stop(run: Any) -> str:

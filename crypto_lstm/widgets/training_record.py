@@ -229,7 +229,7 @@ def _round(value: float | None) -> float | None:
 
 def _list_baselines(plan: TrainingPlan) -> dict[str, Any]:
     return {
-        "loss": {"value": _round(plan.blind_loss), "label": "same answer always"},
+        "loss": {"value": _round(plan.blind_loss), "label": "constant answer"},
         "accuracy": {"value": _round(plan.hold_accuracy), "label": "always HOLD"},
     }
 
@@ -242,7 +242,7 @@ def _list_memory(record: TrainingRecord) -> dict[str, float | None]:
 
 def _merge_curves(record: TrainingRecord, metric: str) -> dict[str, list[float | None]]:
     """Points of steps and epochs on one axis, as plots with a common x need them: x, step, train, validation, best."""
-    points: dict[float, dict[str, float | None]] = {}
+    points: dict[float, dict[str, float | None]] = {0.0: {}}
     for x, y in record._curves[metric].points:
         points.setdefault(round(x, 4), {})["step"] = _round(y)
     for column, name in (("train", metric), ("validation", f"val_{metric}")):
@@ -252,6 +252,7 @@ def _merge_curves(record: TrainingRecord, metric: str) -> dict[str, list[float |
     if best is not None:
         found = points.setdefault(float(best + 1), {})
         found["best"] = found.get("validation", found.get("train"))
+    points.setdefault(max(1.0, float(math.ceil(max(points)))), {})  # baselines are drawn over the whole axis
     xs = sorted(points)
     columns = ("step", "train", "validation", "best")
     merged: dict[str, list[float | None]] = {"x": list(xs)}

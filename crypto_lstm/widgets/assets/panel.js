@@ -1,5 +1,6 @@
 // The live panel of a training. It draws what the model's `view` holds; it computes nothing of its own but the clock.
 const COLOURS = { train: '#0072B2', validation: '#E69F00', best: '#009E73', baseline: '#8a8f98' };
+const SKY = '#56B4E9'; // of the training in a dark theme
 
 function make(tag, className, parent) {
   const node = document.createElement(tag);
@@ -20,21 +21,30 @@ function key(parent, text, colour, shape) {
   node.appendChild(document.createTextNode(text));
 }
 
-function makePlot(parent, root, name, unit) {
+function isDark(node) {
+  const parts = getComputedStyle(node).color.match(/\d+/g).map(Number); // of the text: bright on a dark page
+  return parts[0] + parts[1] + parts[2] > 384;
+}
+
+function makeKeys(parent, root) {
+  key(parent, 'training (line: running mean of the epoch)', isDark(root) ? SKY : COLOURS.train, '');
+  key(parent, 'validation', COLOURS.validation, '');
+  key(parent, 'best epoch so far', COLOURS.best, 'cl-ring');
+}
+
+function makePlot(parent, root, name) {
   const box = make('div', 'cl-plot', parent);
   const title = make('div', 'cl-name', box);
   title.textContent = name;
-  key(title, 'training', COLOURS.train, '');
-  key(title, 'validation', COLOURS.validation, '');
-  key(title, 'best epoch', COLOURS.best, 'cl-ring');
   const baseKey = make('span', 'cl-key', title);
   const ink = () => getComputedStyle(root).color;
   const line = () => getComputedStyle(root).getPropertyValue('--cl-line') || '#ddd';
+  const train = () => (isDark(root) ? SKY : COLOURS.train);
   const axis = (more) => ({ stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, ...more });
   const series = [
     {},
-    { stroke: COLOURS.train + '88', width: 1, spanGaps: true, points: { show: false } },
-    { stroke: COLOURS.train, width: 2, spanGaps: true, points: { show: true, size: 5, fill: COLOURS.train } },
+    { stroke: () => train() + 'a0', width: 1, spanGaps: true, points: { show: false } },
+    { stroke: train, width: 2, spanGaps: true, points: { show: true, size: 5, fill: train } },
     { stroke: COLOURS.validation, width: 2, spanGaps: true, points: { show: true, size: 5, fill: COLOURS.validation } },
     { stroke: COLOURS.best, width: 0, paths: () => null, points: { show: true, size: 13, width: 2, stroke: COLOURS.best, fill: 'transparent' } },
     { stroke: COLOURS.baseline, width: 1.5, dash: [6, 4], spanGaps: true, points: { show: false } },
@@ -92,6 +102,7 @@ function render({ model, el }) {
   const top = make('div', 'cl-top', root);
   const title = make('span', 'cl-title', top), status = make('span', 'cl-status', top), clock = make('span', 'cl-clock', top);
   const bar = make('div', '', make('div', 'cl-bar', root));
+  makeKeys(make('div', 'cl-keys', root), root);
   const plotBox = make('div', 'cl-plots', root);
   const plots = { loss: makePlot(plotBox, root, 'Loss'), accuracy: makePlot(plotBox, root, 'Accuracy') };
   const facts = make('div', 'cl-facts', root), memory = make('div', 'cl-memory', root), note = make('div', 'cl-note', root);
