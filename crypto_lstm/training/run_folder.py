@@ -22,7 +22,7 @@ import crypto_lstm
 from ..callbacks import CHECKPOINT_NAME, OutputFolderError
 from ..config import Config
 from ..data.candle_report import require_candles
-from ..evaluation.report import RECORD_FILE, REPORT_FILE
+from ..evaluation.report import HISTORY_FILE, MEMORY_FILE, RECORD_FILE, REPORT_FILE
 from ..gpu import GpuStatus
 from ..inference.predictor import RUN_FILES
 from ..storage.checkpoints import CheckpointStore
@@ -45,12 +45,17 @@ FILES = {
     "scaler": "scaler.json",
     "config": "config.toml",
     "metadata": RUN_FILES["metadata"],
-    "history": "history.json",
-    "memory": "memory_history.json",
+    "history": HISTORY_FILE,
+    "memory": MEMORY_FILE,
     "logs": "logs",
+    "price_and_trades": "price_and_trades.png",
+    "equity": "equity.png",
+    "reliability": "reliability.png",
+    "months": "months.png",
+    "luck": "luck.png",
     "training_curves": "training_curves.png",
-    "memory_history": "memory_history.png",
     "confusion_matrix": "confusion_matrix.png",
+    "memory_history": "memory_history.png",
     "record": RECORD_FILE,
     "report": REPORT_FILE,
 }

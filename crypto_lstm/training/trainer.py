@@ -26,14 +26,14 @@ from crypto_lstm.callbacks import (
     NonFiniteError,
     OutputFolderError,
     create_callbacks,
-    plot_training_curves,
     require_tensorboard_name,
 )
 from ..config import CLASSES, Config, OnMemory
 from ..data.windows import LabelledHistory, TrainingData, prepare, prepare_rows
+from ..evaluation.album import Album, draw_album
 from ..evaluation.calibration_fit import CalibrationFit
 from ..evaluation.judgement import Answers, Judgement
-from ..evaluation.metrics import Evaluation, evaluate, plot_confusion
+from ..evaluation.metrics import Evaluation, evaluate
 from ..evaluation.record import JudgementRecord, encode_record
 from ..evaluation.report import write_report
 from ..gpu import GpuStatus, setup_gpu_memory
@@ -43,7 +43,7 @@ from ..inference.policy import DecisionPolicy
 from ..memory import MemoryEstimate, Variant, estimate_memory
 from ..persistence import load_model, save_model
 from ..profiling.batch_size import MemoryBudgetError, OutOfMemoryError, fit_to_memory, halve_batch_size
-from ..profiling.memory_monitor import MemoryMonitorCallback, plot_memory_history
+from ..profiling.memory_monitor import MemoryMonitorCallback
 from ..storage.atomic import atomic_path, sha256_file, write_json
 from ..storage.manifest import MANIFEST, parse_json
 from ..storage.verified import atomic_file
@@ -146,10 +146,17 @@ class TrainingRun:
         return predict_candles(self.model, self.data.scaler, self.config, candles, self.policy)
 
     def plot(self) -> dict[str, Figure]:
-        """Training curves, memory history and confusion matrices as pyplot figures, which a notebook shows."""
+        """The pictures of the album as pyplot figures, which a notebook shows on white."""
         import matplotlib.pyplot as plt
 
         return _plot_run(self, plt.figure)
+
+    def pictures(self) -> Album:
+        """Price and trades, equity, calibration, months, luck, then training, confusion and memory.
+
+        A notebook shows the album in the colours of its theme.
+        """
+        return _draw_run(self)
 
     def report(
         self,
@@ -219,21 +226,26 @@ def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:
     ]
 
 # %% ../../nbs/training/04_trainer.ipynb #eac76af8
+_FIGURE_NAMES = {  # picture of the album -> its name in FILES
+    "trades": "price_and_trades",
+    "training": "training_curves",
+    "confusion": "confusion_matrix",
+    "memory": "memory_history",
+}
+
+
+def _draw_run(run: TrainingRun) -> Album:
+    facts = {
+        "config": run.config.as_dict(),
+        "validation": run.validation.as_dict(),
+        "memory": {"estimate": run.estimate.as_dict()},
+    }
+    return draw_album(run.record, run.history, run.memory_history, facts, memory_limit_mb())
+
+
 def _plot_run(run: TrainingRun, new_figure: Callable[..., Figure]) -> dict[str, Figure]:
-    figures = {}
-    if run.epochs_run:
-        figures["training_curves"] = figure = new_figure(figsize=(10, 3.8), layout="constrained")
-        majority = run.validation.baselines["majority"]["accuracy"]
-        axes = figure.subplots(1, 2)
-        plot_training_curves(run.history, baseline=majority, axes=axes, monitor=run.config.monitor)
-    if run.memory_history:
-        figures["memory_history"] = figure = new_figure(figsize=(8, 3.8), layout="constrained")
-        ax = figure.subplots()
-        plot_memory_history(run.memory_history, estimate=run.estimate, limit_mb=memory_limit_mb(), ax=ax)
-    figures["confusion_matrix"] = figure = new_figure(figsize=(9.6, 4.2), layout="constrained")
-    for ax, evaluation in zip(figure.subplots(1, 2), (run.validation, run.test), strict=True):
-        plot_confusion(evaluation, ax=ax)
-    return figures
+    figures = _draw_run(run).figures(new_figure)
+    return {_FIGURE_NAMES.get(name, name): figure for name, figure in figures.items()}
 
 # %% ../../nbs/training/04_trainer.ipynb #62336add
 @dataclass(frozen=True, kw_only=True)
