@@ -25,7 +25,8 @@ from crypto_lstm.evaluation.simulator import simulate
 COMMAND = Path(sys.executable).parent / "crypto-lstm"
 FILES = {"model", "bundle", "onnx", "checkpoint", "scaler", "config", "metadata", "history", "memory", "logs"}
 FILES |= {"record", "report"}
-PLOTS = {"training_curves", "memory_history", "confusion_matrix"}
+PLOTS = {"price_and_trades", "equity", "reliability", "months", "luck"}
+PLOTS |= {"training_curves", "confusion_matrix", "memory_history"}
 
 
 def collect_numbers(value: object) -> list[float]:

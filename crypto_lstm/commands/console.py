@@ -8,177 +8,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import sys
-import textwrap
-import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
-from ..utils.display import format_duration
 from ..utils.errors import escape_control
-
-if TYPE_CHECKING:
-    import keras
+from ..widgets.progress import TrainingProgress as TrainingProgress
+from ..widgets.progress import fit_line as fit_line
+from ..widgets.progress import print_status as print_status
+from ..widgets.progress import wrap_sentences
 
 # %% auto #0
-__all__ = ['print_status', 'print_result', 'fit_line', 'TrainingProgress', 'show_training_log']
+__all__ = ['print_result', 'show_training_log']
 
 # %% ../../nbs/commands/01_console.ipynb #00131b0e
-def print_status(
-    text: str,  # a line, or several
-) -> None:
-    """Print to standard error at once, without control characters but line breaks and a `\\r` at the start.
-
-    A terminal gets no sentence that is wider than itself.
-    """
-    start = "\r" if text.startswith("\r") else ""
-    shown = escape_control(text.removeprefix("\r"), keep="\n")
-    if sys.stderr.isatty():
-        shown = _wrap_sentences(shown)
-    print(start + shown, file=sys.stderr, flush=True)
-
-
-def _wrap_sentences(text: str) -> str:
-    """Break lines of prose that are wider than the terminal, with their indent.
-
-    Lines of a table, which have two blanks between words, stay, and so do commands to copy.
-    """
-    width = shutil.get_terminal_size().columns
-    lines = []
-    for line in text.split("\n"):
-        words = line.strip()
-        if len(line) <= width or "  " in words or words.startswith(("crypto-lstm ", "freqtrade ")):
-            lines.append(line)
-            continue
-        indent = line[: len(line) - len(line.lstrip())]
-        options: dict[str, Any] = {"subsequent_indent": indent, "break_long_words": False, "break_on_hyphens": False}
-        lines += textwrap.wrap(line, width, **options)
-    return "\n".join(lines)
-
-
 def print_result(
     text: str,  # a report, or a JSON object
 ) -> None:
     """Print to standard output; a reader that closes the pipe early, such as `head`, is not an error."""
     try:
         shown = escape_control(text, keep="\n")
-        print(_wrap_sentences(shown) if sys.stdout.isatty() else shown, flush=True)
+        print(wrap_sentences(shown) if sys.stdout.isatty() else shown, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-# %% ../../nbs/commands/01_console.ipynb #9bbd57eb
-_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
-_REFRESH_S = 0.5
-_MEASURED_STEPS = 10  # after the first step, which includes the tracing of the network
-
-
-def fit_line(
-    parts: Sequence[tuple[int, str]],  # rank (0 stays longest) and text, from left to right
-    width: int,  # characters of a line
-) -> str:
-    """The texts of a line, without those of the highest ranks if the width is too small for all."""
-    kept = list(parts)
-    while len("  ".join(text for _, text in kept)) >= width and len(kept) > 1:
-        kept.remove(max(kept, key=lambda part: part[0]))
-    return "  ".join(text for _, text in kept)[: max(width - 1, 1)]
-
-
-# %% ../../nbs/commands/01_console.ipynb #b63373ee
-class TrainingProgress:
-    """Step, epoch, metrics and time left of a training on standard error. `as_callback` connects it to Keras.
-
-    `introduction` is printed when the training begins. An error before that is then not hidden below tables.
-    """
-
-    def __init__(self, introduction: str = "") -> None:
-        self.introduction = introduction
-        self.is_terminal = sys.stderr.isatty()
-        self._epoch = 0
-        self._epoch_start = 0.0
-        self._last_refresh = 0.0
-        self._timer_start = 0.0  # when the first step of the process had ended
-        self._steps_timed = -1  # steps since then; -1: no step has ended
-        self._callback: keras.callbacks.Callback | None = None
-
-    def as_callback(self) -> keras.callbacks.Callback:
-        """The Keras callback that reports to this object. Loads Keras."""
-        from keras.callbacks import LambdaCallback
-
-        self._callback = LambdaCallback(
-            on_epoch_begin=self._start_epoch,
-            on_epoch_end=self._show_epoch,
-            on_train_begin=self._introduce,
-            on_train_batch_end=self._show_step,
-        )
-        return self._callback
-
-    def _parameter(self, name: str) -> int:
-        """A value that Keras gives its callbacks: `epochs` or `steps`; 0 if it is unknown."""
-        return int((self._callback.params.get(name) if self._callback else None) or 0)
-
-    def _introduce(self, logs: dict[str, float] | None = None) -> None:
-        if self.introduction:
-            print_status(self.introduction)
-
-    def _start_epoch(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        self._epoch = epoch
-        self._epoch_start = time.monotonic()
-
-    def _show_step(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        now = time.monotonic()
-        self._steps_timed += 1
-        if self._steps_timed == 0:
-            self._timer_start = now
-        if self._steps_timed == _MEASURED_STEPS and batch == _MEASURED_STEPS:
-            self._show_forecast((now - self._timer_start) / _MEASURED_STEPS)
-        if not self.is_terminal or now - self._last_refresh <= _REFRESH_S:
-            return
-        self._last_refresh = now
-        steps, epochs = self._parameter("steps"), self._parameter("epochs")
-        parts = [
-            (0, f"epoch {self._epoch + 1} of {epochs}"),
-            (2, f"step {batch + 1} of {steps}"),
-            (3, f"loss {(logs or {}).get('loss', 0.0):.4f}"),
-        ]
-        if self._steps_timed > 0:
-            step_s = (now - self._timer_start) / self._steps_timed
-            steps_left = steps - batch - 1 + steps * (epochs - self._epoch - 1)
-            parts.append((1, f"at most {format_duration(step_s * steps_left)} left"))
-        self._rewrite(parts)
-
-    def _show_forecast(self, step_s: float) -> None:
-        """The minutes of an epoch and of all, from the first steps."""
-        steps, epochs = self._parameter("steps"), self._parameter("epochs")
-        epoch, whole = format_duration(step_s * steps), format_duration(step_s * steps * epochs)
-        measured = f"measured {step_s:.3f} s a step ({_MEASURED_STEPS} steps): about {epoch} an epoch"
-        limit = f"at most {whole} for {epochs}, without validation; early stopping may end it"
-        if self.is_terminal:
-            self._rewrite([(0, "")])  # remove the line of the step
-            print("\r", end="", file=sys.stderr)
-        print_status(f"{measured}, {limit}")
-
-    def _show_epoch(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        values = logs or {}
-        epochs = self._parameter("epochs")
-        elapsed_s = time.monotonic() - self._epoch_start
-        ranks = {"loss": 4, "accuracy": 5, "val_loss": 2, "val_accuracy": 1}
-        parts = [(0, f"epoch {epoch + 1} of {epochs}")]
-        parts += [(ranks[name], f"{name} {values[name]:.4f}") for name in _METRICS if name in values]
-        parts.append((6, f"{elapsed_s:.0f} s"))
-        left = epochs - epoch - 1
-        if left > 0:
-            parts.append((3, f"at most {format_duration(elapsed_s * left)} left"))
-        if self.is_terminal:
-            self._rewrite(parts)
-            print(file=sys.stderr, flush=True)
-        else:
-            print_status("  ".join(text for _, text in parts))
-
-    def _rewrite(self, parts: Sequence[tuple[int, str]]) -> None:
-        """Replace the line of the terminal, whose width may have changed since the last time."""
-        width = shutil.get_terminal_size().columns
-        print(f"\r{fit_line(parts, width):<{max(width - 1, 1)}}", end="", file=sys.stderr, flush=True)
 
 # %% ../../nbs/commands/01_console.ipynb #65666fbb
 _LOGGERS = ("crypto_lstm.training", "crypto_lstm.backtest", "crypto_lstm.utils.base_memory")

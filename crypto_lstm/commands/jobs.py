@@ -161,6 +161,8 @@ def report_run(
 
 _LOOK_AT = {
     "report": "may it be traded? open it in a browser",
+    "price_and_trades": "where did it enter and exit?",
+    "equity": "what did the account do?",
     "training_curves": "does validation follow training?",
     "confusion_matrix": "which classes are confused?",
     "memory_history": "how near is the limit?",

@@ -88,7 +88,7 @@ _SMALL_LIMIT = 100  # rows; of an exchange that does not say how many it returns
 def _find_limit(exchange: Any) -> int:
     """Rows that one call may return, as ccxt describes the exchange."""
     kind = (getattr(exchange, "features", None) or {}).get("spot") or {}
-    limit = (kind.get("fetchOHLCV") or {}).get("limit")
+    limit: Any = (kind.get("fetchOHLCV") or {}).get("limit")
     return int(limit) if is_whole_number(limit, 1) else _SMALL_LIMIT
 
 # %% ../../nbs/data/16_download.ipynb #268ce2af
@@ -110,7 +110,7 @@ def fetch_rows(
     kept = [found[stamp] for stamp in sorted(found) if stamp >= since]
     off_grid = [row[0] for row in kept if row[0] % step]
     if off_grid:
-        fault = f"a candle of {timeframe} begins at {_format_ms(off_grid[0])}, off its grid"
+        fault = f"a candle of {timeframe} begins at {_format_ms(int(off_grid[0]))}, off its grid"
         raise DownloadError(f"{source.name}: {fault}: try another timeframe")
     if kept:
         try:

@@ -11,7 +11,7 @@ import html
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,19 @@ from ..inference.predictor import RUN_FILES
 from ..storage.atomic import write_text
 from ..storage.manifest import FilePath, IntegrityError, parse_json, read_bytes
 from ..storage.verified import manifest_path, read_file
-from ..utils.checks import is_finite_number, is_whole_number, list_first_names
+from ..utils.checks import is_finite_number, is_whole_number
 from ..utils.display import html_table, limit_width, text_table
 from ..utils.errors import CryptoLSTMError, escape_control
 
 # %% auto #0
-__all__ = ['RECORD_FILE', 'REPORT_FILE', 'ReportError', 'ReportSource', 'read_report_source', 'Table', 'Section', 'list_sections',
-           'describe_report', 'write_page', 'write_report', 'require_report_path']
+__all__ = ['RECORD_FILE', 'REPORT_FILE', 'HISTORY_FILE', 'MEMORY_FILE', 'ReportError', 'ReportSource', 'read_report_source',
+           'Table', 'Section', 'list_sections', 'describe_report', 'write_page', 'write_report', 'require_report_path']
 
 # %% ../../nbs/evaluation/13_report.ipynb #b6dcd95d
 RECORD_FILE: str = "judgement.npz"  # in the folder of a run
 REPORT_FILE: str = "report.html"
+HISTORY_FILE: str = "history.json"  # metric -> value of each epoch
+MEMORY_FILE: str = "memory_history.json"  # a record of each epoch
 _MAX_METADATA, _MAX_RECORD = 64 << 20, 2 << 30  # bytes
 
 
@@ -45,8 +47,10 @@ class ReportSource:
     """All that a report is made of. What is missing is named in the report."""
 
     metadata: Mapping[str, Any]  # plain values, as in metadata.json: judgement, config, calibration, versions, ...
-    record: JudgementRecord | None = None  # None: no pictures
+    record: JudgementRecord | None = None  # None: no pictures of trades and answers
     folds: tuple[Mapping[str, Any], ...] = ()  # of a walk-forward: a row of plain values each, with the same names
+    history: Mapping[str, Sequence[float]] = field(default_factory=dict)  # of the training: metric -> value per epoch
+    memory: Sequence[Mapping[str, Any]] = ()  # a record of each epoch, from the memory monitor
 
     @classmethod
     def from_judgement(
@@ -82,20 +86,38 @@ def read_report_source(
     metadata = parse_json(data, file, max_bytes=_MAX_METADATA)
     if not isinstance(metadata, dict) or "crypto_lstm" not in metadata:
         raise IntegrityError(file, "is no metadata of a run", "give the folder that crypto-lstm train wrote")
-    return ReportSource(metadata, _read_record(place / RECORD_FILE, _get(metadata, "sha256", "record")))
+    return ReportSource(
+        metadata,
+        _read_record(place / RECORD_FILE, _get(metadata, "sha256", "record")),
+        history=_read_values(place / HISTORY_FILE, _get(metadata, "sha256", "history"), dict, {}),
+        memory=_read_values(place / MEMORY_FILE, _get(metadata, "sha256", "memory"), list, []),
+    )
+
+
+def _read_values(file: Path, expected: Any, kind: type, missing: Any) -> Any:
+    """The values of a JSON file of the run; `missing` if its metadata do not name it or they are of another kind."""
+    if not isinstance(expected, str):
+        return missing
+    values = parse_json(_read_pinned(file, expected, _MAX_METADATA), file, max_bytes=_MAX_METADATA)
+    return values if isinstance(values, kind) else missing
 
 
 def _read_record(file: Path, expected: Any) -> JudgementRecord | None:
     """The record of a run; None if its metadata do not name one."""
     if not isinstance(expected, str):
         return None
+    return decode_record(_read_pinned(file, expected, _MAX_RECORD), file)
+
+
+def _read_pinned(file: Path, expected: str, max_bytes: int) -> bytes:
+    """The content of a file of the run, whose SHA-256 the metadata name."""
     if not file.is_file():
         raise IntegrityError(file, "is missing, and the metadata of the run name it", "restore it, or train again")
-    data = read_bytes(file, _MAX_RECORD)
+    data = read_bytes(file, max_bytes)
     got = hashlib.sha256(data).hexdigest()
     if got != expected:
         raise IntegrityError(file, f"expected sha256 {expected[:16]}..., got {got[:16]}...")
-    return decode_record(data, file)
+    return data
 
 
 def _get(values: Any, *names: str) -> Any:
@@ -155,58 +177,20 @@ def list_sections(source: ReportSource) -> list[Section]:
     sections = [_describe_verdict(source)]
     if isinstance(judgement, Mapping):
         sections += [
-            _describe_markets(judgement),
-            _describe_accounts(judgement),
             _describe_trades(judgement, source.record),
+            _describe_accounts(judgement),
+            _describe_calibration(source.metadata),
             _describe_months(source.record),
             _describe_metrics(judgement),
-            _describe_calibration(source.metadata),
             _describe_confusion(judgement),
             _describe_rivals(judgement),
             _describe_folds(source.folds),
             _describe_luck(judgement),
             _describe_cautions(judgement),
         ]
+    sections += [_describe_training(source), _describe_memory(source)]
     sections += [_describe_settings(source.metadata), _describe_origin(source.metadata)]
     return [section for section in sections if section.notes or section.tables]
-
-
-def _describe_markets(judgement: Mapping[str, Any]) -> Section:
-    """A row for each market of a model of several, and one for all; nothing for a single market."""
-    markets = _list_mappings(_get(judgement, "markets"))
-    if not markets:
-        return Section("markets", "Markets")
-    together = {
-        **_get_mapping(judgement, "model"),
-        "market": "all",
-        "rows": _get(judgement, "rows"),
-        "finding": _get(judgement, "finding"),
-        "balanced_accuracy": _get(judgement, "intervals", "stretches", "balanced_accuracy"),
-        "buy_and_hold_pct": _get(judgement, "simulation", "comparisons", "buy and hold", "total_return_pct"),
-    }
-    rows = [_list_market_cells(market) for market in (*markets, together)]
-    header = ["market", "windows", "balanced", "99 % interval", "log-loss", "trades", "return", "buy and hold", "learnt"]
-    note = (
-        "The capital is divided equally between the markets. They move together, so the intervals of all take stretches"
-        " of time over all of them, and trades that begin in the same horizon count as one in the figures of luck."
-    )
-    return Section("markets", "Markets", (note,), (Table("Each market, and all together", header, rows),))
-
-
-def _list_market_cells(market: Mapping[str, Any]) -> list[str]:
-    balanced = _get(market, "balanced_accuracy")
-    limits = [_write_number(_get(balanced, name), "{:.3f}") for name in ("low", "high")]
-    return [
-        str(_get(market, "market")),
-        _write_count(_get(market, "rows")),
-        _write_number(_get(balanced, "estimate"), "{:.3f}"),
-        "none" if "-" in limits else " to ".join(limits),
-        _write_number(_get(market, "log_loss"), "{:.4f}"),
-        _write_count(_get(market, "trades")),
-        _write_number(_get(market, "total_return_pct"), "{:+,.2f} %"),
-        _write_number(_get(market, "buy_and_hold_pct"), "{:+,.2f} %"),
-        str(_get(market, "finding")),
-    ]
 
 
 def _describe_verdict(source: ReportSource) -> Section:
@@ -442,6 +426,34 @@ def _describe_luck(judgement: Mapping[str, Any]) -> Section:
     return Section("luck", "Could it be luck?", tuple(notes), (Table("Luck", ["figure", "value"], rows),))
 
 
+def _describe_training(source: ReportSource) -> Section:
+    """The metrics of each epoch; empty without a history."""
+    names = [name for name in ("loss", "val_loss", "accuracy", "val_accuracy") if name in source.history]
+    columns = [list(source.history[name]) for name in names]
+    rows = []
+    for number, values in enumerate(zip(*columns, strict=False), start=1):
+        rows.append([str(number), *(_write_number(value, "{:.4f}") for value in values)])
+    if not rows:
+        return Section("training", "Training")
+    table = Table("Epochs", ["epoch", *names], rows, is_long=True)
+    wanted = _get(source.metadata, "config", "epochs")
+    stopped = _get(source.metadata, "stopped_by")
+    note = f"{len(rows):,} of {_write_count(wanted)} epochs"
+    note += f", stopped by {stopped}." if isinstance(stopped, str) else "."
+    return Section("training", "Training", (note,), (table,))
+
+
+def _describe_memory(source: ReportSource) -> Section:
+    """What the training took beside its forecast; empty without a record."""
+    peaks = [record.get("peak_mb") for record in _list_mappings(source.memory)]
+    known = [peak for peak in peaks if is_finite_number(peak)]
+    if not known:
+        return Section("memory", "Memory")
+    forecast = _write_number(_get(source.metadata, "memory", "estimate", "total_estimated_mb"), "{:,.0f}")
+    note = f"The process took at most {max(known):,.0f} MB of anonymous memory; the forecast was {forecast} MB."
+    return Section("memory", "Memory", (note,))
+
+
 def _describe_cautions(judgement: Mapping[str, Any]) -> Section:
     cautions = _list_texts(_get(judgement, "cautions"))
     return Section("cautions", "Cautions", tuple(cautions) or ("Nothing about the inputs stands out.",))
@@ -503,9 +515,6 @@ def describe_report(
 
 def _title(source: ReportSource) -> str:
     pair = _get(source.metadata, "pair") or _get(source.metadata, "config", "pair") or "unknown pair"
-    markets = _list_mappings(_get(source.metadata, "judgement", "markets"))
-    if markets:
-        pair = f"{len(markets)} markets ({list_first_names(str(_get(market, 'market')) for market in markets)})"
     timeframe = _get(source.metadata, "config", "timeframe") or ""
     part = _get(source.metadata, "judgement", "name") or "test"
     model = _get(source.metadata, "judgement", "model", "name") or "network"
@@ -524,7 +533,7 @@ nav{font-size:.9rem}nav a{display:inline-block;margin:0 .9rem .2rem 0}
 .verdict{background:var(--soft);border-left:4px solid var(--blue)}
 .verdict{padding:.4rem 1.2rem;margin-bottom:1rem;border-radius:4px}
 .verdict p{font-size:1.05rem;max-width:none}.verdict p:nth-child(3){font-weight:600}
-figure{margin:1rem 0}figcaption{font-size:.9rem}
+figure{margin:1rem 0}figcaption{font-size:.9rem}.message{font-weight:600;margin:.5rem 0;max-width:none}
 svg{display:block;width:100%;height:auto;color:var(--ink)}svg *{stroke-linejoin:round}
 svg text{font-family:inherit}
 .table{overflow-x:auto;margin:1rem 0}
@@ -562,24 +571,11 @@ def write_page(
 
 
 def _draw_pictures(source: ReportSource) -> dict[str, list[Any]]:
-    """Pictures by the name of their section; none without a record."""
-    from crypto_lstm.evaluation import report_pictures as pictures
+    """Pictures by the name of their section."""
+    from crypto_lstm.evaluation.album import draw_album
 
-    record = source.record
-    if record is None:
-        return {}
-    rivals = [name for name in record.equity if name not in ("model", "buy and hold", "always long", "always short")]
-    drawn = {
-        "equity": [pictures.draw_equity(record, rivals)],
-        "months": [pictures.draw_months(record)],
-        "reliability": [pictures.draw_reliability(record)],
-        "confusion": [pictures.draw_confusion(record)],
-    }
-    if len(record.trades) and not _list_mappings(_get(source.metadata, "judgement", "markets")):
-        drawn["trades"] = [pictures.draw_trades(record)]
-    if len(record.random_returns):
-        drawn["luck"] = [pictures.draw_random(record)]
-    return drawn
+    album = draw_album(source.record, source.history, source.memory, source.metadata)
+    return {name: [picture] for name, picture in album.pictures.items()}
 
 # %% ../../nbs/evaluation/13_report.ipynb #e1580f34
 def _write_section(section: Section, pictures: Sequence[Any]) -> str:
@@ -590,7 +586,8 @@ def _write_section(section: Section, pictures: Sequence[Any]) -> str:
     else:
         parts += notes
     for picture in pictures:
-        parts.append(f"<figure>{picture.svg}<figcaption>{html.escape(picture.caption)}</figcaption></figure>")
+        title = f'<p class="message">{html.escape(escape_control(picture.title))}</p>'
+        parts.append(f"<figure>{title}{picture.svg}<figcaption>{html.escape(picture.caption)}</figcaption></figure>")
     parts += [_write_html_table(table) for table in section.tables]
     return "\n".join(parts)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import html
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,17 +29,50 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['COLOUR_VARIABLES', 'NEWEST_TRADES', 'Picture', 'draw_picture', 'thin_line', 'draw_equity', 'draw_trades',
-           'draw_months', 'draw_reliability', 'draw_confusion', 'draw_random', 'make_colour_style']
+__all__ = ['COLOUR_VARIABLES', 'NEWEST_TRADES', 'Picture', 'draw_picture', 'thin_line', 'draw_equity', 'describe_return',
+           'draw_trades', 'draw_months', 'draw_reliability', 'draw_confusion', 'draw_random', 'make_colour_style']
 
 # %% ../../nbs/evaluation/12_report_pictures.ipynb #03986fcb
 @dataclass(frozen=True)
 class Picture:
-    """An SVG picture for an HTML page, its caption, and a text for those who can't see it."""
+    """A picture, its message, how to read it, and a text for those who can't see it. It is drawn when it is needed."""
 
-    svg: str
-    caption: str
+    name: str  # distinct within a page
+    title: str  # the message, in figures
+    caption: str  # how to read it
     alt: str
+    size: tuple[float, float]  # inches
+    draw: Callable[[Figure], None] = field(repr=False, compare=False)
+
+    @cached_property
+    def svg(self) -> str:
+        """The picture for an HTML page, in the colours of that page. The same input gives the same bytes."""
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+
+        settings: Any = {**_STYLE, "svg.hashsalt": self.name}
+        with mpl.rc_context(settings):
+            figure = Figure(figsize=self.size, layout="constrained")
+            self.draw(figure)
+            buffer = io.StringIO()
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return _adapt_svg(buffer.getvalue(), self.alt)
+
+    def to_figure(
+        self,
+        new_figure: Callable[..., Figure] | None = None,  # such as `pyplot.figure`, whose figures a notebook shows
+    ) -> Figure:
+        """The picture as a figure of matplotlib, with its message above it, on white."""
+        import matplotlib as mpl
+        from matplotlib.figure import Figure as PlainFigure
+
+        width, height = self.size
+        title = textwrap.fill(escape_control(self.title), int(8.5 * width))
+        with mpl.rc_context(_STYLE):
+            figure = (new_figure or PlainFigure)(figsize=(width, height + 0.4), layout="constrained")
+            self.draw(figure)
+            figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        return figure
 
 
 _INK = "#010203"  # is drawn in the colour of the page's text
@@ -67,20 +102,12 @@ def draw_picture(
     name: str,  # of the picture, distinct within a page
     draw: Callable[[Figure], None],
     size: tuple[float, float],  # inches
+    title: str,  # the message
     caption: str,
-    alt: str,
+    alt: str,  # figures that the title does not name
 ) -> Picture:
-    """Draw on a new figure. The same input gives the same bytes."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    settings: Any = {**_STYLE, "svg.hashsalt": name}
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return Picture(_adapt_svg(buffer.getvalue(), alt), caption, alt)
+    """A picture with its texts joined for those who can't see it."""
+    return Picture(name, title, caption, " ".join(text for text in (f"{title}.", caption, alt) if text), size, draw)
 
 
 def _adapt_svg(text: str, alt: str) -> str:
@@ -170,7 +197,24 @@ def draw_equity(
     ends = {name: 100 * float(record.equity[name][-1]) for name in ("model", "buy and hold", *rivals)}
     shown = ", ".join(f"{name} {value:.1f} %" for name, value in ends.items())
     caption = "Equity after costs, in percent of the start, and drawdown: the model filled, buy and hold as a line."
-    return draw_picture("equity", draw, (10, 5), caption, f"{caption} At the end: {shown}.")
+    return draw_picture("equity", draw, (10, 5), _state_equity(record), caption, f"At the end: {shown}.")
+
+
+def _state_equity(record: JudgementRecord) -> str:
+    """The message of the equity: what model and market returned, and the worst drawdown."""
+    model, hold = (100 * (float(record.equity[name][-1]) - 1) for name in ("model", "buy and hold"))
+    worst = -float(_measure_drawdown(record.equity["model"]).min())
+    ends = f"The model {describe_return(model)} after costs, buy and hold {describe_return(hold)}"
+    return f"{ends}; the model fell by at most {worst:.1f} % from its peak"
+
+
+def describe_return(
+    percent: float,
+) -> str:  # such as "gained 3.1 %", "lost 0.4 %" or "ended where it began"
+    """A return in words."""
+    if abs(percent) < 0.05:
+        return "ended where it began"
+    return f"{'gained' if percent > 0 else 'lost'} {abs(percent):,.1f} %"
 
 
 def _draw_accounts(ax: Axes, record: JudgementRecord, rivals: Sequence[str]) -> None:
@@ -218,7 +262,9 @@ def _choose_trades(record: JudgementRecord) -> pd.DataFrame:
 
 
 def draw_trades(record: JudgementRecord) -> Picture:
-    """Trades on the price: the whole part, and the newest trades."""
+    """Trades on the price: the whole part, and the newest trades; the price alone if there are none."""
+    if not len(record.trades):
+        return _draw_price_alone(record)
     chosen, newest = _choose_trades(record), record.trades.tail(NEWEST_TRADES)
 
     def draw(figure: Figure) -> None:
@@ -228,9 +274,27 @@ def draw_trades(record: JudgementRecord) -> Picture:
         _draw_price(lower, record, newest, _find_span(record, newest), size=36)
         lower.set_title(f"The newest {len(newest)}, each from its entry to its exit", loc="left")
 
-    won = int((record.trades["net_pct"] > 0).sum())
     caption = "Trades on the price: long (triangle up) or short (triangle down), green for a gain, red for a loss."
-    return draw_picture("trades", draw, (10, 6.4), caption, f"{caption} {won:,} of {len(record.trades):,} gained.")
+    return draw_picture("trades", draw, (10, 6.4), _state_trades(record), caption, "")
+
+
+def _state_trades(record: JudgementRecord) -> str:
+    """The message of the trades: how many gained, and what one of them gave."""
+    nets = record.trades["net_pct"]
+    won, mean = int((nets > 0).sum()), float(nets.mean())
+    trades = "The only trade" if len(nets) == 1 else f"{won:,} of {len(nets):,} trades"
+    if len(nets) == 1:
+        return f"{trades} {describe_return(mean)} after costs"
+    return f"{trades} gained; a trade gave {mean:+.2f} % after costs on average"
+
+
+def _draw_price_alone(record: JudgementRecord) -> Picture:
+    """The price of a part in which the rule made no trade."""
+
+    def draw(figure: Figure) -> None:
+        _draw_price(figure.subplots(), record, record.trades, slice(0, len(record.times)), size=16)
+
+    return draw_picture("trades", draw, (10, 3), "The rule made no trade", "The price of the part.", "")
 
 
 def _describe_choice(shown: int, count: int) -> str:
@@ -275,8 +339,12 @@ def draw_months(record: JudgementRecord) -> Picture:
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
         colours = [GREEN if value > 0 else RED for value in months["model_pct"]]
-        ax.bar(places, months["model_pct"], color=colours, width=0.6)
-        ax.plot(places, months["hold_pct"], "D", color=_INK, ms=5, fillstyle="none", label="buy and hold")
+        bars = ax.bar(places, months["model_pct"], color=colours, width=0.6)
+        if len(months) <= _LABELLED_MONTHS:
+            ax.bar_label(bars, [f"{value:+.1f}" for value in months["model_pct"]], padding=2, fontsize=9)
+            ax.margins(y=0.15)
+        beside = places + 0.39  # a diamond on a bar would hide its label
+        ax.plot(beside, months["hold_pct"], "D", color=_INK, ms=5, fillstyle="none", label="buy and hold")
         ax.axhline(0, color=_INK, lw=0.6)
         ax.set_xlim(-0.6, max(len(months), 6) - 0.4)
         step = -(-len(months) // 12)
@@ -284,9 +352,21 @@ def draw_months(record: JudgementRecord) -> Picture:
         ax.set(ylabel="return (%)")
         ax.legend()
 
-    good = int((months["model_pct"] > 0).sum())
     caption = "Return of each month after costs: the model as bars, buy and hold as diamonds."
-    return draw_picture("months", draw, (10, 2.8), caption, f"{caption} {good} of {len(months)} months gained.")
+    return draw_picture("months", draw, (10, 2.8), _state_months(months), caption, "")
+
+
+_LABELLED_MONTHS = 14  # with more the labels of the bars overlap
+
+
+def _state_months(months: pd.DataFrame) -> str:
+    """The message of the months: how many gained, the best and the worst."""
+    returns = months["model_pct"]
+    if len(months) == 1:
+        return f"In {months['month'].iloc[0]}, the only month, the model {describe_return(float(returns.iloc[0]))}"
+    best, worst = (months.loc[place] for place in (returns.idxmax(), returns.idxmin()))
+    ends = f"the best was {best['month']} ({best['model_pct']:+.1f} %), the worst {worst['month']}"
+    return f"{int((returns > 0).sum())} of {len(months)} months gained; {ends} ({worst['model_pct']:+.1f} %)"
 
 
 def draw_reliability(record: JudgementRecord) -> Picture:
@@ -297,13 +377,22 @@ def draw_reliability(record: JudgementRecord) -> Picture:
     def draw(figure: Figure) -> None:
         for ax, (name, values) in zip(figure.subplots(1, 2, sharey=True), parts.items(), strict=True):
             _draw_reliability_of(ax, record.labels, values)
-            ax.set_title(f"{name}: ECE {errors[name]:.3f}", loc="left")
+            ax.set_title(f"{name}: off by {100 * errors[name]:.1f} points", loc="left")
         figure.axes[0].set(ylabel="observed share")
         figure.axes[0].legend()
 
-    shown = ", ".join(f"{name} {error:.3f}" for name, error in errors.items())
-    caption = "Reliability: calibrated probabilities lie on the diagonal."
-    return draw_picture("reliability", draw, (10, 4), caption, f"{caption} Expected calibration error {shown}.")
+    caption = "Share of windows of a class by its mean probability. Calibrated probabilities lie on the diagonal."
+    caption += " The distance is the expected calibration error (ECE)."
+    return draw_picture("reliability", draw, (10, 4), _state_reliability(*errors.values()), caption, "")
+
+
+def _state_reliability(before: float, after: float) -> str:
+    """The message of the reliability: how far probabilities are from shares, and whether calibration helped."""
+    shown = [f"{100 * error:.1f}" for error in (before, after)]
+    if shown[0] == shown[1]:
+        return f"Calibration leaves the probabilities as they were, {shown[0]} points from the observed shares"
+    word = "nearer to" if after < before else "further from"
+    return f"Calibration brings the probabilities {word} the observed shares: from {shown[0]} to {shown[1]} points"
 
 
 def _draw_reliability_of(ax: Axes, labels: np.ndarray, values: np.ndarray) -> None:
@@ -327,9 +416,19 @@ def draw_confusion(record: JudgementRecord) -> Picture:
             _draw_cells(ax, counts)
             ax.set(xlabel=name, ylabel="true class")
 
-    caption = "Confusion: windows of each true class (row) by the answer (column), and their share of the row."
+    caption = "Windows of each true class (row) by the answer (column), and their share of the row."
     right = ", ".join(f"{name} {int(np.trace(counts)):,}" for name, counts in parts.items())
-    return draw_picture("confusion", draw, (10, 3.4), caption, f"{caption} On the diagonal: {right}.")
+    title = _state_confusion(parts["most likely class"])
+    return draw_picture("confusion", draw, (10, 3.4), title, caption, f"On the diagonal: {right}.")
+
+
+def _state_confusion(counts: np.ndarray) -> str:
+    """The message of the confusion: which classes are recognised more often than by chance."""
+    there = counts.sum(axis=1) > 0
+    recalls = np.diag(counts)[there] / counts.sum(axis=1)[there]
+    names = [name for name, is_there in zip(CLASSES, there, strict=True) if is_there]
+    shown = ", ".join(f"{name} {recall:.0%}" for name, recall in zip(names, recalls, strict=True))
+    return f"Of each true class the network recognises {shown}; guessing recognises {1 / len(names):.0%}"
 
 
 def _draw_cells(ax: Axes, counts: np.ndarray) -> None:
@@ -357,9 +456,9 @@ def draw_random(record: JudgementRecord) -> Picture:
         ax.set_title(f"model {own:+,.1f} %", loc="right", color=BLUE)
 
     lower = 100 * float(np.mean(returns < own))
-    caption = "The model among accounts that traded as often at random times."
-    alt = f"{caption} {lower:.0f} % of {len(returns):,} random accounts returned less than the model ({own:+.1f} %)."
-    return draw_picture("random", draw, (10, 2.8), caption, alt)
+    caption = "The model (blue) among accounts that traded as often at random times (grey)."
+    title = f"{lower:.1f} % of {len(returns):,} accounts with random timing returned less than the model"
+    return draw_picture("random", draw, (10, 2.8), title, caption, f"The model returned {own:+.1f} %.")
 
 
 def _draw_histogram(ax: Axes, ends: np.ndarray, own: float) -> None:

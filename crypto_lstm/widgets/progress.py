@@ -45,7 +45,7 @@ def wrap_sentences(text: str) -> str:
     lines = []
     for line in text.split("\n"):
         words = line.strip()
-        if len(line) <= width or "  " in words or words.startswith("crypto-lstm "):
+        if len(line) <= width or "  " in words or words.startswith(("crypto-lstm ", "freqtrade ")):
             lines.append(line)
             continue
         indent = line[: len(line) - len(line.lstrip())]

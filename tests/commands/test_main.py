@@ -213,7 +213,7 @@ def test_train_writes_all_files(run_folder):
     assert names >= {
         "best_model_checkpoint.keras", "model.keras", "model.onnx", "bundle", "scaler.json", "config.toml",
         "metadata.json", "history.json", "logs", "training_curves.png", "memory_history.png", "confusion_matrix.png",
-        "judgement.npz", "report.html",
+        "judgement.npz", "report.html", "price_and_trades.png", "equity.png", "reliability.png", "months.png",
     }  # fmt: skip
     assert not [name for name in names if name.startswith(".")], "a temporary was left behind"
     metadata = json.loads((run_folder / "metadata.json").read_text())

@@ -323,7 +323,11 @@ def test_the_progress_names_share_and_date(tmp_path):
 def download_from(exchange, path, days, end_ms, fetch, temporary):
     source = CandleSource("fake", fetch, 1000, temporary)
     now = pd.Timestamp(end_ms, unit="ms", tz="UTC")
-    return download_candles(source, "BTC/USDT", path, days=days, now=now, sleep=lambda s: exchange.clock.advance(60 * s))
+
+    def wait(seconds):
+        exchange.clock.advance(60 * seconds)
+
+    return download_candles(source, "BTC/USDT", path, days=days, now=now, sleep=wait)
 
 
 @pytest.mark.parametrize("through_http", [False, True])

@@ -38,8 +38,10 @@ CONFIG = Config(
 )
 BALANCED = (1 / 3, 1 / 3, 1 / 3)
 HOSTILE = "\x1b[2J<script>alert(1)</script>\u202e\"'&$x$</svg></style>\u2028--><img src=http://a.b/c.png>"
-SECTIONS = ["verdict", "equity", "trades", "months", "metrics", "reliability", "confusion", "rivals", "folds", "luck"]
-SECTIONS += ["cautions", "settings", "origin"]
+SECTIONS = ["verdict", "trades", "equity", "reliability", "months", "metrics", "confusion", "rivals", "folds", "luck"]
+SECTIONS += ["cautions", "training", "memory", "settings", "origin"]
+HISTORY = {"loss": [1.1, 1.0], "val_loss": [1.2, 1.1], "accuracy": [0.3, 0.4], "val_accuracy": [0.4, 0.3]}
+MEMORY = [{"epoch": 0, "peak_mb": 370.5}, {"epoch": 1, "peak_mb": None}]
 FOLDS = [{"fold": 1, "test_from": "2024-01-01", "net_pct": 1.25}, {"fold": 2, "test_from": HOSTILE, "net_pct": None}]
 
 
@@ -68,7 +70,8 @@ def make_source(market, skill=0.2, rows=None, change=None, rival="logistic regre
     judgement = judge("test", candles, test, answers, CONFIG, others, [f"a caution {HOSTILE}"], random_runs=100)
     record = make_record(judgement, candles, test["label"].to_numpy(), answers, CONFIG)
     known = {"calibration": fit.calibration.as_dict(), "versions": {"python": "3"}, "crypto_lstm": "0.1.0"}
-    return ReportSource.from_judgement(judgement, CONFIG, record, **{**known, **facts})
+    made = ReportSource.from_judgement(judgement, CONFIG, record, **{**known, **facts})
+    return dataclasses.replace(made, history=HISTORY, memory=MEMORY)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +131,7 @@ def test_a_page_has_every_section_and_refers_to_nothing_outside_of_it(source):
     page = require_sound_page(text)
     assert [section.name for section in list_sections(whole)] == SECTIONS
     assert set(SECTIONS) <= set(page.names)
-    assert page.tags.count("svg") == 6 == text.count('role="img"') == text.count("aria-label=")
+    assert page.tags.count("svg") == 8 == text.count('role="img"') == text.count("aria-label=")
     for sentence in source.metadata["judgement"]["verdict"]:
         assert sentence in page.text
     assert page.text.index(source.metadata["judgement"]["verdict"][0]) < page.text.index("Equity")
@@ -169,13 +172,13 @@ def keep_one(decisions):
 def test_without_a_trade_the_report_says_so(market):
     source = make_source(market, change=keep_none)
     page = require_sound_page(write_page(source))
-    assert "The rule made no trade." in page.text and page.tags.count("svg") == 4
+    assert "The rule made no trade." in page.text and page.tags.count("svg") == 7
     assert "too few trades to measure luck" in describe_report(source)
 
 
 def test_one_trade_is_drawn(market):
     page = require_sound_page(write_page(make_source(market, change=keep_one)))
-    assert "All trades" in page.text and page.tags.count("svg") == 6
+    assert "All trades" in page.text and page.tags.count("svg") == 8
 
 
 def test_a_part_without_intervals_names_the_reason(market):
