@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import demo, jobs, paper
+from . import demo, feature_jobs, first_day, freqtrade, jobs, paper
 from .console import print_result, print_status
 from .parser import make_parser, write_suggestion
 from ..utils.environment import load_tensorflow
@@ -41,6 +41,8 @@ def _describe_error(error: BaseException, arguments: argparse.Namespace) -> str:
 
 def _describe_leftovers(arguments: argparse.Namespace) -> str:
     """What an immediate stop left behind."""
+    if arguments.command == "download":
+        return "stopped; what was fetched is kept in a journal beside the file: run the same command again to resume"
     folder = Path(getattr(arguments, "output", None) or "")
     is_training = arguments.command in ("train", "demo", "walk-forward")
     if not is_training or folder == Path() or not folder.is_dir() or not any(folder.iterdir()):
@@ -61,14 +63,18 @@ def _report_error(error: BaseException, arguments: argparse.Namespace, exit_code
 
 # %% ../../nbs/commands/06_main.ipynb #e9aea071
 _JOBS = {
+    "new": first_day.run_new,
+    "download": first_day.run_download,
     "demo": demo.run_demo,
     "train": jobs.run_train,
     "report": jobs.run_report,
     "baseline": jobs.run_baseline,
     "walk-forward": jobs.run_walk_forward,
+    "audit": feature_jobs.run_audit,
     "estimate": jobs.run_estimate,
     "predict": jobs.run_predict,
     "export": jobs.run_export,
+    "freqtrade": freqtrade.run_freqtrade,
     "paper": paper.run_paper,
     "verify": jobs.run_verify,
     "settings": jobs.run_settings,

@@ -22,7 +22,7 @@ from ..inference.predictor import RUN_FILES
 from ..storage.atomic import write_text
 from ..storage.manifest import FilePath, IntegrityError, parse_json, read_bytes
 from ..storage.verified import manifest_path, read_file
-from ..utils.checks import is_finite_number, is_whole_number
+from ..utils.checks import is_finite_number, is_whole_number, list_first_names
 from ..utils.display import html_table, limit_width, text_table
 from ..utils.errors import CryptoLSTMError, escape_control
 
@@ -177,6 +177,7 @@ def list_sections(source: ReportSource) -> list[Section]:
     sections = [_describe_verdict(source)]
     if isinstance(judgement, Mapping):
         sections += [
+            _describe_markets(judgement),
             _describe_trades(judgement, source.record),
             _describe_accounts(judgement),
             _describe_calibration(source.metadata),
@@ -191,6 +192,44 @@ def list_sections(source: ReportSource) -> list[Section]:
     sections += [_describe_training(source), _describe_memory(source)]
     sections += [_describe_settings(source.metadata), _describe_origin(source.metadata)]
     return [section for section in sections if section.notes or section.tables]
+
+
+def _describe_markets(judgement: Mapping[str, Any]) -> Section:
+    """A row for each market of a model of several, and one for all; nothing for a single market."""
+    markets = _list_mappings(_get(judgement, "markets"))
+    if not markets:
+        return Section("markets", "Markets")
+    together = {
+        **_get_mapping(judgement, "model"),
+        "market": "all",
+        "rows": _get(judgement, "rows"),
+        "finding": _get(judgement, "finding"),
+        "balanced_accuracy": _get(judgement, "intervals", "stretches", "balanced_accuracy"),
+        "buy_and_hold_pct": _get(judgement, "simulation", "comparisons", "buy and hold", "total_return_pct"),
+    }
+    rows = [_list_market_cells(market) for market in (*markets, together)]
+    header = ["market", "windows", "balanced", "99 % interval", "log-loss", "trades", "return", "buy and hold", "learnt"]
+    note = (
+        "The capital is divided equally between the markets. They move together, so the intervals of all take stretches"
+        " of time over all of them, and trades that begin in the same horizon count as one in the figures of luck."
+    )
+    return Section("markets", "Markets", (note,), (Table("Each market, and all together", header, rows),))
+
+
+def _list_market_cells(market: Mapping[str, Any]) -> list[str]:
+    balanced = _get(market, "balanced_accuracy")
+    limits = [_write_number(_get(balanced, name), "{:.3f}") for name in ("low", "high")]
+    return [
+        str(_get(market, "market")),
+        _write_count(_get(market, "rows")),
+        _write_number(_get(balanced, "estimate"), "{:.3f}"),
+        "none" if "-" in limits else " to ".join(limits),
+        _write_number(_get(market, "log_loss"), "{:.4f}"),
+        _write_count(_get(market, "trades")),
+        _write_number(_get(market, "total_return_pct"), "{:+,.2f} %"),
+        _write_number(_get(market, "buy_and_hold_pct"), "{:+,.2f} %"),
+        str(_get(market, "finding")),
+    ]
 
 
 def _describe_verdict(source: ReportSource) -> Section:
@@ -515,6 +554,9 @@ def describe_report(
 
 def _title(source: ReportSource) -> str:
     pair = _get(source.metadata, "pair") or _get(source.metadata, "config", "pair") or "unknown pair"
+    markets = _list_mappings(_get(source.metadata, "judgement", "markets"))
+    if markets:
+        pair = f"{len(markets)} markets ({list_first_names(str(_get(market, 'market')) for market in markets)})"
     timeframe = _get(source.metadata, "config", "timeframe") or ""
     part = _get(source.metadata, "judgement", "name") or "test"
     model = _get(source.metadata, "judgement", "model", "name") or "network"

@@ -22,6 +22,7 @@ import crypto_lstm
 from ..callbacks import CHECKPOINT_NAME, OutputFolderError
 from ..config import Config
 from ..data.candle_report import require_candles
+from ..data.markets import require_markets
 from ..evaluation.report import HISTORY_FILE, MEMORY_FILE, RECORD_FILE, REPORT_FILE
 from ..gpu import GpuStatus
 from ..inference.predictor import RUN_FILES
@@ -193,9 +194,11 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 # %% ../../nbs/training/01_run_folder.ipynb #1bad4e0c
 def fingerprint_candles(
-    candles: pd.DataFrame,  # date, open, high, low, close, volume
-) -> dict[str, Any]:  # sha256 of the values, number of candles, first and last date
+    candles: pd.DataFrame | Mapping[str, pd.DataFrame],  # date, open, high, low, close, volume; or market -> candles
+) -> dict[str, Any]:  # sha256 of the values, number of candles, first and last date; of several markets also of each
     """SHA-256 of dates (nanoseconds) and values (float64, little-endian), independent of the file format."""
+    if isinstance(candles, Mapping):
+        return _fingerprint_markets({str(name): fingerprint_candles(frame) for name, frame in candles.items()})
     dates = candles["date"].astype("datetime64[ns, UTC]").astype("int64").to_numpy()
     digest = hashlib.sha256(dates.astype("<i8").tobytes())
     for name in ("open", "high", "low", "close", "volume"):
@@ -208,6 +211,18 @@ def fingerprint_candles(
     }
 
 
+def _fingerprint_markets(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The fingerprint of several markets; their order counts, since it is that of the windows."""
+    digest = hashlib.sha256(json.dumps([[name, facts["sha256"]] for name, facts in found.items()]).encode())
+    return {
+        "sha256": digest.hexdigest(),
+        "candles": sum(facts["candles"] for facts in found.values()),
+        "first": min(facts["first"] for facts in found.values()),
+        "last": max(facts["last"] for facts in found.values()),
+        "markets": found,
+    }
+
+
 _VERSIONED = ("tensorflow", "keras", "numpy", "pandas", "pyarrow", "scikit-learn")
 
 
@@ -217,7 +232,7 @@ def list_versions() -> dict[str, str]:
 
 
 def run_identity(
-    candles: pd.DataFrame,  # date, open, high, low, close, volume
+    candles: pd.DataFrame | Mapping[str, pd.DataFrame],  # date, open, high, low, close, volume; or market -> candles
     config: Config,  # as it was requested
     deterministic: bool,
     gpu: GpuStatus,
@@ -226,7 +241,10 @@ def run_identity(
 
     The kind of device counts only if equal bits are promised (`deterministic`).
     """
-    require_candles(candles, config.timeframe)
+    if isinstance(candles, Mapping):
+        require_markets(candles, config)
+    else:
+        require_candles(candles, config.timeframe)
     device = "GPU" if gpu else "CPU"
     facts = {
         "config": config.as_dict(),
@@ -248,7 +266,8 @@ class ResumeMismatchError(CryptoLSTMError, ValueError):
         self.folder = folder
         self.differences = tuple(differences)
         fault = f"the folder {str(folder)!r} holds another run: {'; '.join(differences)}. Nothing was changed"
-        super().__init__(f"{fault}: use the settings, candles and versions of that run, or choose another folder")
+        remedy = "or choose another folder (there start_from trains the network of this run further)"
+        super().__init__(f"{fault}: use the settings, candles and versions of that run, {remedy}")
 
 
 def require_same_run(

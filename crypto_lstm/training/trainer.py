@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import keras
 import numpy as np
@@ -29,12 +29,13 @@ from crypto_lstm.callbacks import (
     require_tensorboard_name,
 )
 from ..config import CLASSES, Config, OnMemory
-from ..data.windows import LabelledHistory, TrainingData, prepare, prepare_rows
+from ..data.markets import MarketsData, MarketsHistory, prepare, prepare_markets_rows
+from ..data.windows import LabelledHistory, TrainingData, prepare_rows
 from ..evaluation.album import Album, draw_album
 from ..evaluation.calibration_fit import CalibrationFit
 from ..evaluation.judgement import Answers, Judgement
 from ..evaluation.metrics import Evaluation, evaluate
-from ..evaluation.record import JudgementRecord, encode_record
+from ..evaluation.record import Candles, JudgementRecord, encode_record
 from ..evaluation.report import write_report
 from ..gpu import GpuStatus, setup_gpu_memory
 from ..inference.bundle import load_bundle, save_bundle
@@ -47,6 +48,7 @@ from ..profiling.memory_monitor import MemoryMonitorCallback
 from ..storage.atomic import atomic_path, sha256_file, write_json
 from ..storage.manifest import MANIFEST, parse_json
 from ..storage.verified import atomic_file
+from .background import BackgroundTraining, train_in_background
 from crypto_lstm.training.checkpointing import (
     SavedState,
     StopOnSignal,
@@ -68,6 +70,9 @@ from crypto_lstm.training.run_folder import (
     run_identity,
 )
 from .saved_run import load_run, predict_candles, predict_probabilities, read_pinned
+from .starting_point import StartingPoint, read_starting_point, require_later_parts
+from .watch import TrainingWatch, require_verbose
+from ..utils.checks import list_first_names
 from ..utils.display import get_logger, html_table, text_table
 from ..utils.environment import require_session_dtypes, require_unforked_tensorflow
 from ..utils.system import MB, anonymous_memory_mb, memory_limit_mb, read_process_memory
@@ -141,9 +146,9 @@ class TrainingRun:
         """Highest anonymous memory of the process in any epoch, in MB; None if the monitor has no record."""
         return max((record["peak_mb"] for record in self.memory_history), default=None)
 
-    def predict(self, candles: pd.DataFrame) -> pd.DataFrame:
+    def predict(self, candles: Candles, allow_new: bool = False) -> pd.DataFrame:
         """`predict_candles` with this run's model and policy."""
-        return predict_candles(self.model, self.data.scaler, self.config, candles, self.policy)
+        return predict_candles(self.model, self.data.scaler, self.config, candles, self.policy, allow_new)
 
     def plot(self) -> dict[str, Figure]:
         """The pictures of the album as pyplot figures, which a notebook shows on white."""
@@ -177,14 +182,21 @@ class TrainingRun:
         return "\n\n".join([text_table(["run", ""], _report_rows(self)), str(self.judgement)])
 
     def _repr_html_(self) -> str:
-        caption = f"Training run, {self.config.pair} {self.config.timeframe}"
+        caption = f"Training run, {_name_market(self)} {self.config.timeframe}"
         return html_table(["run", ""], _report_rows(self), caption=caption) + self.judgement._repr_html_()
 
 # %% ../../nbs/training/04_trainer.ipynb #3b50ee01
+def _name_market(run: TrainingRun) -> str:
+    if not isinstance(run.data, MarketsData):
+        return run.config.pair
+    return f"{len(run.data.names)} markets: {list_first_names(run.data.names)}"
+
+
 def _describe_run(run: TrainingRun) -> dict[str, Any]:
     return {
         "crypto_lstm": crypto_lstm.__version__,
         "pair": run.config.pair,
+        **({"markets": list(run.data.names)} if isinstance(run.data, MarketsData) else {}),
         "config": run.config.as_dict(),
         "classes": list(CLASSES),
         "epochs_run": run.epochs_run,
@@ -213,6 +225,9 @@ def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:
         epochs += f", stopped by {run.stopped_by}"
     if run.interrupted:
         epochs += ": the same call resumes it"
+    start = run.identity.get("start_from")
+    if start:
+        epochs += f", from the network {start['bundle_sha256'][:16]} of an earlier run"
     memory = f"estimated {run.estimate.process_peak_mb:.0f} MB"
     if run.peak_mb is not None:
         memory += f", measured {run.peak_mb:.0f} MB"
@@ -252,7 +267,7 @@ def _plot_run(run: TrainingRun, new_figure: Callable[..., Figure]) -> dict[str, 
 class _Task:
     """What is trained, and how: the arguments of `train` or `train_rows`."""
 
-    candles: pd.DataFrame
+    candles: Candles
     config: Config
     prepare: Callable[[Config], TrainingData]
     facts: Mapping[str, Any] = field(default_factory=dict)  # more facts of the identity
@@ -266,7 +281,8 @@ class _Task:
     resume: bool = True
     save_every_batches: int | None = None
     deterministic: bool = False
-    verbose: int = 0
+    watch: TrainingWatch = field(default_factory=TrainingWatch)  # shows the training; this one is silent
+    stopper: StopOnSignal = field(default_factory=StopOnSignal)
 
 
 # Highest memory that `prepare` adds, as a multiple of the features in float32.
@@ -293,13 +309,25 @@ def _prepare_data(
 
 def _prepare_batches(task: _Task, config: Config, on_memory: OnMemory, gpu: GpuStatus) -> TrainingData:
     if config.batch_size != "auto":
-        features_mb = 4 * len(task.candles) * len(config.features) / MB
+        features_mb = 4 * _count_candles(task.candles) * len(config.features) / MB
         prepared_mb = anonymous_memory_mb() + PREPARED_COPIES * features_mb
         config = _fit_to_memory(config, on_memory, gpu, prepared_mb)
     data = task.prepare(config)
     config = _fit_to_memory(config, on_memory, gpu, anonymous_memory_mb(), len(data.train.rows))
     data = data.with_batch_size(config.batch_windows)
     return replace(data, config=config)
+
+
+def _count_candles(candles: Candles) -> int:
+    """Candles of all markets."""
+    return sum(map(len, candles.values())) if isinstance(candles, Mapping) else len(candles)
+
+
+def _read_cleaning(candles: Candles) -> dict[str, Any]:
+    """What was corrected while the candles were read; of several markets by market."""
+    if isinstance(candles, Mapping):
+        return {name: frame.attrs.get("cleaning", {}) for name, frame in candles.items()}
+    return candles.attrs.get("cleaning", {})
 
 
 def _fit_to_memory(
@@ -343,6 +371,12 @@ class _Job:
         return replace(estimate, file_mb=held.file_mb)
 
 
+def _watch_job(job: _Job, backup: TrainingBackup, estimate: MemoryEstimate) -> list[keras.callbacks.Callback]:
+    """The callbacks that show the training. Their state is not saved."""
+    resumed_at = str(job.saved) if job.saved else None
+    return job.task.watch.begin(job.data, estimate, backup.history, resumed_at, job.task.stopper.describe_stop)
+
+
 def _run_job(job: _Job, callbacks: list[keras.callbacks.Callback]) -> TrainingRun:
     """Build, fit and evaluate."""
     model = build_model(job.data.config)
@@ -354,6 +388,7 @@ def _run_job(job: _Job, callbacks: list[keras.callbacks.Callback]) -> TrainingRu
     if job.saved:
         _log.info("resuming at %s", job.saved)
         restore_training(job.saved, model, callbacks, job.folder)
+    backup.watchers = _watch_job(job, backup, estimate)
     history = _fit(job, model, backup, estimate)
     run = _evaluate_run(job, model, history, _memory_records(callbacks), estimate)
     return replace(
@@ -373,7 +408,7 @@ def _fit(
     config = job.data.config
     try:
         return resume_fit(
-            model, job.data.train, job.data.validation, backup, config.epochs, job.saved, job.task.verbose
+            model, job.data.train, job.data.validation, backup, config.epochs, job.saved, job.task.watch.keras_verbose
         )
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
         if os.strerror(errno.ENOSPC) in str(error):  # TensorFlow raises one class for a full disk and a full memory
@@ -545,11 +580,34 @@ def _write_figures(run: TrainingRun) -> None:
             figure.savefig(temporary, dpi=110)
 
 # %% ../../nbs/training/04_trainer.ipynb #a86c7428
+@overload
 def train(
-    candles: pd.DataFrame,  # date, open, high, low, close, volume
+    candles: pd.DataFrame,
+    config: Config | None = None,
+    output_dir: str | os.PathLike[str] = "crypto_lstm_run",
+    *,
+    background: Literal[False] = False,
+    **options: Any,
+) -> TrainingRun: ...
+
+
+@overload
+def train(
+    candles: pd.DataFrame,
+    config: Config | None = None,
+    output_dir: str | os.PathLike[str] = "crypto_lstm_run",
+    *,
+    background: Literal[True],
+    **options: Any,
+) -> BackgroundTraining: ...
+
+
+def train(
+    candles: Candles,  # date, open, high, low, close, volume; of several markets: market -> candles
     config: Config | None = None,  # default: Config()
     output_dir: str | os.PathLike[str] = "crypto_lstm_run",  # an empty or a new folder, or that of the same training
     *,
+    start_from: str | os.PathLike[str] | None = None,  # folder of an earlier run whose network is trained further
     callbacks: Sequence[keras.callbacks.Callback] = (),  # more callbacks, after those of the package
     ledger: str | os.PathLike[str] | None = None,  # counts what is judged on a test part; None: that of the user
     tensorboard: bool = True,  # write logs for TensorBoard
@@ -557,14 +615,23 @@ def train(
     resume: bool = True,  # resume an unfinished run, load a finished one; False: refuse a folder that holds a run
     save_every_batches: int | None = None,  # save the state every N steps; None: only at the end of each epoch
     deterministic: bool = False,  # equal bits in each run, resumed or not; slower, and for the whole process
-    verbose: int = 0,  # Keras' own progress: 0 silent, 1 a bar, 2 a line per epoch
-) -> TrainingRun:
+    verbose: int | None = None,  # None: a live panel in a notebook, else one line; 0 silent; 1 and 2 as in Keras
+    background: bool = False,  # train in a thread, and return a handle at once
+) -> TrainingRun | BackgroundTraining:
     """Prepare the data, train, evaluate and save. All files of the run are in `output_dir`.
+
+    Candles of several markets, `{"BTC/USDT": candles, "ETH/USDT": candles}`, train one network, and the judgement has a
+    row for each market and one for all (see `prepare`). Their names are saved with the model.
 
     After any end, `kill -9` included, the same call resumes the training from the state in the folder. Ctrl-C ends the
     training after the current step and writes all files; the same call resumes at the next step with the same batch
     size. A callback of yours keeps its state if it has `state_dict` and `load_state_dict`; for others a warning is
     logged.
+
+    With `start_from` weights and scaler are those of the earlier run; optimizer, calibration and rule start anew. The
+    new validation and test parts must lie after what that network has seen, see `StartingPoint`.
+    In a notebook a live panel shows the training and leaves a picture (widgets need the extra `lab`). With `background`
+    the panel has buttons to stop, and the handle has `result()` and `stop()`.
 
     Raises before anything is written: a `CryptoLSTMError` for bad candles, settings or folders, and for a backend or
     number format of Keras with which the model can't be saved (`KerasEnvironmentError`), `ForkedTensorFlowError` in
@@ -586,11 +653,15 @@ def train(
     >>> run.epochs_run
     1
     """
+    require_verbose(verbose)
     config = config or Config()
+    start = None if start_from is None else read_starting_point(start_from, config)
     task = _Task(
         candles=candles,
         config=config,
-        prepare=lambda chosen: prepare(candles, chosen),
+        prepare=lambda chosen: _prepare_candles(candles, chosen, start),
+        facts={} if start is None else {"start_from": start.as_dict()},
+        weights=None if start is None else start.weights,
         ledger=ledger,
         callbacks=callbacks,
         tensorboard=tensorboard,
@@ -598,12 +669,36 @@ def train(
         resume=resume,
         save_every_batches=save_every_batches,
         deterministic=deterministic,
-        verbose=verbose,
+        watch=TrainingWatch(verbose),
     )
-    return _train(task, output_dir)
+    if not background:
+        return _train(task, output_dir)
+
+    def train_watched(stopper: StopOnSignal, watch: TrainingWatch) -> TrainingRun:
+        """Train in the thread of the handle."""
+        return _train(replace(task, stopper=stopper, watch=watch), output_dir)
+
+    return train_in_background(train_watched, verbose)
 
 # %% ../../nbs/training/04_trainer.ipynb #33f1e202
+def _prepare_candles(candles: pd.DataFrame, config: Config, start: StartingPoint | None) -> TrainingData:
+    """The data of `train`. Raises `StartingPointError` if the earlier network has seen a part that judges it."""
+    if start is None:
+        return prepare(candles, config)
+    data = prepare(candles, config, start.scaler)
+    require_later_parts(start, data)
+    return data
+
+
 def _train(task: _Task, output_dir: str | os.PathLike[str]) -> TrainingRun:
+    """Train and show it: the display ends with the run, or with the error."""
+    with task.watch.reporting_errors():
+        run = _find_or_train(task, output_dir)
+    task.watch.finish(run)
+    return run
+
+
+def _find_or_train(task: _Task, output_dir: str | os.PathLike[str]) -> TrainingRun:
     """Check everything, then train, resume or load the run in the folder."""
     require_save_interval(task.save_every_batches)
     require_unforked_tensorflow()
@@ -631,11 +726,10 @@ def _train_in_folder(task: _Task, folder: Path, gpu: GpuStatus, identity: dict[s
     data = _prepare_data(task, saved.config if saved else task.config, gpu, resumes=saved is not None)
     _log_doubts(data)
     job = _Job(task, data, folder, gpu, identity, saved)
-    stopper = StopOnSignal()
     own = create_callbacks(data.config, folder, tensorboard=task.tensorboard)
-    with stopper.listening():
-        run = _run_job(job, [*own, stopper, *task.callbacks])
-        _write_run(run, task.candles.attrs.get("cleaning", {}))
+    with task.stopper.listening():
+        run = _run_job(job, [*own, task.stopper, *task.callbacks])
+        _write_run(run, _read_cleaning(task.candles))
     if not run.interrupted:
         delete_training_state(folder)
     return run
@@ -652,9 +746,17 @@ def _set_up_process(config: Config, deterministic: bool) -> GpuStatus:
     return gpu
 
 # %% ../../nbs/training/04_trainer.ipynb #b1c20002
+def _prepare_fold(
+    history: LabelledHistory | MarketsHistory, rows: tuple[np.ndarray, np.ndarray, np.ndarray], config: Config
+) -> TrainingData:
+    if isinstance(history, MarketsHistory):
+        return prepare_markets_rows(history, rows, config)
+    return prepare_rows(history, rows, config)
+
+
 def train_rows(
-    history: LabelledHistory,  # from `prepare_history`
-    rows: tuple[np.ndarray, np.ndarray, np.ndarray],  # of train, validation and test, see `prepare_rows`
+    history: LabelledHistory | MarketsHistory,  # from `prepare_history` or `prepare_markets_history`
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],  # of train, validation and test; moments of several markets
     config: Config,  # of the history
     output_dir: str | os.PathLike[str],  # an empty or a new folder, or that of the same training
     *,
@@ -676,7 +778,7 @@ def train_rows(
     task = _Task(
         candles=history.filled,
         config=config,
-        prepare=lambda chosen: prepare_rows(history, rows, chosen),
+        prepare=lambda chosen: _prepare_fold(history, rows, chosen),
         facts=json.loads(json.dumps(dict(facts))),  # in the types of the saved identity
         weights=weights,
         baselines=baselines,
@@ -686,7 +788,7 @@ def train_rows(
         on_memory=on_memory,
         save_every_batches=save_every_batches,
         deterministic=deterministic,
-        verbose=verbose,
+        watch=TrainingWatch(verbose),
     )
     return _train(task, output_dir)
 
