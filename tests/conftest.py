@@ -2,12 +2,15 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 # Before TensorFlow and matplotlib are imported: no greetings of TensorFlow, and plots without a screen.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from support import forked  # noqa: E402
+from support import forked, quick  # noqa: E402
 
 
 def pytest_configure() -> None:
@@ -16,5 +19,21 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     forked.stop_forker()
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Trainings of this file draw no pictures, see `support.quick`."""
+    with quick.skip_pictures():
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_graphs() -> Iterator[None]:
+    """Networks of this file run without graphs, see `support.quick`."""
+    with quick.skip_graphs():
+        yield
+
+
 # The ledger of trials of these tests is not that of the user.
 os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="crypto_lstm_state_"))

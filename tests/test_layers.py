@@ -65,10 +65,15 @@ def build_pair(windows, layer_class=LowMemoryLSTM, **settings):
     return ours, theirs
 
 
-@pytest.mark.parametrize("rates", RATES)
 @pytest.mark.parametrize(
-    ("batch", "steps", "units", "graph"),
-    [(1, 1, (3,), False), (7, 5, (6, 4), True), (16, 12, (10, 6, 4), False), (3, 4, (1, 1, 1), False)],
+    ("rates", "batch", "steps", "units", "graph"),
+    [
+        *((rates, 7, 5, (6, 4), True) for rates in RATES[:2]),
+        *((rates, 7, 5, (6, 4), False) for rates in RATES),
+        *((rates, 1, 1, (3,), False) for rates in RATES),
+        (RATES[0], 16, 12, (10, 6, 4), False),
+        (RATES[0], 3, 4, (1, 1, 1), False),
+    ],
 )
 def test_outputs_and_gradients_equal_keras_with_the_same_masks(rates, batch, steps, units, graph):
     windows = np.random.default_rng(0).normal(size=(batch, steps, 8)).astype("float32")

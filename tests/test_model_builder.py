@@ -84,6 +84,7 @@ def test_build_model_builds_the_original_architecture(model):
 
 def test_a_compiled_model_has_the_original_metrics():
     model = DualWindowLSTMBuilder(SMALL).build_model()
+    model.run_eagerly = True
     metrics = model.evaluate(np.zeros((4, 12, 8)), np.eye(3)[[0, 1, 2, 0]], return_dict=True, verbose=0)
     assert set(metrics) == {"loss", "accuracy", "categorical_accuracy"}
     assert not DualWindowLSTMBuilder(SMALL).build_model(compile_model=False).compiled
@@ -141,6 +142,7 @@ def batches(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_memory_monitor_records_each_epoch():
     monitor, model = MemoryMonitorCallback(), DualWindowLSTMBuilder(SMALL).build_model()
+    model.run_eagerly = True  # no graph is traced
     history = model.fit(*batches(), validation_data=batches(1), epochs=2, callbacks=[monitor], verbose=0).history
     assert [record["epoch"] for record in monitor.memory_history] == [0, 1]
     assert [record["val_loss"] for record in monitor.memory_history] == pytest.approx(history["val_loss"])
@@ -152,6 +154,7 @@ def test_the_memory_monitor_records_each_epoch():
 def predicting():
     """A small network and what it predicts."""
     model = DualWindowLSTMBuilder(SMALL).build_model()
+    model.run_eagerly = True  # the graphs of loaded models: usage example 3
     return model, model.predict(batches()[0], verbose=0)
 
 
@@ -167,6 +170,7 @@ def test_a_saved_model_loads_with_equal_predictions_and_is_checked_against_the_c
     loaded = DualWindowLSTMBuilder(SMALL).load_model(saved.model)
     assert isinstance(loaded, keras.Model)
     assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
+    loaded.run_eagerly = True
     assert np.array_equal(loaded.predict(batches()[0], verbose=0), expected)
     with pytest.raises(ModelMismatchError, match="input shape"):
         load_model(saved.model, config=SMALL.replace(sequence_length=24))

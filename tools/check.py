@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -181,18 +182,29 @@ def enter_process(folder: Path) -> None:
 
 
 def import_libraries() -> None:
-    """Import the libraries that most tests and notebooks need, once for all. None of them is used here."""
+    """Import the libraries that most tests and notebooks need, once for all. None of them is used here.
+
+    The plugins of pytest are among them: each fork would import them again.
+    """
+    import arch.bootstrap
     import h5py
+    import hypothesis.strategies
     import keras
     import matplotlib.pyplot
     import nbdev.test
     import pandas
     import pyarrow.parquet
     import pytest
+    import scipy.optimize
+    import scipy.signal
+    import scipy.stats
+    import sklearn.linear_model
     import sklearn.preprocessing
     import tensorflow
 
-    del h5py, keras, matplotlib, nbdev, pandas, pyarrow, pytest, sklearn, tensorflow
+    del arch, h5py, hypothesis, keras, matplotlib, nbdev, pandas, pyarrow, pytest, scipy, sklearn, tensorflow
+    for plugin in entry_points(group="pytest11"):
+        plugin.load()
     gc.collect()
     gc.freeze()  # the collector of a forked process leaves these objects, and so their memory stays shared
 

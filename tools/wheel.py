@@ -68,12 +68,16 @@ def list_requirements(package: Distribution, extra: str) -> list[Requirement]:
 
 
 def link_files(package: Distribution, packages: Path) -> None:
-    """Link the files of an installed package into another folder of packages; leaves out commands and `.pyc` files."""
+    """Link the files of an installed package into another folder of packages; leaves out commands.
+
+    Compiled modules are linked too, else the new environment would compile all of TensorFlow again.
+    """
     for file in package.files or []:
         target = packages / file
-        if ".." not in file.parts and file.suffix != ".pyc" and not target.exists():
+        source = Path(str(file.locate()))
+        if ".." not in file.parts and source.exists() and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(Path(str(file.locate())))
+            target.symlink_to(source)
 
 
 def train_and_predict(wheel: Path, place: Path, download: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import statistics
@@ -15,17 +16,18 @@ from benchmarks.speed.workers import time_call
 PARTS = ("kills", "faults", "mutations", "attacks", "resume", "nan", "speed")
 KILL_ORDER = ("saved_model", "bundle", "keras", "h5", "training state")  # the longest first
 COUNTS: dict[str, tuple[Any, Any]] = {  # of a full run; of a quick one
-    "kills": (400, 8),
-    "kills, saved_model": (400, 3),  # a save takes 20 times as long as the others
+    "kills": (400, 5),
+    "kills, saved_model": (400, 2),  # a save takes 20 times as long as the others
     "kills, Keras": (100, 0),
     "timed saves": (3, 1),
-    "share": (1.0, 0.02),
+    "share": (1.0, 0.006),
     "limits": (40, 2),
     "mutations": (5000, 100),
     "attacks at every place": (True, False),
     "mutations, no manifest": (50, 0),
     "mutations, Keras": (150, 0),
     "resume": ((10, 5), (1, 2)),
+    "pictures of a resume": (True, False),
     "resume, Keras": ((5, 2), (0, 0)),
     "decisions": (280, 20),
     "trainings": (40, 2),
@@ -170,14 +172,16 @@ def attack_job(kind: str, every_place: bool) -> Job:
     return job
 
 
-def resume_job(plain: bool, runs: int, kills: int) -> Job:
-    """Trainings that are killed and resumed, compared with trainings that were not killed."""
+def resume_job(plain: bool, runs: int, kills: int, pictures: bool = True) -> Job:
+    """Trainings that are killed and resumed, compared with trainings that were not killed; with pictures or without."""
     from support import kill_and_resume as resuming
+    from support import quick
 
     train = resuming.plain_runs if plain else resuming.killed_runs
+    drawing = contextlib.nullcontext if pictures else quick.skip_pictures
 
     def job(seed: int) -> Result:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, drawing():
             found = list(train(runs, kills, seed, Path(folder)))
         killed = sum(run["killed"] if plain else len(run["killed"]) for run in found)
         bad = [str(run) for run in found if not run["equal"]]
@@ -277,7 +281,7 @@ def list_attacks(counts: dict[str, Any]) -> Named:
 def list_resumes(counts: dict[str, Any]) -> Named:
     runs, kills = counts["resume"]
     for half in ("one", "two") if runs > 1 else ("one",):
-        yield half, resume_job(False, runs, kills)
+        yield half, resume_job(False, runs, kills, counts["pictures of a resume"])
     plain_runs, plain_kills = counts["resume, Keras"]
     if plain_runs:
         yield "fit, Keras", resume_job(True, plain_runs, plain_kills)

@@ -37,7 +37,7 @@ from crypto_lstm.training.trainer import train
 
 CONFIG = Config(
     timeframe="1h",
-    sequence_length=12,
+    sequence_length=4,
     future_window=24,
     features=("high_change", "low_change", "close_change", "volume_change"),
     lstm_units=(4,),
@@ -53,6 +53,8 @@ CONFIG = Config(
 )
 SPANS = {"first_train": "25d", "test": "8d", "step": "8d", "validation": 0.25}
 CANDLES = 1030
+
+pytestmark = pytest.mark.usefixtures("no_pictures", "no_graphs")
 
 
 def make_candles(count: int = CANDLES) -> pd.DataFrame:

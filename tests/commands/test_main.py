@@ -27,6 +27,8 @@ SMALL |= {"batch_size": 64, "epochs": 2}
 WIDE = {"long_tp_pct": 2, "short_tp_pct": 2, "long_sl_pct": 2, "short_sl_pct": 2}
 SETTINGS = [f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in (SMALL | WIDE).items()]
 
+pytestmark = pytest.mark.usefixtures("no_pictures", "no_graphs")
+
 
 def hourly(rows: int = 3000) -> pd.DataFrame:
     return synthetic_candles(rows, seed=3, timeframe="1h")
@@ -310,13 +312,13 @@ def test_json_is_alone_on_standard_output(command):
 
 def test_a_signal_ends_training_with_all_files(candle_file, tmp_path):
     run = tmp_path / "run"
-    words = [COMMAND, "train", "--candles", candle_file, "--output", run, "--json", "--set", *SETTINGS, "epochs=1000"]
-    process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = ["train", "--candles", candle_file, "--output", run, "--json", "--set", *SETTINGS, "epochs=1000"]
+    process = forked.start(forked.MAIN, *words)
     for line in process.stderr:  # the second epoch has ended
         if line.startswith("epoch 2"):
             break
     os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate()
     assert process.returncode == 130
     result = json.loads(out)
     assert result["interrupted"] == "SIGINT" and 2 <= result["epochs_run"] < 1000
@@ -325,8 +327,8 @@ def test_a_signal_ends_training_with_all_files(candle_file, tmp_path):
 
 def test_a_second_signal_stops_at_once_and_names_what_is_left(candle_file, tmp_path):
     run = tmp_path / "run"
-    words = [COMMAND, "train", "--candles", candle_file, "--output", run, "--json", "--set", *SETTINGS, "epochs=1000"]
-    process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = ["train", "--candles", candle_file, "--output", run, "--json", "--set", *SETTINGS, "epochs=1000"]
+    process = forked.start(forked.MAIN, *words)
     for line in process.stderr:
         if line.startswith("epoch 2"):
             break
@@ -335,7 +337,7 @@ def test_a_second_signal_stops_at_once_and_names_what_is_left(candle_file, tmp_p
         if "again" in line or "once more" in line:
             break
     os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate()
     assert process.returncode == 130 and "Traceback" not in err
     result = json.loads(out)  # either the second came in time, or the files were already being written
     assert "interrupted" in result or "holds what was written so far" in result["error"]["message"]

@@ -25,6 +25,8 @@ from crypto_lstm.training.trainer import train
 WORDS = ["timeframe=1h", "sequence_length=12", "future_window=24", "lstm_units=8,4", "dense_units=4", "batch_size=64"]
 WORDS += ["epochs=2", "long_tp_pct=2", "short_tp_pct=2", "long_sl_pct=2", "short_sl_pct=2"]
 
+pytestmark = pytest.mark.usefixtures("no_graphs")
+
 
 def hourly(rows: int = 3000) -> pd.DataFrame:
     return synthetic_candles(rows, seed=3, timeframe="1h")

@@ -29,6 +29,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.quick import skip_graphs, skip_pictures
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.commands.main import main
@@ -171,7 +172,7 @@ def test_100_000_real_windows_are_decided_as_keras_does(tmp_path):
     """All probabilities and decisions, on real candles, with weights that predict all three classes."""
     if not DATA.is_file():
         pytest.skip(f"the file of real candles is missing: {DATA.name}")
-    config = Config(sequence_length=30, lstm_units=(12, 8), dense_units=(6,), batch_size=2048)
+    config = Config(sequence_length=12, lstm_units=(12, 8), dense_units=(6,), batch_size=2048)
     candles = read_candles(DATA)[:148_000].reset_index(drop=True)
     model = random_network(config, seed=4, size=0.5)
     raw = prediction_windows(candles[:60_000], config, Scaler("none", FEATURES, (0.0,) * 8, (1.0,) * 8, 1e6))[0]
@@ -757,7 +758,8 @@ def run_folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("runs")
     synthetic_candles(3000, seed=3, timeframe="1h").to_feather(place / "candles.feather")
     words = ["train", "--candles", str(place / "candles.feather"), "--output", str(place / "run"), "--no-tensorboard"]
-    assert main([*words, "--set", *SETTINGS]) == 0
+    with skip_pictures(), skip_graphs():
+        assert main([*words, "--set", *SETTINGS]) == 0
     return place / "run"
 
 

@@ -46,9 +46,10 @@ SMALL = Config.from_text(
 TINY = Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,), batch_size=16)
 ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="limits of control groups and processes are read on Linux"
-)
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="limits of control groups and processes are read on Linux"),
+    pytest.mark.usefixtures("no_pictures"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def run_train(candles: Path, output: Path, *words: str) -> tuple[subprocess.Comp
 
 
 # A training in a new process under the limit. It first refuses a batch that is far too large, then trains with
-# batch_size=auto; a callback stops it after 8 steps, since the peak is reached after the first ones.
+# batch_size=auto; a callback stops it after 4 steps, since the peak is reached after the first ones.
 AUTO = """
 import json, sys
 import keras
@@ -87,7 +88,7 @@ from crypto_lstm.utils.system import AnonymousPeak, anonymous_memory_mb
 
 class StopEarly(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
-        self.model.stop_training = batch >= 7
+        self.model.stop_training = batch >= 3
 
 candles, config = pd.read_feather(sys.argv[1]), Config.from_text(sys.argv[3:])
 before, watch = anonymous_memory_mb(), AnonymousPeak()

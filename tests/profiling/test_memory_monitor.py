@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from support import forked
 
 from crypto_lstm import callbacks
 from crypto_lstm.config import Config, ConfigError
@@ -157,7 +158,9 @@ print(json.dumps([fit_with_margin(margin, Path(sys.argv[1]) / str(margin)) for m
 
 @ON_LINUX
 def test_soft_limit_ends_training_after_the_step_with_the_best_model_saved(tmp_path):
-    both, log = read_result(start_python(LIMITED, str(tmp_path)))
+    done = forked.run(LIMITED, tmp_path, environment={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"})
+    assert done.returncode == 0, done.stderr
+    both, log = json.loads(done.stdout.splitlines()[-1]), done.stderr
     for found, place in zip(both, [(0, 0), (1, 1)], strict=True):  # the limits of 1 and of 400 MB above the start
         stop, history = found["stop"], found["history"]
         assert (stop["epoch"], stop["batch"], stop["limit_mb"]) == (*place, found["limit"])
@@ -215,10 +218,11 @@ print(json.dumps([record["tensor_peak_mb"] for record in monitor.memory_history]
 
 
 def test_the_tensor_peak_is_none_unless_the_cpu_allocator_counts_all_tensors():
-    counting = start_python(TENSORS, TF_CPU_ALLOCATOR_USE_BFC="1")
-    without_onednn = start_python(TENSORS, TF_ENABLE_ONEDNN_OPTS="0")
+    without_onednn = start_python(TENSORS, TF_ENABLE_ONEDNN_OPTS="0")  # the import reads it
+    clean = {name: text for name, text in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    counting = forked.run(TENSORS, environment={**clean, "TF_CPU_ALLOCATOR_USE_BFC": "1", "CUDA_VISIBLE_DEVICES": "-1"})
     activations = 512 * 500 * 64 * 4 / MB  # and perhaps a gradient of the same size
-    for peak in read_result(counting)[0]:
+    for peak in json.loads(counting.stdout.splitlines()[-1]):
         assert activations < peak < 3 * activations < 256
     assert read_result(without_onednn)[0] == [None, None]
     if os.environ.get("TF_CPU_ALLOCATOR_USE_BFC") != "1" and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":

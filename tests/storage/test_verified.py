@@ -191,8 +191,11 @@ def test_kill_rounds_detect_a_save_that_tears_its_file(quick):
 
 
 # ---------------------------------------------------------------- failing calls
+# An exit after a call leaves the same disk as an exit before the next one, and a full disk takes the way of a failing
+# one. `python -m benchmarks reliability` tries all five.
 
 MORE = [(fcntl, "flock"), (atomic, "_exchange")]
+ONCE = ("EIO", "short write", "exit before")
 
 
 SCANDIR = os.scandir  # the real one: a call of this test must not be the one that fails
@@ -237,11 +240,11 @@ def in_lower_layer(make):
 
 @pytest.mark.parametrize(("place", "before"), [("folder", 1), ("store", 3)])
 def test_a_failing_call_in_an_overlay_loses_and_tears_nothing(place, before, quick):
-    make, actions = in_lower_layer(PLACES[place]), ("EIO", "exit before", "exit after")
+    make, actions = in_lower_layer(PLACES[place]), ("EIO", "exit before")
     report = crash_injection.try_all_faults(make, quick / "place", before=before, more=MORE, actions=actions)
     print(place, report)
     assert not report.broken, str(report)
-    assert report.calls > 80 and report.ends["refused"] > 30 and report.ends["died"] > 100
+    assert report.calls > 80 and report.ends["refused"] > 30 and report.ends["died"] > 50
 
 
 def test_a_copy_of_a_killed_writer_is_read_and_put_back(tmp_path):
@@ -335,10 +338,10 @@ def test_an_exchange_across_layers_is_unsupported_and_no_error():
 def test_a_failing_call_loses_and_tears_nothing(place, before, one_step, quick, monkeypatch):
     if not one_step:  # as on systems that cannot exchange two names
         monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
-    report = crash_injection.try_all_faults(PLACES[place], quick / "place", before=before, more=MORE)
+    report = crash_injection.try_all_faults(PLACES[place], quick / "place", before=before, more=MORE, actions=ONCE)
     print(place, before, one_step, report)
     assert not report.broken, str(report)
-    assert report.calls > 40 and report.ends["refused"] > 40 and report.ends["died"] > 60
+    assert report.calls > 40 and report.ends["refused"] > 20 and report.ends["died"] > 30
 
 
 def test_the_error_of_a_full_disk_has_the_needed_bytes(quick):
@@ -503,15 +506,16 @@ def test_a_read_only_folder_is_a_save_error(quick):
 DAMAGE = (IntegrityError, SchemaVersionError)  # a changed digit of the schema looks like another release
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_changed_folder_is_never_accepted(seed, quick):
+def test_a_changed_folder_is_never_accepted(quick):
+    """`python -m benchmarks reliability` makes 5,000 changes of each kind of saved file."""
+    seed = 1
     chance, done = random.Random(seed), dict.fromkeys(crash_injection.MUTATIONS, 0)
     for number, name in ((1, "other"), (2, "good")):
         save, _ = folder_place(quick / name)
         save(number)
     good, other = quick / "good" / "model", quick / "other" / "model"
     expected = read_folder(good)
-    for _ in range(750):
+    for _ in range(400):
         place = Path(tempfile.mkdtemp(dir=quick))
         shutil.copytree(good, place / "model")
         kind = chance.choice(crash_injection.MUTATIONS)
@@ -526,7 +530,7 @@ def test_a_changed_folder_is_never_accepted(seed, quick):
             assert read_folder(place / "model").files == expected.files
         shutil.rmtree(place)
     print(seed, sum(done.values()), done)
-    assert sum(done.values()) > 600 and min(done.values()) > 20
+    assert sum(done.values()) > 300 and min(done.values()) > 10
 
 
 def test_a_change_of_any_bit_of_the_manifest_is_detected(quick):

@@ -570,7 +570,7 @@ def sweep_faults(
     largest = max(path.stat().st_size for path in place.rglob("*") if path.is_file())
     moments = list(copies.found.values())
     if share < 1:
-        count = max(5, round(share * len(moments)))
+        count = max(3, round(share * len(moments)))
         moments = chance.sample(moments, min(len(moments), count))
     report.calls, report.moments = len(copies.names), len(moments)
     report.exits = sum(moment.exits for moment in moments)

@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TextIO
 
+from support import quick
+
 MAIN = "import sys; from crypto_lstm.commands.main import main; sys.exit(main(sys.argv[1:]))"  # crypto-lstm WORD ...
 
 
@@ -76,7 +78,8 @@ class Child:
         self.output, errors = (Path(self.folder.name) / name for name in ("output", "errors"))
         os.mkfifo(errors)
         files = {"output": str(self.output), "errors": str(errors)}
-        self.pid = forker.ask({"code": code, "words": words, "cwd": cwd, "environment": environment, **files})
+        job = {"code": code, "words": words, "cwd": cwd, "environment": environment, "quick": quick.state}
+        self.pid = forker.ask({**job, **files})
         self.stderr = errors.open(encoding="utf-8")
         self.returncode: int | None = None
 
@@ -153,6 +156,7 @@ def run_code(request: dict[str, Any]) -> None:
         os.environ.update(request["environment"])
         sys.argv = ["-c", *request["words"]]
         tempfile.tempdir = None
+        quick.enter(request["quick"])
         exec(compile(request["code"], "<string>", "exec"), {"__name__": "__main__"})
         code = 0
     except SystemExit as ended:

@@ -10,10 +10,12 @@ from crypto_lstm.commands.demo import DEMO_CANDLES, DEMO_CONFIG, DEMO_EDGE, DEMO
 from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def run(edge: float, folder) -> object:
     candles = synthetic_candles(DEMO_CANDLES, seed=DEMO_SEED, edge=edge)
-    config = DEMO_CONFIG.replace(epochs=3, sequence_length=30, lstm_units=(16, 8))
+    config = DEMO_CONFIG.replace(epochs=3, sequence_length=30, lstm_units=(16,), dense_units=())
     return train(candles, config, folder / "run", tensorboard=False, ledger=folder / "ledger.jsonl")
 
 

@@ -28,9 +28,12 @@ from crypto_lstm.training.saved_run import NoFinishedEpochError, load_run, verif
 from crypto_lstm.training.trainer import train
 from crypto_lstm.utils.environment import ForkedTensorFlowError
 
-SMALL = CONFIG.replace(lstm_units=(4,), dense_units=(), epochs=2, batch_size=320)
+SMALL = CONFIG.replace(sequence_length=4, lstm_units=(4,), dense_units=(), epochs=2, batch_size=320, dropout_rate=0.0)
+RANDOM = SMALL.replace(dropout_rate=CONFIG.dropout_rate)  # its random state must be restored as well
 HOURLY = candles()
 OPTIONS = {"tensorboard": False}
+
+pytestmark = pytest.mark.usefixtures("no_pictures", "no_graphs")
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +380,7 @@ def interrupt() -> None:
 @pytest.fixture(scope="module")
 def equal(tmp_path_factory):
     """A run that was never stopped, with equal bits."""
-    return train(HOURLY, SMALL, tmp_path_factory.mktemp("equal") / "run", **EQUAL)
+    return train(HOURLY, RANDOM, tmp_path_factory.mktemp("equal") / "run", **EQUAL)
 
 
 def assert_equal_bits(run, expected) -> None:
@@ -398,12 +401,12 @@ def test_a_run_goes_on_with_equal_bits_after_an_error_in_a_callback(name, equal,
     """The same object is passed again. A network draws a seed when it predicts, so the whole run predicts as well."""
     callback = FAILURES[name]()
     with pytest.raises(Failure):
-        train(HOURLY, SMALL, tmp_path / "run", callbacks=[callback], **EQUAL)
-    run = train(HOURLY, SMALL, tmp_path / "run", callbacks=[callback], **EQUAL)
+        train(HOURLY, RANDOM, tmp_path / "run", callbacks=[callback], **EQUAL)
+    run = train(HOURLY, RANDOM, tmp_path / "run", callbacks=[callback], **EQUAL)
     assert run.resumed_at is not None
     expected = equal
     if name == "on_predict_begin":
-        expected = train(HOURLY, SMALL, tmp_path / "whole", callbacks=[PredictingFailure(lambda: None)], **EQUAL)
+        expected = train(HOURLY, RANDOM, tmp_path / "whole", callbacks=[PredictingFailure(lambda: None)], **EQUAL)
     assert_equal_bits(run, expected)
 
 
@@ -423,11 +426,11 @@ def test_the_run_after_two_interrupts_states_what_it_lost(equal, tmp_path, caplo
     """Relative: the file of the best model is removed as well."""
     callback = Failing("on_train_batch_end", 5, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train(HOURLY, SMALL, tmp_path / "run", callbacks=[callback], **EQUAL)
+        train(HOURLY, RANDOM, tmp_path / "run", callbacks=[callback], **EQUAL)
     assert_refused_without_state(tmp_path / "run", tmp_path, "it holds a training whose best epoch was number 1")
     (tmp_path / "run" / "best_model_checkpoint.keras").unlink()
     caplog.clear()
-    run = train(HOURLY, SMALL, tmp_path / "run", **EQUAL)
+    run = train(HOURLY, RANDOM, tmp_path / "run", **EQUAL)
     place = "KeyboardInterrupt stopped the training in epoch 2, after step 2 of 3"
     assert f"{place}: 2 steps since the last state are lost and done again" in caplog.messages
     assert "best_model_checkpoint.keras was removed: it is written again from the weights" in caplog.text
@@ -441,13 +444,13 @@ def test_a_folder_that_is_removed_while_the_training_runs_is_made_again(equal, t
     remove = Failing("on_train_batch_end", 5, lambda: shutil.rmtree(tmp_path / "run"))
     later = Failing("on_train_end", 0, fail)
     with pytest.raises(Failure):
-        train(HOURLY, SMALL, tmp_path / "run", callbacks=[remove, later], **EQUAL)
+        train(HOURLY, RANDOM, tmp_path / "run", callbacks=[remove, later], **EQUAL)
     told = ["state' was removed before epoch 2: the older states are lost"]
     if equal.history["val_accuracy"][1] <= equal.history["val_accuracy"][0]:
         told.append("was removed before epoch 2: it is written again from the weights of the best epoch")
     assert all(any(text in message for message in caplog.messages) for text in told)
     caplog.clear()
-    run = train(HOURLY, SMALL, tmp_path / "run", **EQUAL)
+    run = train(HOURLY, RANDOM, tmp_path / "run", **EQUAL)
     assert all(any(text in message for message in caplog.messages) for text in told)
     assert_equal_bits(run, equal)
     assert verify_run(run.output_dir).ok
