@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -55,6 +55,7 @@ from crypto_lstm.inference.onnx_file import (
     open_session,
 )
 from .policy import DecisionPolicy
+from .step_network import StepNetwork
 from ..storage.arrays import decode_npz
 from ..storage.lock import remove_stale_locks
 from crypto_lstm.storage.manifest import (
@@ -250,6 +251,8 @@ class _VerifiedNetwork:
     _network: _Network
     _scaler: AnyScaler | None
     fill_gaps: bool = False  # `update` treats missing candles as minutes without a trade
+    _arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # the weights, for `prepare_next`
+    _step: StepNetwork | None = None  # None until `prepare_next` is called
 
     @classmethod
     def load(
@@ -266,7 +269,7 @@ class _VerifiedNetwork:
         `OSError` if the system cannot read the file.
         """
         data, sha256, verified = _read_model(path, expected_sha256)
-        facts, config, _ = decode_onnx_file(data, path)
+        facts, config, arrays = decode_onnx_file(data, path)
         _require_metadata(facts, path)
         scaler = None if facts["scaler"] is None else decode_scaler(facts["scaler"], config, path)
         policy = _read_policy(facts.get("policy"), path)
@@ -277,7 +280,7 @@ class _VerifiedNetwork:
         unfinished = describe_unfinished(metadata)
         if unfinished:
             _log.warning("%s: %s", Path(path).name, unfinished)
-        return cls(Path(path), config, metadata, sha256, verified, deviation, policy, network, scaler, fill_gaps)
+        return cls(Path(path), config, metadata, sha256, verified, deviation, policy, network, scaler, fill_gaps, arrays)
 
     def probabilities(
         self,
@@ -288,6 +291,18 @@ class _VerifiedNetwork:
         Raises `InvalidPredictionError` for invalid windows and for invalid answers.
         """
         answers = self._network.predict(convert_windows(windows, self.config))
+        require_probabilities(answers)
+        return answers
+
+    def _answer_windows(self, windows: Mapping[str, np.ndarray]) -> np.ndarray:
+        """`probabilities` of the newest window of each market, from prepared states where they fit."""
+        if self._step is None or not windows:
+            return self.probabilities(np.stack(list(windows.values()))) if windows else np.empty((0, len(CLASSES)))
+        convert_windows(np.stack(list(windows.values())), self.config)
+        try:
+            answers = self._step.answer(windows)
+        except _list_runtime_errors() as error:
+            raise InvalidPredictionError(f"onnxruntime failed ({error}): free memory, or load the model again") from error
         require_probabilities(answers)
         return answers
 
@@ -398,14 +413,15 @@ def _decide_many(
     limits: _Limits,
 ) -> dict[str, Decision]:
     """The decision for the newest candle of each stream, with one call of the network."""
-    decisions, windows = {}, {}
+    decisions: dict[str, Decision] = {}
+    windows: dict[str, np.ndarray] = {}
     for market, (stream, _) in streams.items():
         try:
             windows[market] = find_newest_window(stream, *limits)
         except _FAULTS as error:
             decisions[market] = Decision.from_error(error)
     try:
-        answers = network.probabilities(np.stack(list(windows.values()))) if windows else []
+        answers = network._answer_windows(windows)
         for market, answer in zip(windows, answers, strict=True):
             stream, scaler = streams[market]
             decisions[market] = add_notes(network.policy.choose(answer), stream, windows[market], scaler)
@@ -589,6 +605,24 @@ class Predictor(_VerifiedNetwork):
         require_max_age(max_age_candles)
         streams = {market: self._open_stream(market) for market in self.streams}
         return _decide_many(self, streams, _Limits(now, max_age_candles, self.metadata["expires"], clock_skew_s))
+
+    def prepare_next(self) -> int:  # markets that are prepared
+        """Read the known rows of the next windows, so that the next `update_many` is quick.
+
+        Call it when the decisions have been acted on: the next window of a market is its newest one without the first
+        row, and the new candle. For a hundred markets it takes as long as `update_many` without it, and leaves a
+        hundredth of the work of the network for the time after the candle. The answers are the same to the bit. Raises
+        `MarketError` for a model of one market.
+        """
+        _require_many(self, {})
+        if self._step is None:
+            self._step = StepNetwork(self.config, self._arrays, self._network.predict)
+        windows: dict[Hashable, np.ndarray] = {}
+        for market, stream in self.streams.items():
+            window = stream.window()
+            if window is not None and np.isfinite(window).all():
+                windows[market] = window
+        return self._step.prepare(windows)
 
     def save_state(self, path: FilePath) -> Path:
         """Write the streams to an .npz file in one atomic step. A restarted bot loads it. Raises `SaveError`."""
