@@ -174,7 +174,7 @@ def test_the_future_of_one_market_teaches_no_other_only_with_a_cut_by_date():
         (
             {"A": make_market(1), "B": make_market(2).assign(date=lambda frame: frame["date"] + HOUR / 2)},
             MarketError,
-            "open between them",
+            "begin 30m after a whole step",
         ),
     ],
 )
