@@ -1,7 +1,7 @@
-"""Many markets in one model: decisions of a hundred markets a minute, the start of their bot, and memory of training data.
+"""Many markets in one model: decisions of a hundred markets a minute, start of their bot, memory of training data.
 
-Goals on two cores: 100 markets at 1m within 8 ms of processor time after the last candle has come, 300 MB resident, a
-start from saved states in 2 s; 20 markets of a million candles at 40 bytes a candle, ready to train.
+Goals on two cores: 100 markets at 1m within 8 ms of processor time after the last candle has come, 300 MB resident,
+a start from saved states in 2 s; 20 markets of a million candles at 40 bytes a candle, ready to train.
 
     python -m benchmarks markets                        all parts
     python -m benchmarks markets --only live            decisions and start, with the default network
@@ -9,8 +9,8 @@ start from saved states in 2 s; 20 markets of a million candles at 40 bytes a ca
     python -m benchmarks markets --only memory          20 markets x 1,000,000 candles
     python -m benchmarks markets --only memory --markets 5 --candles 200000
 
-The live part runs in processes of their own, which load neither TensorFlow nor pandas, as a bot does. `update` market by
-market and `update_many` run in turns, and their answers must be equal to the bit.
+The live part runs in processes of their own, which load neither TensorFlow nor pandas, as a bot does. `update` market
+by market and `update_many` run in turns, and their answers must be equal to the bit.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def write_live_files(folder: Path, markets: int, is_small: bool) -> None:
         config = config.replace(sequence_length=60, lstm_units=(32, 16), dense_units=(16,))
     names = tuple(f"M{number}/USDT" for number in range(markets))
     arrays = {}
-    for number, name in enumerate(names):
+    for number in range(markets):
         candles = cl.synthetic_candles(config.month_candles + config.sequence_length + MINUTES, seed=number)
         arrays[f"{number}"] = candles[list(COLUMNS)].to_numpy()
         if not number:
@@ -53,14 +53,21 @@ def write_live_files(folder: Path, markets: int, is_small: bool) -> None:
             features = make_features(candles, config)
             scaler = Scaler.fit(features[list(config.features)].to_numpy(), config)
     arrays["names"] = np.array(names)
-    cl.export_onnx(cl.build_model(config), folder / "model.onnx", config=config, scaler=MarketScaler("all", names, (scaler,)))
+    cl.export_onnx(
+        cl.build_model(config), folder / "model.onnx", config=config, scaler=MarketScaler("all", names, (scaler,))
+    )
     np.savez(folder / "candles.npz", **arrays)
 
 
-def time_call(call: Callable[[], Any]) -> tuple[Any, float, float]:
+def update_each(predictor: Any, candles: dict[str, Any], now: Any) -> dict[str, Any]:
+    """The decisions of `update`, market by market."""
+    return {name: predictor.update(name, candle, now=now) for name, candle in candles.items()}
+
+
+def time_call(call: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float]:
     """The result, and milliseconds of processor time and of waiting."""
     started, cpu = time.perf_counter(), time.process_time()
-    result = call()
+    result = call(*arguments)
     return result, 1e3 * (time.process_time() - cpu), 1e3 * (time.perf_counter() - started)
 
 
@@ -78,7 +85,7 @@ def read_candle(table: np.ndarray, dates: np.ndarray, row: int) -> list[float]:
 
 
 def run_live(folder: Path) -> dict[str, Any]:
-    """Warm up, save the states, and time minutes: `update` for each market, and `update_many` with and without preparing."""
+    """Warm up, save the states, and time minutes: `update` of each market, `update_many` prepared and not."""
     from datetime import UTC, datetime
 
     from crypto_lstm.inference.predictor import Predictor
@@ -100,13 +107,13 @@ def run_live(folder: Path) -> dict[str, Any]:
         minute = dates[known + row]
         candles = {name: read_candle(table, dates[known:], row) for name, table in last.items()}
         now = datetime.fromtimestamp(int(minute.astype("datetime64[s]").astype(np.int64)) + 60, UTC)
-        found, *spent = time_call(lambda: {name: one.update(name, candles[name], now=now) for name in names})
+        found, *spent = time_call(update_each, one, candles, now)
         times["one"].append(tuple(spent))
-        other, *spent = time_call(lambda: many.update_many(candles, now=now))
+        other, *spent = time_call(many.update_many, candles, now)
         times["many"].append(tuple(spent))
         _, *spent = time_call(prepared.prepare_next)
         times["prepare"].append(tuple(spent))
-        quick, *spent = time_call(lambda: prepared.update_many(candles, now=now))
+        quick, *spent = time_call(prepared.update_many, candles, now)
         times["prepared"].append(tuple(spent))
         assert found == other == quick, "the answers differ"
         assert all(decision.probabilities is not None for decision in found.values()), next(iter(found.values()))
@@ -192,7 +199,9 @@ def show_live(live: dict[str, Any], start: dict[str, Any]) -> str:
     lines = [f"{live['markets']} markets, median of {MINUTES} minutes; {live['equal_decisions']:,} decisions equal"]
     lines += [f"  {titles[name]:36} {cpu:8.1f} ms of processor, {wall:8.1f} ms" for name, (cpu, wall) in spent.items()]
     total = start["load_ms"] + start["states_ms"]
-    lines.append(f"  start: model {start['load_ms']:.0f} ms, states of {start['state_mb']:.0f} MB {start['states_ms']:.0f} ms")
+    lines.append(
+        f"  start: model {start['load_ms']:.0f} ms, states of {start['state_mb']:.0f} MB {start['states_ms']:.0f} ms"
+    )
     lines.append(f"  start together {total / 1e3:.2f} s, the process {start['process_s']:.2f} s")
     lines.append(f"  resident memory {start['resident_mb']:.0f} MB, heavy modules {start['modules'] or 'none'}")
     return "\n".join(lines)

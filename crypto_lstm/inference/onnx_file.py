@@ -318,8 +318,8 @@ def encode_step_model(
         source = layer.name
     tensors = [_encode_tensor(f"axis_{axis}", np.array([axis], dtype="<i8")) for axis in (0, 1)]
     tensors += [_encode_tensor(name, np.ascontiguousarray(array, dtype="<f4")) for name, array in arrays.items()]
-    rows = _encode_parts(1, _encode_parts(2, "batch"), _encode_parts(2, "rows"), _encode_numbers(1, len(config.features)))
-    inputs = [_encode_typed(INPUT, rows)]
+    width = _encode_numbers(1, len(config.features))
+    inputs = [_encode_typed(INPUT, _encode_parts(1, _encode_parts(2, "batch"), _encode_parts(2, "rows"), width))]
     outputs = [_encode_value_info(OUTPUT, len(CLASSES))]
     for layer in lstms:
         state = _encode_parts(1, _encode_numbers(1, 1), _encode_parts(2, "batch"), _encode_numbers(1, layer.units or 0))

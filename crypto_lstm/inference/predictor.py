@@ -280,7 +280,8 @@ class _VerifiedNetwork:
         unfinished = describe_unfinished(metadata)
         if unfinished:
             _log.warning("%s: %s", Path(path).name, unfinished)
-        return cls(Path(path), config, metadata, sha256, verified, deviation, policy, network, scaler, fill_gaps, arrays)
+        facts_of_file = (metadata, sha256, verified, deviation, policy)
+        return cls(Path(path), config, *facts_of_file, network, scaler, fill_gaps, arrays)
 
     def probabilities(
         self,
@@ -302,7 +303,8 @@ class _VerifiedNetwork:
         try:
             answers = self._step.answer(windows)
         except _list_runtime_errors() as error:
-            raise InvalidPredictionError(f"onnxruntime failed ({error}): free memory, or load the model again") from error
+            remedy = "free memory, or load the model again"
+            raise InvalidPredictionError(f"onnxruntime failed ({error}): {remedy}") from error
         require_probabilities(answers)
         return answers
 
@@ -448,8 +450,8 @@ class Predictor(_VerifiedNetwork):
     """Decides on candles with a verified network.
 
     A model of several markets (`markets` is not empty) keeps a stream for each. Its methods take the name of the market
-    before the candle: `update("BTC/USDT", candle)`, `warm_up("BTC/USDT", candles)`. `update_many` decides on all of them
-    with one call of the network.
+    before the candle: `update("BTC/USDT", candle)`, `warm_up("BTC/USDT", candles)`. `update_many` decides on all
+    of them with one call of the network.
 
     `warm_up`, `update`, `update_many`, `save_state` and `load_state` share the streams and must not run in several
     threads at once. All other methods may.
@@ -539,7 +541,8 @@ class Predictor(_VerifiedNetwork):
     ) -> Decision:
         """Add the next candle and decide: `update(candle)`, or `update(market, candle)` of a model of several markets.
 
-        A candle is closed: [ms, open, high, low, close, volume], or a mapping with date, open, high, low, close, volume.
+        A candle is closed: [ms, open, high, low, close, volume], or a mapping with date, open, high, low, close and
+        volume.
 
         While candles are missing the answer is NO_TRADE, with their number and dates, until they are passed (late
         candles are accepted) or have left the window; with `fill_gaps` they are filled, and the reason counts them. The

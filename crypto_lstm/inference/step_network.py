@@ -37,7 +37,9 @@ class StepNetwork:
         self,
         config: Config,
         arrays: Mapping[str, np.ndarray],  # the weights, with the names and shapes of `list_onnx_shapes`
-        predict: Callable[[np.ndarray], np.ndarray],  # whole windows (windows, sequence_length, features) -> (windows, 3)
+        predict: Callable[
+            [np.ndarray], np.ndarray
+        ],  # whole windows (windows, sequence_length, features) -> (windows, 3)
         threads: int = 1,
     ) -> None:
         self.config, self.predict = config, predict

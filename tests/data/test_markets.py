@@ -105,7 +105,9 @@ def test_purge_is_in_time_where_a_market_has_a_hole():
     moments = np.concatenate([np.arange(100), np.arange(400, 600)])
     split = split_by_date([moments, np.arange(600)], CONFIG)
     train, validation, test = (moments[part] for part in split.select(moments))
-    assert train[-1] < split.validation_from - 17 and validation[-1] < split.test_from - 17 and test[0] == split.test_from
+    assert (
+        train[-1] < split.validation_from - 17 and validation[-1] < split.test_from - 17 and test[0] == split.test_from
+    )
 
 
 @pytest.mark.parametrize("scale_by", ["all", "market"])
@@ -128,8 +130,8 @@ def test_a_single_market_as_a_mapping_equals_the_frame():
 
 
 def test_the_future_of_one_market_teaches_no_other_only_with_a_cut_by_date():
-    """Two markets with the same prices, one listed late. A nearest neighbour finds the test windows of one market in the
-    training part of the other if each is cut by its own number of rows."""
+    """Two markets with the same prices, one listed late. A nearest neighbour finds the test windows of one market in
+    the training part of the other if each is cut by its own number of rows."""
     from sklearn.neighbors import KNeighborsClassifier
 
     whole = make_market(5, count=1500)

@@ -1,4 +1,4 @@
-"""Live decisions on several markets: `update_many` beside `update`, whole steps, states, and markets that are unknown."""
+"""Live decisions on several markets: `update_many` beside `update`, whole steps, states, and unknown markets."""
 
 import numpy as np
 import pandas as pd

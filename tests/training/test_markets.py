@@ -139,7 +139,9 @@ def test_folds_are_cut_at_the_same_dates(tmp_path):
     assert [market.name for market in result.judgement.markets] == list(MARKETS)
     assert len(result.rows) == result.judgement.rows == sum(market.rows for market in result.judgement.markets)
     for fold in result.folds:
-        train, validation, test = (pd.Timestamp(fold.spans[name][end]) for name, end in (("train", 1), ("validation", 0), ("test", 0)))
+        train, validation, test = (
+            pd.Timestamp(fold.spans[name][end]) for name, end in (("train", 1), ("validation", 0), ("test", 0))
+        )
         assert train + 9 * HOUR < validation and pd.Timestamp(fold.spans["validation"][1]) + 9 * HOUR < test
     again = walk_forward(
         MARKETS, config, tmp_path / "folds", baselines=False, ledger=tmp_path / "ledger.jsonl", **spans
