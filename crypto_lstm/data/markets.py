@@ -418,7 +418,7 @@ def _select_market(data: MarketsData, number: int) -> TrainingData:
         **parts,
     )
 
-
+# %% ../../nbs/data/17_markets.ipynb #17aa0001
 def _describe_candles(data: MarketsData) -> dict[str, Any]:
     digest = hashlib.sha256()
     for market in data.markets:
@@ -574,8 +574,9 @@ def prepare(
 
     The split is purged, and the scaler is fitted on training rows only, so no part looks ahead into the next.
     Several markets are cut at one date for all (`split_by_date`). They are scaled together or each by itself
-    (`Config.scale_by`), and balanced over all or within each (`Config.balance_by`). Raises `CandleError`, `FeatureError`,
-    `LabelError` or `DataError`, each naming what is missing, and `MarketError` for markets that do not fit together.
+    (`Config.scale_by`), and balanced over all or within each (`Config.balance_by`). Raises `CandleError`,
+    `FeatureError`, `LabelError` or `DataError`, each naming what is missing, and `MarketError` for markets that do not
+    fit together.
 
     Example:
         >>> import crypto_lstm as cl
@@ -696,7 +697,7 @@ class MarketsHistory:
     def __repr__(self) -> str:
         return f"MarketsHistory({len(self.histories)} markets)"
 
-
+# %% ../../nbs/data/17_markets.ipynb #17aa0002
 def prepare_markets_history(
     candles: Mapping[str, pd.DataFrame],  # market -> candles
     config: Config,

@@ -89,7 +89,7 @@ def _combine_comparisons(
         figures[name] = {**measure_equity(equity[name], times), **_sum_figures(own, len(accounts))}
     return figures, equity
 
-
+# %% ../../nbs/evaluation/14_markets.ipynb #14aa0001
 def _sum_figures(figures: Sequence[Mapping[str, Any]], markets: int) -> dict[str, Any]:
     """Figures of the trades of all markets."""
     counts = [found["trades"] for found in figures]

@@ -170,7 +170,7 @@ def list_sections(source: ReportSource) -> list[Section]:
     sections += [_describe_settings(source.metadata), _describe_origin(source.metadata)]
     return [section for section in sections if section.notes or section.tables]
 
-
+# %% ../../nbs/evaluation/13_report.ipynb #13aa0001
 def _describe_markets(judgement: Mapping[str, Any]) -> Section:
     """A row for each market of a model of several, and one for all; nothing for a single market."""
     markets = _list_mappings(_get(judgement, "markets"))

@@ -252,7 +252,6 @@ class _VerifiedNetwork:
     _scaler: AnyScaler | None
     fill_gaps: bool = False  # `update` treats missing candles as minutes without a trade
     _arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # the weights, for `prepare_next`
-    _step: StepNetwork | None = None  # None until `prepare_next` is called
 
     @classmethod
     def load(
@@ -295,19 +294,6 @@ class _VerifiedNetwork:
         require_probabilities(answers)
         return answers
 
-    def _answer_windows(self, windows: Mapping[str, np.ndarray]) -> np.ndarray:
-        """`probabilities` of the newest window of each market, from prepared states where they fit."""
-        if self._step is None or not windows:
-            return self.probabilities(np.stack(list(windows.values()))) if windows else np.empty((0, len(CLASSES)))
-        convert_windows(np.stack(list(windows.values())), self.config)
-        try:
-            answers = self._step.answer(windows)
-        except _list_runtime_errors() as error:
-            remedy = "free memory, or load the model again"
-            raise InvalidPredictionError(f"onnxruntime failed ({error}): {remedy}") from error
-        require_probabilities(answers)
-        return answers
-
     @property
     def markets(self) -> tuple[str, ...]:
         """The markets on which the model was trained; empty for a model of one market, whose candles have no name."""
@@ -334,7 +320,7 @@ class _VerifiedNetwork:
     def _repr_html_(self) -> str:
         return html_table((self.path.name, ""), _describe_network(self), caption=type(self).__name__)
 
-
+# %% ../../nbs/inference/03_predictor.ipynb #45e6a7bc
 def _describe_network(network: _VerifiedNetwork) -> list[tuple[str, str]]:
     """The rows of its table."""
     config = network.config
@@ -431,11 +417,83 @@ def _decide_many(
         decisions.update({market: Decision.from_error(error) for market in windows})
     return {market: decisions[market] for market in streams}
 
-# %% ../../nbs/inference/03_predictor.ipynb #5ad0a483
+# %% ../../nbs/inference/03_predictor.ipynb #5ad0a481
+@dataclass(repr=False, eq=False)
+class _StreamingNetwork(_VerifiedNetwork):
+    """A network with the streams of its markets."""
+
+    stream: LiveStream | None = None  # the candles that `warm_up` and `update` received
+    streams: dict[str, LiveStream] = field(default_factory=dict)  # of several markets: by market
+    allow_new: bool = False  # accept markets that the model was not trained on
+    _step: StepNetwork | None = None  # None until `prepare_next` is called
+
+    def save_state(self, path: FilePath) -> Path:
+        """Write the streams to an .npz file in one atomic step. A restarted bot loads it. Raises `SaveError`."""
+        if self.markets:
+            return _save_state(pack_states(self.streams), self.sha256, path)
+        return _save_state(self._open_stream(None)[0].state_dict(), self.sha256, path)
+
+    def load_state(self, path: FilePath) -> Self:
+        """Continue where `save_state` was called, with all markets.
+
+        Raises `IntegrityError` for a damaged file, `StateMismatchError` for the state of another model, `StreamError`
+        for a state of another configuration, and `MarketError` for a market that the model does not know. The streams
+        are then unchanged.
+        """
+        state = _read_state(path, self.sha256)
+        if self.markets:
+            found = {}
+            for market, own in unpack_states(state).items():
+                found[market] = self._make_live_stream(select_scaler(self._require_scaler(), market, self.allow_new))
+                found[market].load_state_dict(own)
+            self.streams = found
+            return self
+        self._open_stream(None)[0].load_state_dict(state)
+        return self
+
+    def _split_arguments(self, method: str, what: str, given: tuple[Any, ...]) -> tuple[str | None, Any]:
+        """The market, None for a model of one, and the candle or candles. Raises `MarketError`."""
+        if len(given) != (2 if self.markets else 1):
+            wanted = f"the market and {what}, for a model of {len(self.markets)} markets" if self.markets else what
+            raise MarketError(f"{method}: expected {wanted}; got {len(given)} arguments. Give `now` and limits by name")
+        return (given[0], given[1]) if self.markets else (None, given[0])
+
+    def _make_live_stream(self, scaler: Scaler) -> LiveStream:
+        return LiveStream(self.config, scaler.scale_rows, self.fill_gaps)
+
+    def _open_stream(self, market: str | None) -> tuple[LiveStream, Scaler]:
+        """The stream of a market, a new one for its first candle, and its scaler. Raises `MarketError`."""
+        scaler = select_scaler(self._require_scaler(), market, self.allow_new)
+        if market is None:
+            if self.stream is None:
+                self.stream = self._make_live_stream(scaler)
+            return self.stream, scaler
+        known = self.streams.get(market)
+        return (self._make_live_stream(scaler) if known is None else known), scaler
+
+    def _keep_stream(self, market: str | None, stream: LiveStream) -> None:
+        """Keep the stream of a market, once it has taken a candle."""
+        if market is not None:
+            self.streams[market] = stream
+
+    def _answer_windows(self, windows: Mapping[str, np.ndarray]) -> np.ndarray:
+        """`probabilities` of the newest window of each market, from prepared states where they fit."""
+        if self._step is None or not windows:
+            return self.probabilities(np.stack(list(windows.values()))) if windows else np.empty((0, len(CLASSES)))
+        convert_windows(np.stack(list(windows.values())), self.config)
+        try:
+            answers = self._step.answer(windows)
+        except _list_runtime_errors() as error:
+            remedy = "free memory, or load the model again"
+            raise InvalidPredictionError(f"onnxruntime failed ({error}): {remedy}") from error
+        require_probabilities(answers)
+        return answers
+
+# %% ../../nbs/inference/03_predictor.ipynb #5ad0a482
 _KNOWN = "the candle came before: each candle is answered once"
 
 
-def _require_many(predictor: Predictor, candles: Any) -> None:
+def _require_many(predictor: _StreamingNetwork, candles: Any) -> None:
     """Raise `MarketError` unless the model is of several markets, and these are candles by market."""
     if not predictor.markets:
         found = f"{predictor.path.name} is a model of one market"
@@ -446,7 +504,80 @@ def _require_many(predictor: Predictor, candles: Any) -> None:
 
 
 @dataclass(repr=False, eq=False)
-class Predictor(_VerifiedNetwork):
+class _ManyMarkets(_StreamingNetwork):
+    """Decisions on many markets with one call of the network."""
+
+    def update_many(
+        self,
+        candles: Mapping[str, Any],  # market -> its next candle, as for `update`
+        now: Any = None,  # a date with a time zone; None reads the clock
+        max_age_candles: float = 1.0,  # largest accepted age of a candle since its close, in candles
+        clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
+    ) -> dict[str, Decision]:  # market -> decision, in the order of the candles
+        """Add the next candle of many markets and decide on all of them with one call of the network.
+
+        The answers equal those of `update`, market by market, to the bit. A candle that can't be taken, and a market
+        that the model does not know, give NO_TRADE with the reason for this market alone; `update` raises an error for
+        them. Each stream takes its candle whole or not at all, also if an exception from outside ends the call: the
+        candles of some markets may be taken then and those of others not, and calling again with the same candles
+        answers "came before" for the first and decides on the others; `decide_many` decides on all again. Raises
+        `MarketError` for anything but candles by market, and for a model of one market.
+        """
+        _require_many(self, candles)
+        require_max_age(max_age_candles)
+        closed_by = add_clock_skew(now, clock_skew_s)
+        decisions: dict[str, Decision] = {}
+        streams = {}
+        for market, candle in candles.items():
+            try:
+                stream, scaler = self._open_stream(market)
+                is_new = _push(stream, candle, closed_by)
+            except _FAULTS as error:
+                decisions[market] = Decision.from_error(error)
+                continue
+            self._keep_stream(market, stream)
+            if is_new:
+                streams[market] = (stream, scaler)
+            else:
+                decisions[market] = Decision(NO_TRADE, None, _KNOWN)
+        decisions |= _decide_many(
+            self, streams, _Limits(now, max_age_candles, self.metadata["expires"], clock_skew_s)
+        )
+        return {market: decisions[market] for market in candles}
+
+    def decide_many(
+        self,
+        now: Any = None,  # a date with a time zone; None reads the clock
+        max_age_candles: float = 1.0,  # largest accepted age of a candle since its close, in candles
+        clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
+    ) -> dict[str, Decision]:  # market -> decision, of every market that has a stream
+        """The decision for the newest candle of every market, without a new candle. Raises `MarketError` as above."""
+        _require_many(self, {})
+        require_max_age(max_age_candles)
+        streams = {market: self._open_stream(market) for market in self.streams}
+        return _decide_many(self, streams, _Limits(now, max_age_candles, self.metadata["expires"], clock_skew_s))
+
+    def prepare_next(self) -> int:  # markets that are prepared
+        """Read the known rows of the next windows, so that the next `update_many` is quick.
+
+        Call it when the decisions have been acted on: the next window of a market is its newest one without the first
+        row, and the new candle. For a hundred markets it takes as long as `update_many` without it, and leaves a
+        hundredth of the work of the network for the time after the candle. The answers are the same to the bit. Raises
+        `MarketError` for a model of one market.
+        """
+        _require_many(self, {})
+        if self._step is None:
+            self._step = StepNetwork(self.config, self._arrays, self._network.predict)
+        windows: dict[Hashable, np.ndarray] = {}
+        for market, stream in self.streams.items():
+            window = stream.window()
+            if window is not None and np.isfinite(window).all():
+                windows[market] = window
+        return self._step.prepare(windows)
+
+# %% ../../nbs/inference/03_predictor.ipynb #5ad0a483
+@dataclass(repr=False, eq=False)
+class Predictor(_ManyMarkets):
     """Decides on candles with a verified network.
 
     A model of several markets (`markets` is not empty) keeps a stream for each. Its methods take the name of the market
@@ -465,10 +596,6 @@ class Predictor(_VerifiedNetwork):
         >>> decision.action  # the candle is years old
         'NO_TRADE'
     """
-
-    stream: LiveStream | None = None  # the candles that `warm_up` and `update` received
-    streams: dict[str, LiveStream] = field(default_factory=dict)  # of several markets: by market
-    allow_new: bool = False  # accept markets that the model was not trained on
 
     def predict(
         self,
@@ -558,123 +685,6 @@ class Predictor(_VerifiedNetwork):
         if not is_new:
             return Decision(NO_TRADE, None, _KNOWN)
         return _decide(self, stream, scaler, _Limits(now, max_age_candles, self.metadata["expires"], clock_skew_s))
-
-    def update_many(
-        self,
-        candles: Mapping[str, Any],  # market -> its next candle, as for `update`
-        now: Any = None,  # a date with a time zone; None reads the clock
-        max_age_candles: float = 1.0,  # largest accepted age of a candle since its close, in candles
-        clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
-    ) -> dict[str, Decision]:  # market -> decision, in the order of the candles
-        """Add the next candle of many markets and decide on all of them with one call of the network.
-
-        The answers equal those of `update`, market by market, to the bit. A candle that can't be taken, and a market
-        that the model does not know, give NO_TRADE with the reason for this market alone; `update` raises an error for
-        them. Each stream takes its candle whole or not at all, also if an exception from outside ends the call: the
-        candles of some markets may be taken then and those of others not, and calling again with the same candles
-        answers "came before" for the first and decides on the others; `decide_many` decides on all again. Raises
-        `MarketError` for anything but candles by market, and for a model of one market.
-        """
-        _require_many(self, candles)
-        require_max_age(max_age_candles)
-        closed_by = add_clock_skew(now, clock_skew_s)
-        decisions: dict[str, Decision] = {}
-        streams = {}
-        for market, candle in candles.items():
-            try:
-                stream, scaler = self._open_stream(market)
-                is_new = _push(stream, candle, closed_by)
-            except _FAULTS as error:
-                decisions[market] = Decision.from_error(error)
-                continue
-            self._keep_stream(market, stream)
-            if is_new:
-                streams[market] = (stream, scaler)
-            else:
-                decisions[market] = Decision(NO_TRADE, None, _KNOWN)
-        decisions |= _decide_many(
-            self, streams, _Limits(now, max_age_candles, self.metadata["expires"], clock_skew_s)
-        )
-        return {market: decisions[market] for market in candles}
-
-    def decide_many(
-        self,
-        now: Any = None,  # a date with a time zone; None reads the clock
-        max_age_candles: float = 1.0,  # largest accepted age of a candle since its close, in candles
-        clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
-    ) -> dict[str, Decision]:  # market -> decision, of every market that has a stream
-        """The decision for the newest candle of every market, without a new candle. Raises `MarketError` as above."""
-        _require_many(self, {})
-        require_max_age(max_age_candles)
-        streams = {market: self._open_stream(market) for market in self.streams}
-        return _decide_many(self, streams, _Limits(now, max_age_candles, self.metadata["expires"], clock_skew_s))
-
-    def prepare_next(self) -> int:  # markets that are prepared
-        """Read the known rows of the next windows, so that the next `update_many` is quick.
-
-        Call it when the decisions have been acted on: the next window of a market is its newest one without the first
-        row, and the new candle. For a hundred markets it takes as long as `update_many` without it, and leaves a
-        hundredth of the work of the network for the time after the candle. The answers are the same to the bit. Raises
-        `MarketError` for a model of one market.
-        """
-        _require_many(self, {})
-        if self._step is None:
-            self._step = StepNetwork(self.config, self._arrays, self._network.predict)
-        windows: dict[Hashable, np.ndarray] = {}
-        for market, stream in self.streams.items():
-            window = stream.window()
-            if window is not None and np.isfinite(window).all():
-                windows[market] = window
-        return self._step.prepare(windows)
-
-    def save_state(self, path: FilePath) -> Path:
-        """Write the streams to an .npz file in one atomic step. A restarted bot loads it. Raises `SaveError`."""
-        if self.markets:
-            return _save_state(pack_states(self.streams), self.sha256, path)
-        return _save_state(self._open_stream(None)[0].state_dict(), self.sha256, path)
-
-    def load_state(self, path: FilePath) -> Self:
-        """Continue where `save_state` was called, with all markets.
-
-        Raises `IntegrityError` for a damaged file, `StateMismatchError` for the state of another model, `StreamError`
-        for a state of another configuration, and `MarketError` for a market that the model does not know. The streams
-        are then unchanged.
-        """
-        state = _read_state(path, self.sha256)
-        if self.markets:
-            found = {}
-            for market, own in unpack_states(state).items():
-                found[market] = self._make_live_stream(select_scaler(self._require_scaler(), market, self.allow_new))
-                found[market].load_state_dict(own)
-            self.streams = found
-            return self
-        self._open_stream(None)[0].load_state_dict(state)
-        return self
-
-    def _split_arguments(self, method: str, what: str, given: tuple[Any, ...]) -> tuple[str | None, Any]:
-        """The market, None for a model of one, and the candle or candles. Raises `MarketError`."""
-        if len(given) != (2 if self.markets else 1):
-            wanted = f"the market and {what}, for a model of {len(self.markets)} markets" if self.markets else what
-            raise MarketError(f"{method}: expected {wanted}; got {len(given)} arguments. Give `now` and limits by name")
-        return (given[0], given[1]) if self.markets else (None, given[0])
-
-    def _make_live_stream(self, scaler: Scaler) -> LiveStream:
-        return LiveStream(self.config, scaler.scale_rows, self.fill_gaps)
-
-    def _open_stream(self, market: str | None) -> tuple[LiveStream, Scaler]:
-        """The stream of a market, a new one for its first candle, and its scaler. Raises `MarketError`."""
-        scaler = select_scaler(self._require_scaler(), market, self.allow_new)
-        if market is None:
-            if self.stream is None:
-                self.stream = self._make_live_stream(scaler)
-            return self.stream, scaler
-        known = self.streams.get(market)
-        return (self._make_live_stream(scaler) if known is None else known), scaler
-
-    def _keep_stream(self, market: str | None, stream: LiveStream) -> None:
-        """Keep the stream of a market, once it has taken a candle."""
-        if market is not None:
-            self.streams[market] = stream
 
 # %% ../../nbs/inference/03_predictor.ipynb #b670e3f2
 RUN_FILES: dict[str, str] = {"onnx": "model.onnx", "bundle": "bundle", "metadata": "metadata.json"}
