@@ -461,7 +461,7 @@ def _predict_by(predictor: Any) -> Callable[[Candles], pd.DataFrame]:
 
     return predict
 
-
+# %% ../../nbs/commands/04_jobs.ipynb #04aa0001
 def run_predict(arguments: argparse.Namespace) -> Result:
     """`crypto-lstm predict`."""
     output = None

@@ -194,6 +194,12 @@ def split_by_date(
     return DateSplit(int(places[0]), int(places[1]), config.future_window + config.sequence_length - 1)
 
 # %% ../../nbs/data/17_markets.ipynb #4d0209d0
+_Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of train, validation and test, ascending
+_PARTS = ("train", "validation", "test")
+_MARKET_COLUMNS = ["market", "candles", *_PARTS, "from", "to"]
+_OUTCOMES = ["label", "long_return", "short_return"]  # what a rule is fitted to
+
+
 @dataclass(frozen=True, eq=False)
 class _Stack:
     """The markets one after the other."""
@@ -251,12 +257,6 @@ def _prepare_histories(frames: Mapping[str, pd.DataFrame], config: Config) -> It
         yield name, history
 
 # %% ../../nbs/data/17_markets.ipynb #05131191
-_Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of train, validation and test, ascending
-_PARTS = ("train", "validation", "test")
-_MARKET_COLUMNS = ["market", "candles", *_PARTS, "from", "to"]
-_OUTCOMES = ["label", "long_return", "short_return"]  # what a rule is fitted to
-
-
 @dataclass(frozen=True, repr=False)
 class MarketsData(TrainingData):
     """The training data of several markets: datasets over one matrix, in which the markets lie one after the other.

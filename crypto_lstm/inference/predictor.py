@@ -359,6 +359,17 @@ def _predict_candles(network: _VerifiedNetwork, scaler: Scaler, candles: Any) ->
     return {"date": dates, **columns, **counts}
 
 
+def _predict_markets(network: _VerifiedNetwork, candles: Any, allow_new: bool) -> dict[str, Any]:
+    """`_predict_candles` of a model of one market, or by market."""
+    scaler = network._require_scaler()
+    if not isinstance(scaler, MarketScaler):
+        return _predict_candles(network, scaler, candles)
+    found = {}
+    for market, own in require_markets_of(scaler, candles, allow_new).items():
+        found[market] = _predict_candles(network, scaler.select(market, allow_new), own)
+    return found
+
+
 def _gather_windows(matrix: np.ndarray, rows: np.ndarray, config: Config) -> np.ndarray:
     """The windows (rows, sequence_length, features) that end in these rows of a matrix (candles, features)."""
     length = config.sequence_length
@@ -612,14 +623,7 @@ class Predictor(_ManyMarkets):
         was constant. They equal those of `crypto_lstm.training.saved_run.predict_candles`. Raises `StreamError` and
         `InvalidPredictionError`.
         """
-        scaler = self._require_scaler()
-        if not isinstance(scaler, MarketScaler):
-            return _predict_candles(self, scaler, candles)
-        by_market = require_markets_of(scaler, candles, self.allow_new)
-        found = {}
-        for market, own in by_market.items():
-            found[market] = _predict_candles(self, scaler.select(market, self.allow_new), own)
-        return found
+        return _predict_markets(self, candles, self.allow_new)
 
     def decide(
         self,
