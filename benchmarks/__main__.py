@@ -71,6 +71,9 @@ BENCHMARKS = {
     "simulation": Benchmark(
         "judgement.simulation", "two million decisions judged and simulated: time, memory", "2 minutes"
     ),
+    "markets": Benchmark(
+        "speed.markets", "many markets in one model: decisions of a minute, start, memory ready to train", "5 minutes"
+    ),
     "golden": Benchmark(
         "reliability.golden", "changes of one weight that no golden answer of a saved file shows", "10 minutes"
     ),

@@ -589,7 +589,7 @@ def walk_forward(
         write_json(result.path, result.as_dict())
     return result
 
-
+# %% ../../nbs/backtest/02_walk_forward.ipynb #02aa0001
 def _write_figure(result: WalkForward) -> None:
     from matplotlib.figure import Figure
 

@@ -466,7 +466,7 @@ def _predict_by(predictor: Any) -> Callable[[Candles], pd.DataFrame]:
 
     return predict
 
-
+# %% ../../nbs/commands/04_jobs.ipynb #04aa0001
 def run_predict(arguments: argparse.Namespace) -> Result:
     """`crypto-lstm predict`."""
     output = None
@@ -527,10 +527,10 @@ def _report_decisions(
 
 def _tabulate_markets(decisions: pd.DataFrame) -> str:
     """The newest decision of each market."""
-    rows = [
-        (row.market, f"{row.date:%Y-%m-%d %H:%M}", f"{row.short:.3f}", f"{row.hold:.3f}", f"{row.long:.3f}", row.decision)
-        for row in decisions.itertuples()
-    ]
+    rows = []
+    for row in decisions.itertuples():
+        shares = (f"{row.short:.3f}", f"{row.hold:.3f}", f"{row.long:.3f}")
+        rows.append((row.market, f"{row.date:%Y-%m-%d %H:%M}", *shares, row.decision))
     return text_table(["market", "date (UTC)", "SHORT", "HOLD", "LONG", "decision"], rows)
 
 

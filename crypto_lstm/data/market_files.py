@@ -44,7 +44,7 @@ def find_market_files(
     words: Sequence[str | os.PathLike[str]],  # as given to --candles
     timeframe: str,  # of the files in a folder
 ) -> dict[str, list[str]] | None:  # market -> files in their order; None: all words are one history
-    """The files of each market, from words such as BTC/USDT=FILE or from a folder with freqtrade's files of some pairs.
+    """The files of each market, from words such as BTC/USDT=FILE or a folder of freqtrade's.
 
     A word repeated for a market adds a file to its history. Raises `MarketError` for a mixture of words with and without
     a market.

@@ -111,7 +111,9 @@ class MarketScaler:
             scaler.require_config(config)
         if self.scale_by != config.scale_by:
             found = f"scaled by {self.scale_by}, and the configuration has scale_by={config.scale_by!r}"
-            raise ScalerError(f"expected the scalers of this configuration, got scalers {found}: give both of one model")
+            raise ScalerError(
+                f"expected the scalers of this configuration, got scalers {found}: give both of one model"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `read_scaler` reads them."""

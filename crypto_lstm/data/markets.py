@@ -140,7 +140,7 @@ def make_grid(
     frames: Mapping[str, pd.DataFrame],  # market -> candles
     config: Config,  # timeframe
 ) -> TimeGrid:
-    """The grid of time of several markets. Raises `MarketError` if a market opens its candles between those of others."""
+    """The grid of time of several markets. Raises `MarketError` if a market opens candles between those of others."""
     step = config.timeframe_minutes * MINUTE_NS
     begins = {name: int(_read_times(frame["date"].iloc[:1])[0]) for name, frame in frames.items()}
     origin = min(begins.values())
@@ -148,7 +148,9 @@ def make_grid(
     for name, begin in begins.items():
         if (begin - origin) % step:
             wanted = f"candles of {config.timeframe} that open at the same times as those of {oldest}"
-            raise MarketError(f"the candles of {name}: expected {wanted}, they open between them: use one timeframe grid")
+            raise MarketError(
+                f"the candles of {name}: expected {wanted}, they open between them: use one timeframe grid"
+            )
     return TimeGrid(origin, step)
 
 # %% ../../nbs/data/17_markets.ipynb #bfd700ca
@@ -176,7 +178,7 @@ def split_by_date(
     moments: Sequence[np.ndarray],  # of each market: (targets,) ascending
     config: Config,  # validation_split, test_split, future_window, sequence_length
 ) -> DateSplit:
-    """Choose the dates of the parts by the shares of all windows. For one market without a hole it equals `split_rows`.
+    """Choose the dates of the parts by the shares of all windows; of one market without a hole equal to `split_rows`.
 
     Source: López de Prado 2018, Advances in Financial Machine Learning, ch. 7.
     """
@@ -192,6 +194,12 @@ def split_by_date(
     return DateSplit(int(places[0]), int(places[1]), config.future_window + config.sequence_length - 1)
 
 # %% ../../nbs/data/17_markets.ipynb #4d0209d0
+_Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of train, validation and test, ascending
+_PARTS = ("train", "validation", "test")
+_MARKET_COLUMNS = ["market", "candles", *_PARTS, "from", "to"]
+_OUTCOMES = ["label", "long_return", "short_return"]  # what a rule is fitted to
+
+
 @dataclass(frozen=True, eq=False)
 class _Stack:
     """The markets one after the other."""
@@ -236,9 +244,7 @@ def _stack_markets(
     return stack
 
 
-def _prepare_histories(
-    frames: Mapping[str, pd.DataFrame], config: Config
-) -> Iterator[tuple[str, LabelledHistory]]:
+def _prepare_histories(frames: Mapping[str, pd.DataFrame], config: Config) -> Iterator[tuple[str, LabelledHistory]]:
     """Each market with its features and labels, one at a time. Raises `MarketError` with the name of the market."""
     for name, frame in frames.items():
         try:
@@ -251,17 +257,11 @@ def _prepare_histories(
         yield name, history
 
 # %% ../../nbs/data/17_markets.ipynb #05131191
-_Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of train, validation and test, ascending
-_PARTS = ("train", "validation", "test")
-_MARKET_COLUMNS = ["market", "candles", *_PARTS, "from", "to"]
-_OUTCOMES = ["label", "long_return", "short_return"]  # what a rule is fitted to
-
-
 @dataclass(frozen=True, repr=False)
 class MarketsData(TrainingData):
     """The training data of several markets: datasets over one matrix, in which the markets lie one after the other.
 
-    The windows of validation and test are in order of time, those of one date in the order of the markets. `dates` holds
+    The windows of validation and test are in order of time, those of one date in the order of the markets. `dates` has
     the first and the last date of all markets, and `outcomes` is empty: the outcomes are computed from the candles when
     they are asked for, since they take as much memory as the matrix.
     """
@@ -418,7 +418,7 @@ def _select_market(data: MarketsData, number: int) -> TrainingData:
         **parts,
     )
 
-
+# %% ../../nbs/data/17_markets.ipynb #17aa0001
 def _describe_candles(data: MarketsData) -> dict[str, Any]:
     digest = hashlib.sha256()
     for market in data.markets:
@@ -465,7 +465,7 @@ def _finish(
         prior=tuple((counts / counts.sum()).tolist()),
         dropped={**stack.dropped, "purge gap": unused, "balance": int(counts.sum()) - len(chosen)},
         clipped=dict(zip(config.feature_names, clipped.tolist(), strict=True)),
-        warnings=tuple([*_describe_constants(scaler), *stack.doubts]),
+        warnings=(*_describe_constants(scaler), *stack.doubts),
         markets=tuple(markets),
         grid=grid,
         read_outcomes=read_outcomes,
@@ -572,10 +572,11 @@ def prepare(
 ) -> TrainingData:  # train, validation and test, ready for `fit`; `MarketsData` of several markets
     """Turn candles into training data: fill gaps, compute features and labels, split in time, scale, balance.
 
-    The split is purged, and the scaler is fitted on training rows only, so no part looks ahead into the next. Several
-    markets are cut at one date for all (`split_by_date`). They are scaled together or each by itself
-    (`Config.scale_by`), and balanced over all or within each (`Config.balance_by`). Raises `CandleError`, `FeatureError`,
-    `LabelError` or `DataError`, each naming what is missing, and `MarketError` for markets that do not fit together.
+    The split is purged, and the scaler is fitted on training rows only, so no part looks ahead into the next.
+    Several markets are cut at one date for all (`split_by_date`). They are scaled together or each by itself
+    (`Config.scale_by`), and balanced over all or within each (`Config.balance_by`). Raises `CandleError`,
+    `FeatureError`, `LabelError` or `DataError`, each naming what is missing, and `MarketError` for markets that do not
+    fit together.
 
     Example:
         >>> import crypto_lstm as cl
@@ -599,7 +600,9 @@ def prepare(
     grid = make_grid(frames, config)
     rows = sum(_count_filled(frame, config) for frame in frames.values())
     stack = _stack_markets(_prepare_histories(frames, config), rows, config, grid)
-    split = split_by_date([m.find_moments(usable) for m, usable in zip(stack.markets, stack.usable, strict=True)], config)
+    split = split_by_date(
+        [m.find_moments(usable) for m, usable in zip(stack.markets, stack.usable, strict=True)], config
+    )
     parts = []
     for market, usable in zip(stack.markets, stack.usable, strict=True):
         train, validation, test = (usable[part] for part in split.select(market.find_moments(usable)))
@@ -694,7 +697,7 @@ class MarketsHistory:
     def __repr__(self) -> str:
         return f"MarketsHistory({len(self.histories)} markets)"
 
-
+# %% ../../nbs/data/17_markets.ipynb #17aa0002
 def prepare_markets_history(
     candles: Mapping[str, pd.DataFrame],  # market -> candles
     config: Config,

@@ -508,7 +508,7 @@ def judge(
     returns = _spread_returns(model, rows)
     return assemble_judgement(name, labels, rows, answers, rivals, simulations, returns, config, cautions, trials)
 
-
+# %% ../../nbs/evaluation/10_judgement.ipynb #10aa0001
 def assemble_judgement(
     name: str,  # of the part
     labels: np.ndarray,  # (rows,) true class

@@ -29,7 +29,8 @@ def combine_simulations(
     """One account that gives each market an equal part of the capital.
 
     `trades` has the columns `market` and `period` too: trades that begin in the same `future_window` share a period.
-    Figures of trades are those of all markets, exposure and costs are means, since each market has a part of the capital.
+    Figures of trades are those of all markets. Exposure and costs are means, since each market has a part of the
+    capital.
     """
     times = _list_times(simulations, config)
     accounts = list(simulations.values())
@@ -88,7 +89,7 @@ def _combine_comparisons(
         figures[name] = {**measure_equity(equity[name], times), **_sum_figures(own, len(accounts))}
     return figures, equity
 
-
+# %% ../../nbs/evaluation/14_markets.ipynb #14aa0001
 def _sum_figures(figures: Sequence[Mapping[str, Any]], markets: int) -> dict[str, Any]:
     """Figures of the trades of all markets."""
     counts = [found["trades"] for found in figures]
@@ -142,7 +143,7 @@ def _rank(value: float, others: np.ndarray) -> float | None:
 def judge_markets(
     name: str,  # of the part: validation, test, walk-forward
     candles: Mapping[str, pd.DataFrame],  # market -> the history of its rows, and the candles after them
-    outcomes: pd.DataFrame,  # in order of time; index: the moment on the common grid; `market`: the number of the market
+    outcomes: pd.DataFrame,  # in order of time; index: moment on the common grid; `market`: number of the market
     rows: np.ndarray,  # (rows,) position of each in the filled candles of its market
     answers: Answers,  # of the model on these rows
     config: Config,  # barriers, costs, window
@@ -179,7 +180,17 @@ def judge_markets(
         combined.append(combine_simulations(dict(zip(candles, accounts, strict=True)), config))
     labels, moments = outcomes["label"].to_numpy(np.int64), outcomes.index.to_numpy(np.int64)
     return assemble_judgement(
-        name, labels, moments, answers, rivals, combined, returns, config, cautions, trials, [_thin(one) for one in judged]
+        name,
+        labels,
+        moments,
+        answers,
+        rivals,
+        combined,
+        returns,
+        config,
+        cautions,
+        trials,
+        [_thin(one) for one in judged],
     )
 
 

@@ -193,7 +193,7 @@ def list_sections(source: ReportSource) -> list[Section]:
     sections += [_describe_settings(source.metadata), _describe_origin(source.metadata)]
     return [section for section in sections if section.notes or section.tables]
 
-
+# %% ../../nbs/evaluation/13_report.ipynb #13aa0001
 def _describe_markets(judgement: Mapping[str, Any]) -> Section:
     """A row for each market of a model of several, and one for all; nothing for a single market."""
     markets = _list_mappings(_get(judgement, "markets"))
@@ -208,7 +208,7 @@ def _describe_markets(judgement: Mapping[str, Any]) -> Section:
         "buy_and_hold_pct": _get(judgement, "simulation", "comparisons", "buy and hold", "total_return_pct"),
     }
     rows = [_list_market_cells(market) for market in (*markets, together)]
-    header = ["market", "windows", "balanced", "99 % interval", "log-loss", "trades", "return", "buy and hold", "learnt"]
+    header = ["market", "windows", "balanced", "99 % interval", "log-loss", "trades", "return", "held", "learnt"]
     note = (
         "The capital is divided equally between the markets. They move together, so the intervals of all take stretches"
         " of time over all of them, and trades that begin in the same horizon count as one in the figures of luck."

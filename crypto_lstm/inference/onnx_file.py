@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'GOLDEN_REAL', 'EXPORT_TOLERANCE', 'OnnxFileError',
-           'list_keras_shapes', 'list_onnx_shapes', 'convert_keras_weights', 'encode_onnx_file', 'make_probe_rows',
-           'restore_raw', 'scale_golden', 'require_same_scaling', 'is_training_fact', 'describe_unfinished',
-           'decode_onnx_file', 'decode_scaler', 'decode_rows', 'open_session', 'export_onnx', 'is_in_calendar',
-           'disable_tf32']
+           'list_keras_shapes', 'list_onnx_shapes', 'convert_keras_weights', 'encode_step_model', 'encode_onnx_file',
+           'make_probe_rows', 'restore_raw', 'scale_golden', 'require_same_scaling', 'is_training_fact',
+           'describe_unfinished', 'decode_onnx_file', 'decode_scaler', 'decode_rows', 'open_session', 'export_onnx',
+           'is_in_calendar', 'disable_tf32']
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #8cac0da2
 class OnnxFileError(IntegrityError):
@@ -299,6 +299,52 @@ def _compute_seal(data: bytes) -> bytes:
     """The seal that belongs at the end of a file."""
     unsealed = data[: -len(_BLANK_SEAL)]
     return hashlib.sha256(unsealed + _BLANK_SEAL.encode()).hexdigest().encode()
+
+
+def encode_step_model(
+    config: Config,  # of the network
+    arrays: Mapping[str, np.ndarray],  # with the names and shapes of `list_onnx_shapes`
+) -> bytes:  # of an ONNX model, for a session in memory
+    """The same network with the states of its LSTM layers as inputs and outputs, so that a window may come in parts.
+
+    Inputs: `windows` (batch, rows, features), and for each LSTM layer `NAME.h` and `NAME.c` (1, batch, units), zeros at
+    the beginning of a window. Outputs: `probabilities` (batch, 3), and `NAME.h.next`, `NAME.c.next` of each layer.
+    """
+    lstms = [layer for layer in _list_weighted_layers(config) if layer.kind == "LSTM"]
+    nodes = _encode_node("Transpose", [INPUT], ["time_first"], perm=[1, 0, 2])
+    source = "time_first"
+    for layer in _list_weighted_layers(config):
+        nodes += _encode_stateful_lstm(layer, source) if layer.kind == "LSTM" else _encode_dense(layer, source)
+        source = layer.name
+    tensors = [_encode_tensor(f"axis_{axis}", np.array([axis], dtype="<i8")) for axis in (0, 1)]
+    tensors += [_encode_tensor(name, np.ascontiguousarray(array, dtype="<f4")) for name, array in arrays.items()]
+    width = _encode_numbers(1, len(config.features))
+    inputs = [_encode_typed(INPUT, _encode_parts(1, _encode_parts(2, "batch"), _encode_parts(2, "rows"), width))]
+    outputs = [_encode_value_info(OUTPUT, len(CLASSES))]
+    for layer in lstms:
+        state = _encode_parts(1, _encode_numbers(1, 1), _encode_parts(2, "batch"), _encode_numbers(1, layer.units or 0))
+        inputs += [_encode_typed(f"{layer.name}.{part}", state) for part in "hc"]
+        outputs += [_encode_typed(f"{layer.name}.{part}.next", state) for part in "hc"]
+    graph = nodes + _encode_parts(2, "crypto_lstm_step") + _encode_parts(5, *tensors)
+    graph += _encode_parts(11, *inputs) + _encode_parts(12, *outputs)
+    opset = _encode_parts(1, "") + _encode_numbers(2, OPSET)
+    header = _encode_numbers(1, IR_VERSION) + _encode_parts(2, "crypto_lstm")
+    return header + _encode_parts(7, graph) + _encode_parts(8, opset)
+
+
+def _encode_stateful_lstm(layer: LayerSpec, source: str) -> bytes:
+    raw = f"{layer.name}.raw"
+    inputs = [source, *(f"{layer.name}.{part}" for part in "WRB"), "", f"{layer.name}.h", f"{layer.name}.c"]
+    outputs = [raw if layer.return_sequences else "", f"{layer.name}.h.next", f"{layer.name}.c.next"]
+    cell = _encode_node("LSTM", inputs, outputs, hidden_size=layer.units or 0)
+    squeezed = [raw, "axis_1"] if layer.return_sequences else [f"{layer.name}.h.next", "axis_0"]
+    return cell + _encode_node("Squeeze", squeezed, [layer.name])
+
+
+def _encode_typed(name: str, dimensions: bytes) -> bytes:
+    """Name and type of an input or output: float, with these encoded dimensions."""
+    tensor_type = _encode_numbers(1, _FLOAT) + _encode_parts(2, dimensions)
+    return _encode_parts(1, name) + _encode_parts(2, _encode_parts(1, tensor_type))
 
 
 def encode_onnx_file(

@@ -20,7 +20,16 @@ from ..data.markets import MarketsData
 from ..data.windows import TrainingData
 from ..evaluation.baselines import Baseline, fit_baselines
 from ..evaluation.cautions import Caution, CautionError, find_cautions
-from ..evaluation.judgement import Answers, Judgement, PolicyFit, Trials, compute_gains, fit_policy, judge, list_periods
+from crypto_lstm.evaluation.judgement import (
+    Answers,
+    Judgement,
+    PolicyFit,
+    Trials,
+    compute_gains,
+    fit_policy,
+    judge,
+    list_periods,
+)
 from ..evaluation.ledger import LedgerError, append_entry, make_entry, read_ledger, summarise_trials
 from ..evaluation.markets import judge_markets
 from ..evaluation.record import Candles, JudgementRecord, make_record
@@ -180,7 +189,7 @@ def name_ledger_market(
     config: Config,
     markets: Iterable[str],  # names; empty: one market, that of the configuration
 ) -> Config:
-    """The configuration under which the ledger counts trials: the pair names the set of markets if there are several."""
+    """The configuration for the ledger of trials: its pair names the set of markets if there are several."""
     names = sorted(markets)
     if not names:
         return config
