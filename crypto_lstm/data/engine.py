@@ -298,28 +298,36 @@ def _find_block_fault(state: _ScanState | _MomentState) -> str | None:
     unused = state.block[state.count % len(state.block)]
     return "values of a span that no candle gives" if state.block[state.count :].any() or unused != 0 else None
 
-# %% ../../nbs/data/16_engine.ipynb #2d7080a8
+# %% ../../nbs/data/16_engine.ipynb #ce657656
 class _MomentState(NamedTuple):
     count: int  # known values so far
     block: np.ndarray  # (span,) values of this block, then those of the block before
     suffix: np.ndarray  # (2, span + 1) of the end of the block before: mean minus anchor, squared deviations
     suffix_anchor: float
     anchor: float  # the first value of this block
-    left: np.ndarray  # (2, 2) of this block so far: sums of deviations from the anchor and their squares; compensation
+    left: tuple[float, float, float, float]  # this block: sum of deviations from the anchor, of squares; lost by both
 
 
-def _sum_deviations(deviations: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Running sums of the deviations and of their squares, each with its compensation: (2, rows, values) both.
+_NOTHING = (0.0, 0.0, 0.0, 0.0)
 
-    `left` (2, 2, rows): sums and compensations before the first value.
+
+def _find_lost(before: Any, term: Any, after: Any) -> Any:
+    """What the rounded sum `before + term = after` has lost. Source: Knuth, TwoSum."""
+    added = after - before
+    return (before - (after - added)) + (term - added)
+
+
+def _sum_deviations(deviations: np.ndarray, left: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Running sums of the deviations and of their squares, and what they have lost: (2, rows, values) both.
+
+    `left` is that of `_MomentState`, the same for all rows.
     """
     terms = np.stack([deviations, deviations * deviations])
-    sums = np.add.accumulate(np.concatenate([left[0][..., None], terms], axis=-1), axis=-1)
-    before, after = sums[..., :-1], sums[..., 1:]
-    added = after - before
-    lost = (before - (after - added)) + (terms - added)
-    lost = np.add.accumulate(np.concatenate([left[1][..., None], lost], axis=-1), axis=-1)[..., 1:]
-    return after, lost
+    first = np.broadcast_to(np.reshape(left, (2, 2, 1, 1)), (2, 2, len(deviations), 1))
+    sums = np.add.accumulate(np.concatenate([first[0], terms], axis=-1), axis=-1)
+    lost = _find_lost(sums[..., :-1], terms, sums[..., 1:])
+    lost = np.add.accumulate(np.concatenate([first[1], lost], axis=-1), axis=-1)[..., 1:]
+    return sums[..., 1:], lost
 
 
 def _find_moments(sums: np.ndarray, lost: np.ndarray, first: int) -> np.ndarray:
@@ -329,9 +337,6 @@ def _find_moments(sums: np.ndarray, lost: np.ndarray, first: int) -> np.ndarray:
     return np.stack([mean, np.maximum(total[1] - total[0] * mean, 0.0)])
 
 
-_NOTHING = np.zeros((2, 2, 1))
-
-
 @dataclass(frozen=True)
 class _Moments:
     """Deviation of each value from the mean of the last `span`, and their variance: (2, rows)."""
@@ -339,11 +344,11 @@ class _Moments:
     span: int
 
     def start(self) -> _MomentState:
-        return _MomentState(0, np.zeros(self.span), np.zeros((2, self.span + 1)), 0.0, 0.0, _NOTHING[..., 0])
+        return _MomentState(0, np.zeros(self.span), np.zeros((2, self.span + 1)), 0.0, 0.0, _NOTHING)
 
     def feed(self, state: _MomentState, values: np.ndarray, since: np.ndarray) -> tuple[_MomentState, np.ndarray]:
         if len(values) == 1:
-            return self._feed_part(state, values)
+            return self._feed_one(state, values.item())
         state = state._replace(block=state.block.copy())
         found = []
         for part in _split_blocks(state.count % self.span, len(values), self.span):
@@ -353,44 +358,68 @@ class _Moments:
             found.append(result)
         return state, np.concatenate(found, axis=1)
 
+    def _feed_one(self, state: _MomentState, value: float) -> tuple[_MomentState, np.ndarray]:
+        """One value. An earlier state does not need the one that it replaces."""
+        count, block, suffix, suffix_anchor, anchor, left = state
+        place = count % self.span
+        if place == 0:
+            anchor, left = value, _NOTHING
+        block[place] = value
+        deviation = value - anchor
+        square = deviation * deviation
+        total, squares = left[0] + deviation, left[1] + square
+        lost = left[2] + _find_lost(left[0], deviation, total)
+        lost_squares = left[3] + _find_lost(left[1], square, squares)
+        mean = (total + lost) / (place + 1)
+        moment = max((squares + lost_squares) - (total + lost) * mean, 0.0)
+        after = suffix.item(0, place + 1), suffix.item(1, place + 1)
+        result = self._join(deviation, (mean, moment), after, suffix_anchor - anchor, place + 1)
+        if place + 1 == self.span:
+            suffix, suffix_anchor = self._scan_back(block)
+        left = (total, squares, lost, lost_squares)
+        state = _MomentState(count + 1, block, suffix, suffix_anchor, anchor, left)
+        return state, self._hide_first(np.array(result)[:, None], count)
+
     def _feed_part(self, state: _MomentState, values: np.ndarray) -> tuple[_MomentState, np.ndarray]:
-        """Values within one block. An earlier state does not need what they replace."""
+        """Values within one block."""
         count, block, suffix, suffix_anchor, anchor, left = state
         place, rows = count % self.span, len(values)
         if place == 0:
-            anchor, left = values.item(0), _NOTHING[..., 0]
+            anchor, left = values.item(0), _NOTHING
         block[place : place + rows] = values
         deviations = values - anchor
-        sums, lost = _sum_deviations(deviations[None], left[..., None])
+        sums, lost = _sum_deviations(deviations[None], left)
         moments = _find_moments(sums, lost, place + 1)[:, 0]
-        result = self._join(deviations, moments, suffix[:, place + 1 : place + 1 + rows], suffix_anchor - anchor, place)
-        left = np.stack([sums[:, 0, -1], lost[:, 0, -1]])
+        known = np.arange(place + 1, place + 1 + rows)
+        result = self._join(deviations, moments, suffix[:, known], suffix_anchor - anchor, known)
+        left = (*sums[:, 0, -1].tolist(), *lost[:, 0, -1].tolist())
         if place + rows == self.span:
             suffix, suffix_anchor = self._scan_back(block)
-        return _MomentState(count + rows, block, suffix, suffix_anchor, anchor, left), self._hide_first(result, count)
+        state = _MomentState(count + rows, block, suffix, suffix_anchor, anchor, left)
+        return state, self._hide_first(np.stack(result), count)
 
     def _feed_whole(self, state: _MomentState, values: np.ndarray) -> tuple[_MomentState, np.ndarray]:
         """Values of whole blocks."""
         blocks = values.reshape(-1, self.span)
         deviations = blocks - blocks[:, :1]
-        left = np.zeros((2, 2, len(blocks)))
-        moments = _find_moments(*_sum_deviations(deviations, left), 1)
-        back = _find_moments(*_sum_deviations(blocks[:, ::-1] - blocks[:, -1:], left), 1)[..., ::-1]
+        moments = _find_moments(*_sum_deviations(deviations, _NOTHING), 1)
+        back = _find_moments(*_sum_deviations(blocks[:, ::-1] - blocks[:, -1:], _NOTHING), 1)[..., ::-1]
         suffix = np.concatenate([state.suffix[:, None, 1:], np.pad(back[:, :-1, 1:], ((0, 0), (0, 0), (0, 1)))], axis=1)
         anchors = np.append(state.suffix_anchor, blocks[:-1, -1])[:, None] - blocks[:, :1]
-        result = self._join(deviations, moments, suffix, anchors, 0).reshape(2, -1)
+        result = np.stack(self._join(deviations, moments, suffix, anchors, np.arange(1, self.span + 1)))
         last = blocks[-1].copy()
-        suffix, anchor = self._scan_back(last)
-        after = _MomentState(state.count + len(values), last, suffix, anchor, 0.0, _NOTHING[..., 0])
-        return after, self._hide_first(result, state.count)
+        after = _MomentState(state.count + len(values), last, *self._scan_back(last), 0.0, _NOTHING)
+        return after, self._hide_first(result.reshape(2, -1), state.count)
 
-    def _join(self, deviations: np.ndarray, moments: np.ndarray, suffix: np.ndarray, anchors: Any, place: int) -> Any:
-        """(2, ...) deviation from the mean of both parts, and their variance."""
-        known = np.arange(place + 1, place + 1 + deviations.shape[-1])
+    def _join(self, deviations: Any, moments: Any, suffix: Any, anchors: Any, known: Any) -> tuple[Any, Any]:
+        """Deviation from the mean of both parts, and their variance. Numbers, or arrays of one shape.
+
+        `known` values are of this block; `anchors` is the anchor of the block before minus that of this one.
+        """
         share = (self.span - known) / self.span  # of the block before
         distance = anchors + (suffix[0] - moments[0])
         squares = moments[1] + suffix[1] + distance * distance * (known * share)
-        return np.stack([deviations - (moments[0] + distance * share), squares / self.span])
+        return deviations - (moments[0] + distance * share), squares / self.span
 
     def _scan_back(self, block: np.ndarray) -> tuple[np.ndarray, float]:
         anchor = block.item(-1)
@@ -412,7 +441,7 @@ class _Moments:
         block = arrays["values"].copy()
         suffix, suffix_anchor = self._scan_back(block)
         known = _restore_places(count, block)
-        state = _MomentState(count - len(known), block, suffix, suffix_anchor, 0.0, _NOTHING[..., 0])
+        state = _MomentState(count - len(known), block, suffix, suffix_anchor, 0.0, _NOTHING)
         return self._feed_part(state, known.copy())[0] if len(known) else state
 
     def find_newest(self, state: _MomentState) -> float:
@@ -604,7 +633,7 @@ def _fold(operation: str, numbers: Sequence[float]) -> float:
     with np.errstate(all="ignore"):
         return _keep_known(np.atleast_1d(_KERNELS[operation](*numbers))).item()
 
-# %% ../../nbs/data/16_engine.ipynb #69755ee4
+# %% ../../nbs/data/16_engine.ipynb #6e6d7174
 class ProgramState(NamedTuple):
     """All that a program keeps between blocks.
 
@@ -735,6 +764,8 @@ _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 def _keep_narrow(values: np.ndarray) -> np.ndarray:
     """The values of a feature, NaN in place of those that float32 can't hold."""
+    if len(values) == 1:
+        return values if -_MAX_FLOAT32 <= values.item() <= _MAX_FLOAT32 else _UNKNOWN
     is_narrow = np.abs(values) <= _MAX_FLOAT32
     return values if is_narrow.all() else np.where(is_narrow, values, np.nan)
 
