@@ -56,7 +56,8 @@ def load_config(
 
 def load_candles(
     arguments: argparse.Namespace,  # with the options of candles
-    timeframe: str,  # span that the candles must have
+    timeframe: str | None,  # span that the candles must have; None accepts any
+    keep: Sequence[str] = (),  # further columns, `config.feature_columns`
 ) -> pd.DataFrame:  # candles without faults, see `read_candles`
     """Read and check the candles. Raises `CandleError`."""
     from crypto_lstm.data.candle_report import check_candles
@@ -69,6 +70,7 @@ def load_candles(
         timezone=arguments.timezone,
         on_conflict=arguments.on_conflict,
         last=arguments.last,
+        keep=keep,
     )
     check_candles(candles, timeframe).raise_for_errors()
     return candles
@@ -107,7 +109,7 @@ def run_train(arguments: argparse.Namespace) -> Result:
     resume = not arguments.no_resume
     check_output_folder(arguments.output, resume)
     run = train_with_progress(
-        load_candles(arguments, config.timeframe),
+        load_candles(arguments, config.timeframe, config.feature_columns),
         config,
         arguments.output,
         tensorboard=not arguments.no_tensorboard,
@@ -196,7 +198,7 @@ def run_baseline(arguments: argparse.Namespace) -> Result:
     config = load_config(arguments)
     if arguments.output is not None:
         require_report_path(arguments.output)
-    candles = load_candles(arguments, config.timeframe)
+    candles = load_candles(arguments, config.timeframe, config.feature_columns)
     load_tensorflow()
     from crypto_lstm.training.baseline import forecast_baselines, judge_baselines
 
@@ -216,7 +218,7 @@ def run_walk_forward(arguments: argparse.Namespace) -> Result:
     from crypto_lstm.backtest.walk_forward import InterruptedFoldError, walk_forward
 
     config = load_config(arguments)
-    candles = load_candles(arguments, config.timeframe)
+    candles = load_candles(arguments, config.timeframe, config.feature_columns)
     print_status("preparing folds ...")
     names = ("mode", "step", "test", "first_train", "validation", "embargo", "warm_start", "deterministic")
     options = {name: getattr(arguments, name) for name in names}
@@ -451,7 +453,7 @@ def run_predict(arguments: argparse.Namespace) -> Result:
     if arguments.output is not None:
         output = _check_new_file(arguments.output, (".csv", ".parquet"))
     model = _load_model(arguments)
-    candles = load_candles(arguments, model.config.timeframe)
+    candles = load_candles(arguments, model.config.timeframe, model.config.feature_columns)
     decisions = model.predict(candles)
     decisions.insert(1, "part", list(_name_parts(decisions["date"], model)))
     if output:

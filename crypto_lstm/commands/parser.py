@@ -61,9 +61,9 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _add_candles(command: argparse.ArgumentParser) -> None:
+def _add_candles(command: argparse.ArgumentParser, required: bool = True) -> None:
     command.add_argument(
-        "--candles", metavar="FILE", nargs="+", action="extend", required=True,
+        "--candles", metavar="FILE", nargs="+", action="extend", required=required,
         help="CSV, JSON, parquet or feather; several files, a folder or '*.zip' are one history",
     )  # fmt: skip
     command.add_argument(
@@ -203,8 +203,17 @@ def _add_report(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_features(command: argparse.ArgumentParser) -> None:
+    _add_candles(command, required=False)
+    _add_settings(command)
+
+
 def _add_audit(command: argparse.ArgumentParser) -> None:
     _add_candles(command)
+    command.add_argument(
+        "--keep", metavar="COLUMN", nargs="+", action="extend", default=[],
+        help="further columns of the candles that the function needs, such as funding",
+    )  # fmt: skip
     command.add_argument(
         "--function", metavar="MODULE:NAME",
         help="audit this function of candles, such as indicators:add_rsi (default: features, labels and training)",
@@ -241,6 +250,7 @@ _COMMANDS = {
     "report": ("show what a run is worth: verdict and tables, and a page with pictures", _add_report),
     "baseline": ("judge simpler models on the same split in seconds, without a network", _add_baseline),
     "walk-forward": ("train a model for each fold of a history, and judge all test parts as one", _add_walk_forward),
+    "features": ("list the features: warm-up, memory, values, and what is wrong with them", _add_features),
     "audit": ("find columns that look ahead: of a function of yours, or of the whole training", _add_audit),
     "estimate": ("forecast the memory of a training without starting it", _add_estimate),
     "predict": ("compute probabilities and a decision for every candle with a full window", _add_predict),

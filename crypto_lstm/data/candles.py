@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,15 +39,17 @@ from crypto_lstm.data.candle_rules import (
 )
 from .cells import parse_dates, parse_numbers
 from .files import MAX_BYTES
-from .layouts import ORDER_OWNERS, ORDERS, CandleError, RawTable, drop_rows_without_trade
+from .grid import Grid, fill_grid
+from .layouts import ORDER_OWNERS, ORDERS, CandleError, RawTable, drop_rows_without_trade, list_names
 from .readers import read_tables
 from ..utils.checks import shorten_repr
 from ..utils.errors import Suggestion
 
 _log = logging.getLogger(__name__)
+from ..utils.expressions import FUNCTIONS, MAX_NUMBER, suggest_name
 
 # %% auto #0
-__all__ = ['read_candles', 'round_prices', 'is_filled', 'fill_gaps', 'ensure_filled', 'select_dates']
+__all__ = ['read_candles', 'round_prices', 'is_filled', 'fill_gaps', 'ensure_filled', 'require_own_columns', 'select_dates']
 
 # %% ../../nbs/data/04_candles.ipynb #05ca1516
 def read_candles(
@@ -60,7 +62,8 @@ def read_candles(
     now: Any = None,  # a date; later candles are refused; None takes the clock
     last: int | None = None,  # keep only the newest candles, and check no others
     max_bytes: int = MAX_BYTES,  # of all files together, unpacked
-) -> pd.DataFrame:  # (rows, 6): date (ns, UTC), open, high, low, close, volume; sorted, unique
+    keep: Sequence[str] = (),  # further columns of numbers, such as ["funding"], which must be known at the close
+) -> pd.DataFrame:  # (rows, 6 or more): date (ns, UTC), open, high, low, close, volume, those of `keep`; sorted, unique
     """Read candles from a file, from several files, from rows or from a frame.
 
     The content of a file shows its format: feather, parquet, JSON or CSV, also within gzip or zip. A list of paths, a
@@ -85,11 +88,12 @@ def read_candles(
     """
     if on_conflict not in ("error", "first", "last"):
         raise CandleError(f"on_conflict must be one of error, first, last, got {shorten_repr(on_conflict)}")
+    _require_kept_names(keep)
     tables = _read_history(source, columns, max_bytes)
     times = [parse_dates(table, timezone) for table in tables]
     if last is not None:
         tables, times = _keep_last(tables, times, last)
-    values, rounded = _parse_values(tables, times, columns, now)
+    values, rounded = _parse_values(tables, times, columns, now, keep)
     candles = _join(_concatenate(times), values, tables, rounded, on_conflict)
     if timeframe is not None:
         require_candles(candles, timeframe)
@@ -111,13 +115,33 @@ def _parse_values(
     times: Sequence[np.ndarray],  # (rows,) nanoseconds of each table
     columns: str,  # order of rows without names
     now: Any,  # later candles are refused
+    keep: Sequence[str],  # further columns
 ) -> tuple[dict[str, np.ndarray], int]:  # the columns of all tables; rows whose high or low was rounded
     """Parse and check prices and volumes. Raises `CandleError`."""
-    parts = [{name: parse_numbers(table, name) for name in VALUE_COLUMNS} for table in tables]
+    names = (*VALUE_COLUMNS, *keep)
+    for table in tables:
+        _require_kept_columns(table, keep)
+    parts = [{name: parse_numbers(table, name) for name in names} for table in tables]
     rounded = sum(round_prices(part) for part in parts)
     for table, when, part in zip(tables, times, parts, strict=True):
         _require_sound(table, when, part, columns, now)
-    return {name: _concatenate([part.pop(name) for part in parts]) for name in VALUE_COLUMNS}, rounded
+    return {name: _concatenate([part.pop(name) for part in parts]) for name in names}, rounded
+
+
+def _require_kept_names(keep: Any) -> None:
+    is_list = isinstance(keep, (list, tuple)) and all(isinstance(name, str) for name in keep)
+    if not is_list or len(set(keep)) < len(keep) or set(keep) & {*COLUMNS, "filled", "segment"}:
+        expected = "keep must be a list of different names of further columns, such as ['funding']"
+        raise CandleError(f"{expected}, got {shorten_repr(keep)}")
+
+
+def _require_kept_columns(table: RawTable, keep: Sequence[str]) -> None:
+    """Raise `CandleError` for a column that the table lacks."""
+    further = [str(name) for name in table.frame if name not in COLUMNS]
+    for name in keep:
+        if name not in further:
+            near = suggest_name(name, further) or f"; it has {list_names(further)} beside those of a candle"
+            raise table.error(f"no column {shorten_repr(name)} to keep{near}")
 
 
 def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
@@ -277,40 +301,47 @@ def fill_gaps(
     candles: pd.DataFrame,  # sound candles; a filled frame is checked and returned as it is
     max_gap_minutes: int = 60,  # the longest gap that is filled, in missing minutes
     timeframe: str = "1m",  # span of one candle
-) -> pd.DataFrame:  # (rows, 8): the six columns, `filled` (bool), `segment` (int32, from 0)
+    ages: Mapping[str, int] | None = None,  # column of the user's to keep -> candles of a gap that its last value fills
+) -> pd.DataFrame:  # (rows, 8 or more): the six columns, those of `ages`, `filled` (bool), `segment` (int32, from 0)
     """Fill gaps of up to `max_gap_minutes` with flat candles; a longer gap begins a new segment. Raises `CandleError`.
 
-    Within a segment neighbours are exactly one timeframe apart. Flat candles have the last close and no volume.
+    Within a segment neighbours are exactly one timeframe apart. Flat candles have the last close and no volume. A column
+    of the user's keeps its last value there, and is NaN after its age; it never takes the next value.
     """
+    own = ages or {}
     if is_filled(candles):
         _require_unbroken(candles, parse_timeframe(timeframe))
+        require_own_columns(candles, own)
         return candles
     require_candles(candles, timeframe)
+    require_own_columns(candles, own)
     step = parse_timeframe(timeframe)
-    candles = candles[list(COLUMNS)].reset_index(drop=True)
+    candles = candles[[*COLUMNS, *own]].reset_index(drop=True)
     if candles["date"].dt.unit != "ns":
         candles["date"] = candles["date"].dt.as_unit("ns")
     times = pd.DatetimeIndex(candles["date"]).asi8
-    before = np.flatnonzero(times[1:] - times[:-1] != step)  # candles before a gap
-    missing = (times[before + 1] - times[before]) // step - 1
-    is_long = missing * (step // MINUTE_NS) > max_gap_minutes
-    short, added = before[~is_long], missing[~is_long]
-    grid = _insert_flat(candles, times, short, added, step) if len(short) else candles.assign(filled=False)
-    edges = before[is_long] + 1  # first rows of segments, in the candles
-    added_before = np.concatenate([[0], np.cumsum(added)])
-    edges = edges + added_before[np.searchsorted(short, edges)]  # the same rows in the grid
-    lengths = np.diff(edges, prepend=0, append=len(grid))
-    grid["segment"] = np.repeat(np.arange(len(edges) + 1, dtype=np.int32), lengths)
-    grid.attrs = {}
-    return grid
+    missing_minutes = (np.diff(times) // step - 1) * (step // MINUTE_NS)
+    if ((missing_minutes > 0) & (missing_minutes <= max_gap_minutes)).any():
+        columns = {name: candles[name].to_numpy(np.float64) for name in (*VALUE_COLUMNS, *own)}
+        return _frame_grid(fill_grid(times, columns, None, step, max_gap_minutes, own))
+    segment = np.cumsum(np.append(0, missing_minutes > 0), dtype=np.int32)
+    filled = candles.assign(filled=False, segment=segment)
+    filled.attrs = {}
+    return filled
+
+
+def _frame_grid(grid: Grid) -> pd.DataFrame:
+    dates = pd.DatetimeIndex(grid.times.view("datetime64[ns]"), tz="UTC")
+    segment = np.cumsum(grid.starts, dtype=np.int32) - np.int32(1)
+    return pd.DataFrame({"date": dates, **grid.columns, "filled": grid.filled, "segment": segment}, copy=False)
 
 
 def ensure_filled(
     candles: pd.DataFrame,  # candles as read, or filled
-    config: Config,  # max_gap_minutes, timeframe
+    config: Config,  # max_gap_minutes, timeframe, features, column_max_age
 ) -> pd.DataFrame:  # as `fill_gaps` makes it
     """Fill the gaps as `config` says; a filled frame is only checked. Raises `CandleError`."""
-    return fill_gaps(candles, config.max_gap_minutes, config.timeframe)
+    return fill_gaps(candles, config.max_gap_minutes, config.timeframe, config.column_ages)
 
 # %% ../../nbs/data/04_candles.ipynb #853f9b16
 def _require_unbroken(filled: pd.DataFrame, step: int) -> None:
@@ -330,29 +361,34 @@ def _require_unbroken(filled: pd.DataFrame, step: int) -> None:
         raise CandleError(f"{fault}. {cause}: {remedy}")
 
 
-def _insert_flat(
-    candles: pd.DataFrame,
-    times: np.ndarray,  # (rows,) int64 nanoseconds
-    before: np.ndarray,  # rows before a gap
-    missing: np.ndarray,  # candles that each gap lacks
-    step: int,  # nanoseconds of one candle
-) -> pd.DataFrame:  # the six columns and `filled`
-    """Insert flat candles into the gaps."""
-    added = np.cumsum(missing) - missing  # candles inserted before each gap
-    ordinal = 1 + np.arange(missing.sum()) - np.repeat(added, missing)  # of each inserted candle within its gap
-    filled = np.zeros(len(candles) + len(ordinal), dtype=bool)
-    filled[np.repeat(before + added, missing) + ordinal] = True
-    dates = np.empty(len(filled), dtype=np.int64)
-    dates[~filled] = times
-    dates[filled] = np.repeat(times[before], missing) + ordinal * step
-    cells = np.zeros((len(VALUE_COLUMNS), len(filled)))  # one block of memory, which is freed as one
-    last_close = np.repeat(candles["close"].to_numpy()[before], missing)
-    for row, name in zip(cells, VALUE_COLUMNS, strict=True):
-        row[~filled] = candles[name]
-        row[filled] = 0.0 if name == "volume" else last_close
-    grid = pd.DataFrame(cells.T, columns=list(VALUE_COLUMNS), copy=False)
-    grid.insert(0, "date", pd.DatetimeIndex(dates.view("datetime64[ns]"), tz="UTC"))
-    return grid.assign(filled=filled)
+def require_own_columns(
+    candles: pd.DataFrame,  # as read, or filled
+    names: Iterable[str],  # columns of the user's
+) -> None:
+    """Raise `CandleError` unless the columns are there, with a number in each candle that was not filled."""
+    for name in names:
+        if name not in candles:
+            known = (*(str(other) for other in candles), *(function.name for function in FUNCTIONS))
+            advice = suggest_name(name, known) or f": add it, or read it with read_candles(..., keep=[{name!r}])"
+            raise CandleError(f"the features need the column {name}, and the candles have none{advice}")
+        column = candles[name]
+        if not isinstance(column, pd.Series) or column.dtype.kind not in "iuf":
+            kind = shorten_repr(str(getattr(column, "dtype", "two columns")))
+            raise CandleError(f"column {name} must hold numbers, got {kind}: convert it with astype(float)")
+        _require_known(candles, name)
+
+
+def _require_known(candles: pd.DataFrame, name: str) -> None:
+    """Raise `CandleError` for a candle that was not filled and has no finite number in this column."""
+    values = candles[name].to_numpy(np.float64, na_value=np.nan)
+    is_bad = ~(np.abs(values) <= MAX_NUMBER)
+    if "filled" in candles:
+        is_bad &= ~candles["filled"].to_numpy()
+    if is_bad.any():
+        row = int(is_bad.argmax())
+        found = f"got {values[row]} in row {row} ({candles['date'].iloc[row]}); {format_row_count(int(is_bad.sum()))}"
+        advice = "fill it with the last value that was known at the close, or drop these candles"
+        raise CandleError(f"column {name} must be a finite number, {found}: {advice}")
 
 # %% ../../nbs/data/04_candles.ipynb #90a4b32e
 _COPIES_ON_WRITE = int(pd.__version__.split(".")[0]) >= 3  # pandas copies a shared column when it is changed

@@ -30,9 +30,9 @@ from crypto_lstm.utils.expressions import (
 )
 
 # %% auto #0
-__all__ = ['FORGOTTEN', 'Step', 'ProgramState', 'FeatureBlock', 'Program', 'compile_trees', 'compile_features',
-           'compute_expression', 'export_nodes', 'restore_nodes', 'find_count_fault', 'find_node_fault',
-           'list_column_blocks']
+__all__ = ['CAUSES', 'FORGOTTEN', 'Step', 'ProgramState', 'FeatureBlock', 'count_causes', 'Program', 'compile_trees',
+           'compile_features', 'compute_expression', 'export_nodes', 'restore_nodes', 'find_count_fault',
+           'find_node_fault', 'list_column_blocks']
 
 # %% ../../nbs/data/16_engine.ipynb #36881573
 _UNKNOWN = np.array([np.nan])
@@ -55,7 +55,7 @@ def _call_function(ufunc: np.ufunc, *operands: Any) -> np.ndarray:
         return np.asarray(ufunc(*(np.repeat(operand, 2) for operand in operands)))[:1]
     return ufunc(*np.broadcast_arrays(*operands)) if len(operands) > 1 else ufunc(operands[0])
 
-# %% ../../nbs/data/16_engine.ipynb #5b8e7a92
+# %% ../../nbs/data/16_engine.ipynb #6a497be0
 def _divide_or(x: Any, y: Any, otherwise: float) -> Any:
     """`x / y`, and `otherwise` where y is 0."""
     result, is_zero = np.divide(x, y), np.equal(y, 0)
@@ -111,18 +111,21 @@ _KERNELS: dict[str, Callable[..., Any]] = {
     "_percent": lambda x, y: _divide_or(100 * (x - y), y, 0.0),
 }
 _CLOCKS = {"minute_of_day": _minute_of_day, "day_of_week": _day_of_week}
-_CAUSES = {  # operation -> why it has no value although its operands have one
-    "divide": "division by zero",
-    "log": "logarithm of a value that is not above zero",
-    "sqrt": "square root of a negative value",
-    "lag": "no candle so far back in the segment",
-}
-_TOO_LARGE = "a result that is not finite"
-_TOO_WIDE = "a value that float32 can't hold"
-_NOT_FULL = "the history is too short"
-_NO_COLUMN = "a column has no value"
+CAUSES = (  # why a candle lacks a feature; the number of a cause is its place
+    "",
+    "the history is too short",
+    "no candle so far back in the segment",
+    "a column has no value",
+    "division by zero",
+    "logarithm of a value that is not above zero",
+    "square root of a negative value",
+    "a result that is not finite",
+    "a value that float32 can't hold",
+)
+_NOT_FULL, _NO_PAST, _NO_COLUMN, _BY_ZERO, _LOGARITHM, _ROOT, _TOO_LARGE, _TOO_WIDE = range(1, 9)
+_CAUSE_OF = {"lag": _NO_PAST, "column": _NO_COLUMN, "divide": _BY_ZERO, "log": _LOGARITHM, "sqrt": _ROOT}
 
-# %% ../../nbs/data/16_engine.ipynb #10389db6
+# %% ../../nbs/data/16_engine.ipynb #77bc7228
 class _LagState(NamedTuple):
     count: int  # values so far
     ring: np.ndarray  # (span + 1,) value number i is at i modulo the length
@@ -169,9 +172,10 @@ class _Lag:
         never = state.ring[state.count :]
         if np.isinf(state.ring).any() or np.abs(state.ring).max(initial=0, where=~np.isnan(state.ring)) > MAX_NUMBER:
             return "values of the past that are not finite"
-        return "values of the past before the first candle" if never.any() else None
+        unused = state.ring[state.count % len(state.ring)]
+        return "values of the past that no candle gives" if never.any() or unused != 0 else None
 
-# %% ../../nbs/data/16_engine.ipynb #c3fda094
+# %% ../../nbs/data/16_engine.ipynb #d1552d90
 class _ScanState(NamedTuple):
     count: int  # known values so far
     block: np.ndarray  # (span,) values of this block, then those of the block before
@@ -291,7 +295,8 @@ def _find_newest(state: _ScanState | _MomentState) -> float:
 def _find_block_fault(state: _ScanState | _MomentState) -> str | None:
     if not (np.abs(state.block) <= MAX_NUMBER).all():
         return "values of a span that are not finite"
-    return "values of a span before the first candle" if state.block[state.count :].any() else None
+    unused = state.block[state.count % len(state.block)]
+    return "values of a span that no candle gives" if state.block[state.count :].any() or unused != 0 else None
 
 # %% ../../nbs/data/16_engine.ipynb #2d7080a8
 class _MomentState(NamedTuple):
@@ -599,7 +604,7 @@ def _fold(operation: str, numbers: Sequence[float]) -> float:
     with np.errstate(all="ignore"):
         return _keep_known(np.atleast_1d(_KERNELS[operation](*numbers))).item()
 
-# %% ../../nbs/data/16_engine.ipynb #a315b4d8
+# %% ../../nbs/data/16_engine.ipynb #69755ee4
 class ProgramState(NamedTuple):
     """All that a program keeps between blocks.
 
@@ -627,33 +632,32 @@ class FeatureBlock:
             missing |= np.isnan(column)
         return missing
 
-    def count_causes(
-        self,
-        rows: np.ndarray,  # (rows,) bool
-    ) -> dict[str, int]:
-        """Cause -> how many of these candles lack a feature by it. A candle counts once, for its first cause."""
-        causes: dict[str, int] = {}
-        left = rows.copy()
+    def find_causes(self) -> np.ndarray:  # (rows,) uint8
+        """Why each candle lacks a feature, as a number of `CAUSES`; 0 where it has all. The first step counts."""
+        causes = np.zeros(len(self.columns[0]), dtype=np.uint8)
+        left = self.find_missing()
         for step, values in zip(self.steps, self.values, strict=True):
             if not left.any():
-                break
+                return causes
             lacks = left & np.isnan(values if np.ndim(values) < 2 else values[0])
-            count = int(np.count_nonzero(lacks))
-            if count:
-                cause = _describe_cause(step)
-                causes[cause] = causes.get(cause, 0) + count
-                left &= ~lacks
-        if left.any():
-            causes[_TOO_WIDE] = int(np.count_nonzero(left))
+            causes[lacks] = _find_cause(step)
+            left &= ~lacks
+        causes[left] = _TOO_WIDE
         return causes
 
 
-def _describe_cause(step: Step) -> str:
-    if step.operation == "column":
-        return _NO_COLUMN
-    if step.operation in _STATEFUL and step.operation != "lag":
-        return _NOT_FULL
-    return _CAUSES.get(step.operation, _TOO_LARGE)
+def _find_cause(step: Step) -> int:
+    """The number of the cause if this step has no value while its operands have one."""
+    is_span = step.operation in _STATEFUL and step.operation != "lag"
+    return _NOT_FULL if is_span else _CAUSE_OF.get(step.operation, _TOO_LARGE)
+
+
+def count_causes(
+    causes: np.ndarray,  # (rows,) numbers of `CAUSES`
+) -> dict[str, int]:
+    """Cause -> candles that lack a feature by it."""
+    counts = np.bincount(causes, minlength=len(CAUSES)).tolist()
+    return {cause: count for cause, count in zip(CAUSES[1:], counts[1:], strict=True) if count}
 
 
 @dataclass(frozen=True, eq=False)

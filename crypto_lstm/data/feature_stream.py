@@ -309,11 +309,11 @@ def _require_possible(fault: str, is_possible: bool) -> None:
 def _require_possible_state(state: StreamState, arrays: Mapping[str, np.ndarray]) -> None:
     """Raise `StreamError` for values that no stream of this configuration can have written."""
     time, run, at, candles, times = arrays["header"].tolist()
-    length, ring, rows = state.ring.length, arrays["ring"], int(arrays["progress"][0])
+    length, ring, (rows, since) = state.ring.length, arrays["ring"], arrays["progress"][:2].tolist()
     fault = find_count_fault(state.program, arrays["progress"].tolist())
     _require_possible(str(fault), fault is None)
     _require_possible("an impossible place in the window", 0 <= at < length)
-    _require_possible("impossible counts", 0 <= run <= rows)
+    _require_possible("impossible counts", 0 <= run <= since + 1)
     _require_possible("impossible distances of candles", candles >= 1 and times >= 0)
     _require_possible("a window whose two copies differ", np.array_equal(ring[:length], ring[length:]))
     _require_possible("features of a candle that has none", run > 0 or not ring[at - 1].any())

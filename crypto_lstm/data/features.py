@@ -13,16 +13,13 @@ import pandas as pd
 
 from ..config import Config
 from .candle_report import describe_bad_value
-from .candle_rules import VALUE_COLUMNS
-from .candles import ensure_filled, is_filled, select_dates
-from .engine import FeatureBlock, compile_features, compute_expression
-from ..utils.checks import shorten_repr
+from .candles import ensure_filled, is_filled, require_own_columns, select_dates
+from .engine import FeatureBlock, compile_features, compute_expression, count_causes
 from ..utils.errors import CryptoLSTMError
-from ..utils.expressions import FUNCTIONS, MAX_NUMBER, suggest_name
 
 # %% auto #0
-__all__ = ['FeatureError', 'rolling_mean', 'count_warmup_candles', 'describe_missing_column', 'FeatureMatrix', 'compute_features',
-           'make_feature_matrix', 'make_features']
+__all__ = ['FeatureError', 'rolling_mean', 'count_warmup_candles', 'FeatureMatrix', 'compute_features', 'make_feature_matrix',
+           'make_features']
 
 # %% ../../nbs/data/05_features.ipynb #e2a82592
 class FeatureError(CryptoLSTMError, ValueError):
@@ -71,32 +68,7 @@ def _require_sound(candles: pd.DataFrame, config: Config) -> None:
     fault = describe_bad_value(candles, ("high", "low", "close", "volume"))
     if fault:
         raise FeatureError(fault)
-    for name in config.feature_columns:
-        _require_column(candles, name)
-
-
-def _require_column(candles: pd.DataFrame, name: str) -> None:
-    """Raise `FeatureError` unless a column of the user's is there, with a number in each candle that was not filled."""
-    if name not in candles:
-        raise FeatureError(f"the features need the column {name}, and the candles have none{describe_missing_column(name)}")
-    column = candles[name]
-    if column.dtype.kind not in "iuf":
-        advice = "convert it with astype(float)"
-        raise FeatureError(f"column {name} must hold numbers, got {shorten_repr(str(column.dtype))}: {advice}")
-    is_bad = ~(np.abs(column.to_numpy(np.float64, na_value=np.nan)) <= MAX_NUMBER) & ~candles["filled"].to_numpy()
-    if is_bad.any():
-        row = int(is_bad.argmax())
-        found = f"got {column.iloc[row]} in row {row} ({candles['date'].iloc[row]}); {np.count_nonzero(is_bad)} such rows"
-        advice = "fill them with the last value that was known at the close, or drop these candles"
-        raise FeatureError(f"column {name} must be a finite number, {found}: {advice}")
-
-
-def describe_missing_column(
-    name: str,  # of a column that an expression needs and the candles lack
-) -> str:
-    """The end of a sentence: what the name may stand for, and how to keep a column."""
-    near = suggest_name(name, (*VALUE_COLUMNS, *(function.name for function in FUNCTIONS)))
-    return near or f": add it, or read it with read_candles(..., keep=[{name!r}])"
+    require_own_columns(candles, config.feature_columns)
 
 # %% ../../nbs/data/05_features.ipynb #1c8354c6
 _PORTION = 131_072  # candles
@@ -107,8 +79,17 @@ class FeatureMatrix:
     """The features of all filled candles."""
 
     matrix: np.ndarray  # (candles, features) float32, zeros where a candle lacks a feature
-    usable: np.ndarray  # (candles,) bool: it has all features
-    missing: dict[str, int]  # cause -> candles that lack a feature by it
+    causes: np.ndarray  # (candles,) uint8: why it lacks one, as a number of `engine.CAUSES`; 0 where it has all
+
+    @property
+    def usable(self) -> np.ndarray:
+        """(candles,) bool: it has all features."""
+        return self.causes == 0
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """Cause -> candles that lack a feature by it."""
+        return count_causes(self.causes)
 
 
 def _feed_portions(filled: pd.DataFrame, config: Config) -> Iterator[tuple[slice, FeatureBlock]]:
@@ -137,23 +118,20 @@ def compute_features(
     _require_sound(filled, config)
     _require_enough(len(filled), config)
     matrix = np.empty((len(filled), len(config.features)), dtype=np.float32)
-    usable, causes = np.zeros(len(filled), dtype=bool), dict[str, int]()
+    causes = np.zeros(len(filled), dtype=np.uint8)
     for now, fed in _feed_portions(filled, config):
-        missing = fed.find_missing()
-        usable[now] = ~missing
+        causes[now] = fed.find_causes()
         for number, values in enumerate(fed.columns):
-            matrix[now, number] = np.where(missing, 0.0, values)
-        for cause, count in fed.count_causes(missing).items():
-            causes[cause] = causes.get(cause, 0) + count
-    if not usable.any():
-        raise _no_features(len(filled), causes, config)
-    return FeatureMatrix(matrix, usable, causes)
+            matrix[now, number] = np.where(causes[now] > 0, 0.0, values)
+    if causes.all():
+        raise _no_features(causes, config)
+    return FeatureMatrix(matrix, causes)
 
 
-def _no_features(rows: int, causes: dict[str, int], config: Config) -> FeatureError:
-    found = ", ".join(f"{cause} ({count})" for cause, count in causes.items())
+def _no_features(causes: np.ndarray, config: Config) -> FeatureError:
+    found = ", ".join(f"{cause} ({count})" for cause, count in count_causes(causes).items())
     advice = f"give a longer history, raise max_gap_minutes ({config.max_gap_minutes}), or change the features"
-    return FeatureError(f"none of the {rows} candles has all features: {found}; {advice}")
+    return FeatureError(f"none of the {len(causes)} candles has all features: {found}; {advice}")
 
 
 def make_feature_matrix(
@@ -173,8 +151,8 @@ def make_features(
 
     Gaps are filled first. The first `count_warmup_candles(config)` rows are left out and, if a feature looks back within
     a segment, as a change does, the first rows of each segment. So is a candle for which an expression has no value, as
-    after a division by zero, or one that float32 can't hold. Raises `FeatureError` for too few candles, for a column that
-    is missing, and for values that no candle may have; `CandleError` for candles that are not sound.
+    after a division by zero, or one that float32 can't hold. Raises `FeatureError` for too few candles, and for values
+    that no candle may have; `CandleError` for candles that are not sound, or lack a column that an expression names.
 
     Example:
         >>> import crypto_lstm as cl

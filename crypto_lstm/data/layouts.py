@@ -40,7 +40,7 @@ class CandleError(CryptoLSTMError, ValueError):
 # %% ../../nbs/data/12_layouts.ipynb #13bc0167
 @dataclass(frozen=True)
 class RawTable:
-    """Six columns `date, open, high, low, close, volume` with unparsed cells, and their origin."""
+    """Columns `date, open, high, low, close, volume`, and further ones, with unparsed cells, and their origin."""
 
     frame: pd.DataFrame
     format: str  # the recognised format
@@ -340,6 +340,7 @@ def parse_frame(
     wanted = [find_time(frame, names) if not dates_are_utc or "date" not in names else "date", *PRICES]
     wanted.append(find_volume(frame, names) or "volume")
     cells = frame.iloc[:, [names.index(name) for name in wanted]].set_axis(list(COLUMNS), axis=1)
+    cells = cells.assign(**_find_further_columns(frame, names, wanted))
     table = RawTable(
         cells.reset_index(drop=True), format, place, first_line, dates_are_utc, has_names, None, market, interval
     )
@@ -349,6 +350,13 @@ def parse_frame(
         table = replace(table, numbers=numbers, left_out=left_out)
     closed = next((name for name in _CLOSED_NAMES if name in names), None)
     return table if closed is None else _drop_unfinished(table, frame.iloc[:, names.index(closed)])
+
+
+def _find_further_columns(frame: pd.DataFrame, names: list[str], wanted: Sequence[str]) -> dict[str, pd.Series]:
+    """The columns beside those of a candle, by their plain names; `read_candles` keeps those that the user names."""
+    used = {*COLUMNS, *wanted}
+    places = [number for number, name in enumerate(names) if name not in used and names.count(name) == 1]
+    return {names[number]: frame.iloc[:, number] for number in places}
 
 
 def _flatten_names(frame: pd.DataFrame, place: str) -> pd.DataFrame:

@@ -21,8 +21,9 @@ import keras
 from ..config import CLASSES, Config
 from .barriers import compute_barrier_scale
 from .candles import ensure_filled
+from .engine import count_causes
 from .feature_stream import count_filled
-from .features import make_feature_matrix
+from .features import compute_features, make_feature_matrix
 from .labels import label_filled
 from .scaler import Scaler
 from ..utils.checks import shorten_repr
@@ -372,6 +373,7 @@ class LabelledHistory:
     outcomes: pd.DataFrame  # from `make_labels`
     classes: np.ndarray  # (candles,) int8, -1 without a label
     usable: np.ndarray  # int32 rows with a full window, a label, and a trade: the targets
+    causes: np.ndarray  # (candles,) uint8 why a candle lacks a feature, as numbers of `engine.CAUSES`
     has_scale: np.ndarray | None = None  # (candles,) bool: the barriers have a size; None: all have
 
     def cut(
@@ -391,6 +393,7 @@ class LabelledHistory:
             outcomes=self.outcomes.iloc[: self.outcomes.index.searchsorted(labelled)],
             classes=classes,
             usable=self.usable[: np.searchsorted(self.usable, labelled)],
+            causes=self.causes[:candles],
             has_scale=None if self.has_scale is None else self.has_scale[:candles],
         )
 
@@ -400,7 +403,7 @@ class LabelledHistory:
         is_filled = self.filled["filled"].to_numpy()
         unscaled = 0 if self.has_scale is None else int(np.count_nonzero(ends & ~is_labelled & ~self.has_scale))
         counts = {
-            "no previous candle, or the means are not full": int(np.count_nonzero(~self.has_features)),
+            **count_causes(self.causes),
             "the window is not full": int(np.count_nonzero(self.has_features & ~ends)),
             "the future window is not full": int(np.count_nonzero(ends & ~is_labelled)) - unscaled,
             "filled: nobody traded in it": int(np.count_nonzero(ends & is_labelled & is_filled)),
@@ -417,7 +420,8 @@ def prepare_history(
 ) -> LabelledHistory:
     """Fill gaps, compute features and labels. Raises `CandleError`, `FeatureError` or `LabelError`."""
     filled = ensure_filled(candles, config)
-    matrix, has_features = make_feature_matrix(filled, config)
+    found = compute_features(filled, config)
+    has_features = found.usable
     scale = compute_barrier_scale(filled, config)
     outcomes = label_filled(filled, config, scale)
     ends = find_window_ends(has_features, filled["segment"].to_numpy(), config.sequence_length)
@@ -425,7 +429,8 @@ def prepare_history(
     is_traded = ~filled["filled"].to_numpy()
     usable = np.arange(len(filled), dtype=np.int32)[ends & (classes >= 0) & is_traded]
     has_scale = None if scale is None else np.isfinite(scale)
-    return LabelledHistory(filled, matrix, has_features, ends, outcomes, classes, usable, has_scale)
+    more = (classes, usable, found.causes, has_scale)
+    return LabelledHistory(filled, found.matrix, has_features, ends, outcomes, *more)
 
 
 # %% ../../nbs/data/10_windows.ipynb #a1c20003
