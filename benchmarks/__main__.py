@@ -56,6 +56,9 @@ BENCHMARKS = {
     "luck": Benchmark(
         "evaluation.luck", "how often the best of 100 models convinces, with an edge and without", "5 minutes"
     ),
+    "lookahead": Benchmark(
+        "evaluation.lookahead", "random expressions: none blamed by the audit, shifted ones found", "5 minutes"
+    ),
     "baselines": Benchmark(
         "backtest.baselines", "logistic regression, boosting and recent shares on invented markets", "5 minutes"
     ),

@@ -57,7 +57,7 @@ def load_config(
 
 def load_candles(
     arguments: argparse.Namespace,  # with the options of candles
-    timeframe: str,  # span that the candles must have
+    timeframe: str | None,  # span that the candles must have; None accepts any
     keep: Sequence[str] = (),  # further columns, `config.feature_columns`
 ) -> Candles:  # candles without faults, see `read_candles`; of several markets: market -> candles
     """Read and check the candles. Raises `CandleError` or `MarketError`."""

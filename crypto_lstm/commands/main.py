@@ -70,6 +70,7 @@ _JOBS = {
     "report": jobs.run_report,
     "baseline": jobs.run_baseline,
     "walk-forward": jobs.run_walk_forward,
+    "features": feature_jobs.run_features,
     "audit": feature_jobs.run_audit,
     "estimate": jobs.run_estimate,
     "predict": jobs.run_predict,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['FIXED', 'BarrierError', 'has_fixed_barriers', 'compute_barrier_scale']
 
-# %% ../../nbs/data/18_barriers.ipynb #80d9d79b
+# %% ../../nbs/data/18_barriers.ipynb #2ca193dd
 class BarrierError(CryptoLSTMError, ValueError):
     """Candles from which the scale of the barriers can't be computed."""
 
@@ -50,7 +50,7 @@ def compute_barrier_scale(
     missing = [name for name in list_columns(tree) if name not in filled]
     if missing:
         wanted = f"barrier_scale needs the column {list_first_names(missing)}, and the candles have none"
-        raise BarrierError(f"{wanted}: add it, or use columns that the candles have")
+        raise BarrierError(f"{wanted}: a column of your own is kept if a feature uses it as well")
     columns = {name: filled[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in list_columns(tree)}
     times = filled["date"].dt.as_unit("ns").astype("int64").to_numpy()
     segment = filled["segment"].to_numpy()

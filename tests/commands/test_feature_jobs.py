@@ -79,6 +79,30 @@ def test_a_word_that_names_no_function_is_explained(function, words, folder, cap
     assert words in " ".join(capsys.readouterr().err.split())
 
 
+def test_features_are_listed_with_and_without_candles(folder, capsys):
+    words = ["features", "--set", "timeframe=1h", "features=close_change, rsi_14 = rsi(close, 14), one = close / close"]
+    assert main(words) == 0
+    assert "rsi(close, 14)" in capsys.readouterr().out
+    assert main([*words, "--candles", "candles.csv", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert [feature["name"] for feature in values["features"]] == ["close_change", "rsi_14", "one"]
+    assert values["candles"] == 1200 and "constant" in values["warnings"][0]
+
+
+def test_columns_of_the_user_reach_features_and_functions(folder, capsys):
+    candles = synthetic_candles(300, seed=3, timeframe="1h")
+    candles["funding"] = candles["volume"].shift(-3).fillna(0.0)
+    candles.to_csv(folder / "own.csv", index=False)
+    (folder / "audited_columns.py").write_text("def next(candles):\n    return candles['funding'].shift(-2)\n")
+    words = ["--candles", "own.csv", "--json"]
+    assert main(["audit", *words, "--keep", "funding", "--function", "audited_columns:next"]) == 1
+    assert json.loads(capsys.readouterr().out)["columns"][0]["ahead"] == 2
+    assert main(["features", *words, "--set", "timeframe=1h", "features=f = funding"]) == 0
+    assert json.loads(capsys.readouterr().out)["features"][0]["missing_share"] == 0
+    assert main(["features", *words[:2], "--set", "timeframe=1h", "features=f = fundin"]) == 1
+    assert "funding" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", [["--allow", "-1"], ["--allow", "x"], ["--places", "0"]])
 def test_a_bad_option_is_refused(option, folder):
     with pytest.raises(SystemExit) as stop:

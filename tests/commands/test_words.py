@@ -354,6 +354,7 @@ SHOWN = [
     ["freqtrade", "--model", "run", "--output", "strategies", "--pair", "DOGE/USDT"],
     ["predict", "--model", "run", "--candles", "ETH_USDT-1h.feather"],
     ["predict", "--model", "run", "--candles", "BTCUSDT-1h.feather", "--output", "out-{width}.csv"],
+    ["features", "--candles", "short.csv", "--set", "timeframe=1h", "features=r = rsi(close, 14), x = close / close"],
     ["audit", "--candles", "short.csv", "--function", "narrow_columns:add"],
     ["report", "run"],
     ["new", "project-{width}"],
