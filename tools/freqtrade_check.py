@@ -369,11 +369,14 @@ def check_refusals(place: Place) -> None:
     config = ("--config", "user_data/strategies/Spot.config.json", "--config", "exchange.json")
     for words, said in (
         (("--strategy", "Changed"), "expected the sha256 0000"),
-        (("--config", "other.json"), "expected the pair BTCUSDT that the model was trained on"),
+        (("--config", "other.json"), "expected the pair BTCUSDT that the model was trained on, got 'ETH/USDT'"),
     ):
-        command = [place.freqtrade, "backtesting", *config, *words, "--timerange", "20200101-", "--cache", "none"]
-        done = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, env=make_environment())
-        assert said in re.sub(r"\s+", " ", done.stdout + done.stderr), (done.returncode, done.stdout + done.stderr)
+        command = [place.freqtrade, "trade", "--dry-run", "--db-url", "sqlite://", *config, *words]
+        done = subprocess.run(
+            command, cwd=place.folder, capture_output=True, text=True, env=make_environment(), timeout=180
+        )
+        text = re.sub(r"\s+", " ", done.stdout + done.stderr)
+        assert said in text and "state='RUNNING'" not in text, (done.returncode, text)
     print("a changed model and another pair: refused when freqtrade starts", flush=True)
 
 
@@ -507,7 +510,8 @@ def check_all(folder: Path, environment: Path, with_dry_run: bool) -> None:
     predictor = train_model(known, folder)
     write_strategies(folder)
     first = pd.Timestamp.now("UTC").normalize() - pd.Timedelta(days=TEST_DAYS)
-    with FakeExchange([market]).serve() as url, ThreadPoolExecutor(1) as pool:
+    other = make_market("ETHUSDT", days=1, ahead_days=0.1)
+    with FakeExchange([market, other]).serve() as url, ThreadPoolExecutor(1) as pool:
         place = Place(folder, environment / "bin" / "freqtrade", url)
         write_exchange_config(folder / "exchange.json", url)
         dry_run = pool.submit(check_dry_run, place, known, predictor) if with_dry_run else None

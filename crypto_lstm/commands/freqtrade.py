@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .console import print_status
 from .jobs import OutputFileError, Result
 from ..config import Config
 from ..utils.checks import shorten_repr
@@ -411,10 +412,12 @@ def run_freqtrade(arguments: argparse.Namespace) -> Result:
     require_market(plan.predictor.config, plan.pair, arguments.timeframe, plan.any_pair)
     require_tradable(plan, now)
     require_new_files(plan, arguments.force)
+    notes = list_notes(plan)
+    print_status("\n\n".join(notes) + "\n")
     plan.output.mkdir(parents=True, exist_ok=True)
     write_text(plan.strategy_file, write_strategy(plan))
     write_json(plan.config_file, make_overlay(plan))
-    commands, notes = list_commands(plan, now), list_notes(plan)
+    commands = list_commands(plan, now)
     values = {
         "strategy": str(plan.strategy_file),
         "config": str(plan.config_file),
@@ -426,7 +429,7 @@ def run_freqtrade(arguments: argparse.Namespace) -> Result:
     files = f"{plan.strategy_file}: the strategy, of {plan.predictor.path}\n{plan.config_file}: its configuration"
     steps = "\n".join(f"  {command}" for command in commands)
     dry_run = f"freqtrade trade --dry-run --config {shlex.quote(str(plan.config_file))}"
-    return Result(values, "\n\n".join([files, *notes, f"Next:\n{steps}\nThen, on paper:\n  {dry_run}"]))
+    return Result(values, "\n\n".join([files, f"Next:\n{steps}\nThen, on paper:\n  {dry_run}"]))
 
 
 def _make_plan(arguments: argparse.Namespace) -> StrategyPlan:

@@ -374,9 +374,9 @@ class MarketStream:
     def follow(self, candles: pd.DataFrame, fetch: Fetch) -> Decision | None:
         """Add the new candles of a frame and answer the newest. Returns None if no candle is new.
 
-        Raises what `fetch` raises; the stream is then unchanged.
+        Its age is that when the frame came. Raises what `fetch` raises; the stream is then unchanged.
         """
-        began = time.perf_counter()
+        began, arrived = time.perf_counter(), self.clock()
         rows = drop_fillers(candles)
         changed = find_changed(self._seen, rows)
         if changed:
@@ -387,7 +387,7 @@ class MarketStream:
         new = self._complete(rows[_to_times(rows["date"]) > (self.time or 0)], fetch)
         if not len(new):
             return None
-        decision = self._add(new)
+        decision = self._add(new, arrived)
         newest = int(_to_times(new["date"])[-1])
         self.answers = dict([*self.answers.items(), (newest, _list_answer(decision))][-_MAX_ANSWERS:])
         if time.monotonic() - self._saved_s >= SAVE_EVERY_S:
@@ -413,9 +413,9 @@ class MarketStream:
         fetched = fetch(self.pair, min(holes) // 10**6)
         return merge_candles(new, fetched[fetched["date"] <= new["date"].iloc[-1]])
 
-    def _add(self, new: pd.DataFrame) -> Decision:
+    def _add(self, new: pd.DataFrame, now: datetime) -> Decision:
         """Pass new candles to the stream, the last one as the newest. Faults give NO_TRADE with the reason."""
-        now, newest = self.clock(), new.iloc[-1]
+        newest = new.iloc[-1]
         try:
             if len(new) > 1:
                 self.predictor.warm_up(new[:-1], now=now)

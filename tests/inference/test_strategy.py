@@ -335,3 +335,20 @@ def test_a_frame_that_comes_twice_is_answered_once(exported, tmp_path):
     bot.follow(121, 121)
     assert bot.answers[121] == pytest.approx(expect_answers(exported, CANDLES)[121], abs=1e-6)
     assert len(bot.model.streams[PAIR].answers) == 1
+
+
+def test_a_long_warm_up_makes_no_candle_too_old(exported, tmp_path):
+    bot = Bot(exported, tmp_path)
+    bot.set_clock(121)
+    frame = bot.make_frame(121)
+
+    def fetch_for_hours(pair: str, since_ms: int) -> pd.DataFrame:
+        table = bot.fetch(pair, since_ms)
+        bot.exchange.clock.advance(13 * 3600)  # more than a candle
+        return table
+
+    bot.model.streams.clear()  # a pair that was added later
+    for path in tmp_path.iterdir():
+        path.unlink()
+    answers = bot.model.follow(PAIR, frame, fetch_for_hours)
+    assert answers["lstm_long"].iloc[-1] == pytest.approx(expect_answers(exported, CANDLES)[121], abs=1e-6)
