@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import difflib
 import math
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
