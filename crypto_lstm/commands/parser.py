@@ -210,7 +210,7 @@ def _speed(text: str) -> float:
 def _add_paper(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="DIR", required=True, help="folder that train wrote, or an .onnx file")
     command.add_argument("--sha256", metavar="HEX", help="accept only this bundle (or .onnx file)")
-    source = command.add_mutually_exclusive_group(required=True)
+    source = command.add_mutually_exclusive_group()  # one is needed, as `paper` says
     source.add_argument("--exchange", metavar="NAME", help="exchange of ccxt, such as binance")
     source.add_argument(
         "--candles", metavar="FILE", nargs="+", action="extend",

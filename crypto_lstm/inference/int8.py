@@ -16,7 +16,7 @@ from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
 __all__ = ['ACCEPTED_SHARE', 'quantize_arrays', 'list_int8_shapes', 'has_integers', 'Int8Error', 'Int8Report', 'measure_change',
-           'read_report']
+           'require_accepted', 'read_report']
 
 # %% ../../nbs/inference/11_int8.ipynb #e3323681
 _LARGEST = 63  # of a weight: a sum of two products with an input of 8 bits fits into 16 bits
@@ -106,16 +106,19 @@ def measure_change(
     int8_decisions: np.ndarray,  # (windows,) of the second
     golden_deviation: float,  # of the integers from Keras, on the golden windows
 ) -> Int8Report:
-    """Compare two networks. Raises `Int8Error` if more than 0.1 % of the decisions differ."""
+    """Compare two networks. Raises `Int8Error` without a window."""
     if not len(answers):
         raise Int8Error("no window, so int8 can't be measured: give candles of the test part with their history")
     change = np.abs(answers - int8_answers)
     tolerance = 2 * golden_deviation + 1e-3
     different = int(np.count_nonzero(decisions != int8_decisions))
-    report = Int8Report(len(answers), different, float(change.max()), float(change.mean()), tolerance)
-    if not report.share <= ACCEPTED_SHARE or not tolerance <= _LARGEST_TOLERANCE:
+    return Int8Report(len(answers), different, float(change.max()), float(change.mean()), tolerance)
+
+
+def require_accepted(report: Int8Report) -> None:
+    """Raise `Int8Error` if more than 0.1 % of the decisions differ, or if the golden answers are far from Keras'."""
+    if not report.share <= ACCEPTED_SHARE or not report.tolerance <= _LARGEST_TOLERANCE:
         raise Int8Error(f"int8 changes too much, {report}; {ACCEPTED_SHARE:.1%} is accepted: export without int8")
-    return report
 
 
 def read_report(

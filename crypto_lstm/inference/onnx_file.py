@@ -29,6 +29,7 @@ from crypto_lstm.inference.int8 import (
     measure_change,
     quantize_arrays,
     read_report,
+    require_accepted,
 )
 from .policy import DecisionPolicy
 from ..storage.manifest import FilePath, IntegrityError, SchemaVersionError, parse_json
@@ -719,6 +720,7 @@ def _encode_integers(
     decisions = [policy.choose_rows(one)["decision"] for one in (answers, int8_answers)]
     deviation = float(np.abs(run_one_by_one(int8_session, golden[0]) - golden[1]).max())
     report = measure_change(answers, int8_answers, *decisions, deviation)
+    require_accepted(report)
     return encode_onnx_file(config, integers, {**facts, "int8": report.as_dict()})
 
 
