@@ -38,7 +38,8 @@ def measure(name: str, units: tuple[int, ...], count: int, epochs: int, place: P
     from crypto_lstm.training.saved_run import load_run
     from crypto_lstm.training.trainer import train
 
-    config = Config(timeframe="5m", sequence_length=60, lstm_units=units, dense_units=(), epochs=epochs, batch_size=256)
+    network = {"sequence_length": 60, "lstm_units": units, "dense_units": ()}
+    config = Config(timeframe="5m", epochs=epochs, batch_size=256, **network)
     candles = synthetic_candles(count, seed=3, edge=0.6, timeframe="5m")
     run = train(candles, config, place / name, tensorboard=False)
     bundle = load_run(place / name).bundle
@@ -95,7 +96,7 @@ def main(words: list[str]) -> int:
                 f"{name} {found['units']}: {found['different']} of {found['windows']:,} decisions differ "
                 f"({found['share']:.3%}, {verdict}; {found['actions']:,} are no HOLD), probabilities move by at most "
                 f"{found['max_change']:.2g}; one window {found['speed_ratio']:.2f} x as quick, weights "
-                f"{found['weight_bytes'][1] / found['weight_bytes'][0]:.2f}, file {found['file_ratio']:.2f} of the size",
+                f"{found['weight_bytes'][1] / found['weight_bytes'][0]:.2f} and file {found['file_ratio']:.2f} of it",
                 flush=True,
             )
     if options.json:

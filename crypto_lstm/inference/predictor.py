@@ -184,7 +184,7 @@ def _measure_deviation(
     windows: np.ndarray,
     expected: np.ndarray,
     path: FilePath,
-    int8: Int8Report | None,  # of a file with integers, which has a tolerance of its own
+    int8: Int8Report | None = None,  # of a file with integers, which has a tolerance of its own
 ) -> float:
     """The largest difference from Keras' answers. Raises `OnnxFileError` if it exceeds the tolerance or is NaN."""
     deviation = float(np.max(np.abs(network.predict(windows) - expected)))
