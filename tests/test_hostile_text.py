@@ -130,6 +130,8 @@ COMMANDS = [
     (write_folder, ("export", "--model", "{path}", "--output", "{out}.onnx")),
     (write_folder, ("freqtrade", "--model", "{path}", "--output", "{out}")),
     (write_named_file, ("freqtrade", "--model", "{path}", "--output", "{out}")),
+    (write_folder, ("paper", "--model", "{path}", "--output", "{out}", "--candles", "{path}")),
+    (write_named_file, ("paper", "--model", "{path}", "--output", "{path}", "--exchange", "{path}")),
 ]
 
 

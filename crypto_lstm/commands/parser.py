@@ -26,12 +26,6 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-def _count_from_zero(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
-    return int(text)
-
-
 def tabulate_settings() -> str:
     """All settings as a text table: name, default, allowed values, meaning."""
     rows = []
@@ -61,11 +55,16 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _add_candles(command: argparse.ArgumentParser, required: bool = True) -> None:
+def _add_candles(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--candles", metavar="FILE", nargs="+", action="extend", required=required,
+        "--candles", metavar="FILE", nargs="+", action="extend", required=True,
         help="CSV, JSON, parquet or feather; several files, a folder or '*.zip' are one history",
     )  # fmt: skip
+    _add_reading(command)
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    """How files of candles are read."""
     command.add_argument(
         "--columns", choices=("ohlcv", "ochlv", "lhocv", "vchlo"), default="ohlcv",
         help="order of the values in rows without column names: ochlv for Bitfinex, lhocv for Coinbase, vchlo for Gate",
@@ -186,6 +185,55 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="DIR", required=True, help="folder that train wrote, or the bundle in it")
     command.add_argument("--sha256", metavar="HEX", help="accept only this bundle: the SHA-256 that train printed")
     command.add_argument("--output", metavar="FILE", required=True, help="new .onnx file")
+    command.add_argument(
+        "--int8", action="store_true",
+        help="integers in the LSTM layers: smaller and quicker; refused if more than 0.1 %% of the decisions differ",
+    )  # fmt: skip
+    command.add_argument(
+        "--candles", metavar="FILE", nargs="+", action="extend",
+        help="for --int8: candles of the test part and the month before it",
+    )  # fmt: skip
+    _add_reading(command)
+
+
+def _speed(text: str) -> float:
+    """A number above zero, infinity too."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
+
+
+def _add_paper(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="DIR", required=True, help="folder that train wrote, or an .onnx file")
+    command.add_argument("--sha256", metavar="HEX", help="accept only this bundle (or .onnx file)")
+    source = command.add_mutually_exclusive_group()  # one is needed, as `paper` says
+    source.add_argument("--exchange", metavar="NAME", help="exchange of ccxt, such as binance")
+    source.add_argument(
+        "--candles", metavar="FILE", nargs="+", action="extend",
+        help="replay files instead, as for train; the first month is the history",
+    )  # fmt: skip
+    command.add_argument(
+        "--pair", metavar="PAIR", nargs="+", action="extend",
+        help="markets in the words of the exchange, such as BTC/USDT (default: that of the model)",
+    )  # fmt: skip
+    command.add_argument("--any-pair", action="store_true", help="trade pairs that the model was not trained on")
+    command.add_argument(
+        "--output", metavar="DIR", required=True,
+        help="folder of the journal and the state: new, or that of the same command, which then continues",
+    )  # fmt: skip
+    command.add_argument(
+        "--speed", type=_speed, metavar="N", default=float("inf"),
+        help="seconds of a replay in a second (default: as fast as possible)",
+    )  # fmt: skip
+    command.add_argument(
+        "--pin", metavar="FILE",
+        help="a line of sha256sum that names a model; a changed line replaces the model between two candles",
+    )  # fmt: skip
+    _add_reading(command)
 
 
 def _add_verify(command: argparse.ArgumentParser) -> None:
@@ -201,32 +249,6 @@ def _add_report(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--output", metavar="FILE", help="the page, .html (default: report.html in the folder); a report is replaced"
     )
-
-
-def _add_features(command: argparse.ArgumentParser) -> None:
-    _add_candles(command, required=False)
-    _add_settings(command)
-
-
-def _add_audit(command: argparse.ArgumentParser) -> None:
-    _add_candles(command)
-    command.add_argument(
-        "--keep", metavar="COLUMN", nargs="+", action="extend", default=[],
-        help="further columns of the candles that the function needs, such as funding",
-    )  # fmt: skip
-    command.add_argument(
-        "--function", metavar="MODULE:NAME",
-        help="audit this function of candles, such as indicators:add_rsi (default: features, labels and training)",
-    )  # fmt: skip
-    command.add_argument(
-        "--allow", type=_count_from_zero, metavar="N", default=0,
-        help="candles that the function may look ahead, as a label does (default: 0)",
-    )  # fmt: skip
-    command.add_argument(
-        "--places", type=_whole_number, metavar="N", default=16,
-        help="random places at which later candles are changed (default: 16)",
-    )  # fmt: skip
-    _add_settings(command)
 
 
 def _add_baseline(command: argparse.ArgumentParser) -> None:
@@ -250,11 +272,10 @@ _COMMANDS = {
     "report": ("show what a run is worth: verdict and tables, and a page with pictures", _add_report),
     "baseline": ("judge simpler models on the same split in seconds, without a network", _add_baseline),
     "walk-forward": ("train a model for each fold of a history, and judge all test parts as one", _add_walk_forward),
-    "features": ("list the features: warm-up, memory, values, and what is wrong with them", _add_features),
-    "audit": ("find columns that look ahead: of a function of yours, or of the whole training", _add_audit),
     "estimate": ("forecast the memory of a training without starting it", _add_estimate),
     "predict": ("compute probabilities and a decision for every candle with a full window", _add_predict),
     "export": ("write the .onnx file of a run or a bundle, for decisions without TensorFlow", _add_export),
+    "paper": ("trade on paper, on an exchange or on replayed candles; no order is sent", _add_paper),
     "verify": ("check that a run folder, a bundle or a model is exactly what was saved", _add_verify),
     "settings": ("list all settings with default, allowed values and meaning", _add_nothing),
     "doctor": ("check versions, device and memory, and name the fix of each fault", _add_settings),
