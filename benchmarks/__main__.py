@@ -71,6 +71,7 @@ BENCHMARKS = {
     "simulation": Benchmark(
         "judgement.simulation", "two million decisions judged and simulated: time, memory", "2 minutes"
     ),
+    "panel": Benchmark("widgets.panel", "cost of the live panel: steps with and without it, in a kernel", "3 minutes"),
     "golden": Benchmark(
         "reliability.golden", "changes of one weight that no golden answer of a saved file shows", "10 minutes"
     ),
