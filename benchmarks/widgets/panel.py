@@ -95,11 +95,12 @@ def run_in_kernel(small: bool, seconds: float) -> dict[str, float]:
     import nbformat
     from nbclient import NotebookClient
 
-    source = f"import json\nfrom benchmarks.widgets.panel import measure\nprint(json.dumps(measure({small}, {seconds})))"
+    lines = ["import json", "from benchmarks.widgets.panel import measure"]
+    source = "\n".join([*lines, f"print(json.dumps(measure({small}, {seconds})))"])
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     NotebookClient(notebook, timeout=20 * seconds + 300, kernel_name="python3").execute()
-    lines = "".join(output.get("text", "") for output in notebook.cells[0].outputs if output.get("name") == "stdout")
-    return json.loads(lines.splitlines()[-1])
+    printed = "".join(output.get("text", "") for output in notebook.cells[0].outputs if output.get("name") == "stdout")
+    return json.loads(printed.splitlines()[-1])
 
 
 def main(words: list[str]) -> int:

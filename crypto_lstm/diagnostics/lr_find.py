@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['smooth_losses', 'suggest_rate', 'LearningRateCurve', 'lr_find']
+__all__ = ['smooth_losses', 'measure_slopes', 'suggest_rate', 'LearningRateCurve', 'lr_find']
 
 # %% ../../nbs/diagnostics/01_lr_find.ipynb #5a37bb72
 _BETA = 0.9  # of the exponential mean of the losses
 _EXPLODED = 3.0  # a loss of so many times the lowest one ends the test
+_REACH = 10  # steps on either side, for a slope
 _LEAST_FALL = 0.005  # of the loss, relative: a smaller fall is no sign of learning
 
 
@@ -46,16 +47,34 @@ def smooth_losses(
     return smoothed
 
 # %% ../../nbs/diagnostics/01_lr_find.ipynb #b3e29460
+def measure_slopes(
+    rates: np.ndarray,  # (steps,) rising
+    losses: np.ndarray,  # (steps,)
+    reach: int = _REACH,  # steps on either side
+) -> np.ndarray:  # (steps,) loss per factor of e in the rate
+    """The slope of a straight line through the losses around each step: a derivative without the lag of a mean."""
+    x = np.log(rates)
+    slopes = np.empty(len(x))
+    for step in range(len(x)):
+        near = slice(max(0, step - reach), step + reach + 1)
+        slopes[step] = np.polyfit(x[near], losses[near], 1)[0]
+    return slopes
+
+
 def suggest_rate(
     rates: np.ndarray,  # (steps,) rising
-    smoothed: np.ndarray,  # (steps,) losses
+    losses: np.ndarray,  # (steps,)
 ) -> float | None:  # None if the loss does not fall
-    """The rate at which the loss falls fastest per factor of the rate, before its lowest point."""
+    """The rate at which the loss falls fastest, at most a tenth of the rate of its lowest point.
+
+    Near the lowest point the training is about to leave the region in which it is stable.
+    """
+    smoothed = smooth_losses(losses)
     lowest = int(np.argmin(smoothed))
-    if lowest < 3 or smoothed[lowest] > smoothed[0] * (1 - _LEAST_FALL):
+    usable = int(np.searchsorted(rates, rates[lowest] / 10, side="right"))
+    if usable < 3 or smoothed[lowest] > smoothed[0] * (1 - _LEAST_FALL):
         return None
-    slopes = np.gradient(smoothed[: lowest + 1], np.log(rates[: lowest + 1]))
-    return float(rates[int(np.argmin(slopes))])
+    return float(rates[int(np.argmin(measure_slopes(rates, losses)[:usable]))])
 
 # %% ../../nbs/diagnostics/01_lr_find.ipynb #57cd3070
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +98,7 @@ class LearningRateCurve:
         side = "below" if factor > 1 else "above"
         distance = factor if factor > 1 else 1 / factor
         found = f"The loss falls fastest near {self.suggestion:.2g}"
-        return f"{found}; the current rate {self.current:.2g} is {distance:.0f} times {side} it."
+        return f"{found}; the current rate {self.current:.2g} is {distance:,.0f} times {side} it."
 
     def plot(
         self,
@@ -149,9 +168,9 @@ def lr_find(
     data = prepare(candles, single)
     rates = np.geomspace(lowest, highest, steps)
     losses = _measure_losses(data, single, rates)
-    smoothed = smooth_losses(losses)
     rates = rates[: len(losses)]
-    return LearningRateCurve(rates, losses, smoothed, suggest_rate(rates, smoothed), config.learning_rate)
+    suggestion = suggest_rate(rates, losses) if len(losses) > 2 else None
+    return LearningRateCurve(rates, losses, smooth_losses(losses), suggestion, config.learning_rate)
 
 
 def _require_range(lowest: Any, highest: Any, steps: Any) -> None:
