@@ -84,6 +84,7 @@ BENCHMARKS = {
     "markets": Benchmark(
         "speed.markets", "many markets in one model: decisions of a minute, start, memory ready to train", "5 minutes"
     ),
+    "panel": Benchmark("widgets.panel", "cost of the live panel: steps with and without it, in a kernel", "3 minutes"),
     "golden": Benchmark(
         "reliability.golden", "changes of one weight that no golden answer of a saved file shows", "10 minutes"
     ),

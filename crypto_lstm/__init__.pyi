@@ -10,6 +10,9 @@ from crypto_lstm.data.features import make_features as make_features
 from crypto_lstm.data.labels import make_labels as make_labels
 from crypto_lstm.data.synthetic import synthetic_candles as synthetic_candles
 from crypto_lstm.data.windows import prepare as prepare
+from crypto_lstm.diagnostics.interpret import interpret as interpret
+from crypto_lstm.diagnostics.lr_find import lr_find as lr_find
+from crypto_lstm.diagnostics.show_windows import show_windows as show_windows
 from crypto_lstm.evaluation.judgement import Judgement as Judgement
 from crypto_lstm.evaluation.lookahead import audit_lookahead as audit_lookahead
 from crypto_lstm.evaluation.metrics import evaluate as evaluate
@@ -29,5 +32,6 @@ from crypto_lstm.training.saved_run import load_run as load_run
 from crypto_lstm.training.saved_run import predict_candles as predict_candles
 from crypto_lstm.training.trainer import train as train
 from crypto_lstm.utils.errors import CryptoLSTMError as CryptoLSTMError
+from crypto_lstm.widgets.chart import chart as chart
 
 __version__: str

@@ -264,6 +264,7 @@ class TrainingData:
     clipped: dict[str, int]  # feature -> scaled values that were clipped
     warnings: tuple[str, ...] = ()  # sentences about candles from which little can be learnt
     training_spans: tuple[tuple[int, int], ...] = ()  # first and last candle of each stretch that trains
+    candles: pd.DataFrame | None = None  # from which it was prepared, not a copy: for pictures on the price
 
     @property
     def parts(self) -> dict[str, WindowDataset]:
@@ -358,7 +359,8 @@ def prepare(
     """
     config = config or Config()
     history = prepare_history(candles, config)
-    return _prepare_parts(history, split_rows(history.usable, config), config, history.matrix)
+    data = _prepare_parts(history, split_rows(history.usable, config), config, history.matrix)
+    return replace(data, candles=candles)
 
 
 # %% ../../nbs/data/10_windows.ipynb #a1c20002
@@ -447,7 +449,7 @@ def prepare_rows(
     """
     for name, part in zip(("train", "validation", "test"), rows, strict=True):
         _require_targets(history, name, part)
-    return _prepare_parts(history, rows, config, history.matrix.copy())
+    return replace(_prepare_parts(history, rows, config, history.matrix.copy()), candles=history.filled)
 
 
 def _require_targets(history: LabelledHistory, name: str, rows: np.ndarray) -> None:

@@ -132,7 +132,9 @@ class _Trades:
 def _read_trades(trades: pd.DataFrame, times: np.ndarray) -> _Trades:
     _require_columns("trades", trades, _TRADE_COLUMNS, "run.record.trades or the trades of a simulation")
     moments = [_to_ns(trades[name]) for name in ("entry_time", "exit_time")]
-    rows = np.column_stack([np.searchsorted(times, moment - 1, side="right") - 1 for moment in moments])
+    entry = np.searchsorted(times, moments[0], side="right") - 1
+    leave = np.searchsorted(times, moments[1] - 1, side="right") - 1  # a candle closes when the next one opens
+    rows = np.column_stack([entry, np.maximum(entry, leave)])
     is_inside = (rows[:, 0] >= 0) & (moments[0] <= times[-1] + 2 * (times[-1] - times[-2] if len(times) > 1 else 0))
     if len(trades) and not is_inside.any():
         raise ChartError("no trade lies in the span of the candles: give both of the same market")

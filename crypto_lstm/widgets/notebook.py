@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['find_notebook_shell', 'is_notebook', 'has_widgets', 'read_asset', 'NotebookOutput', 'make_text_bundle',
-           'make_picture_bundle']
+           'make_picture_bundle', 'make_picture_html']
 
 # %% ../../nbs/widgets/03_notebook.ipynb #49b0a31b
 def find_notebook_shell() -> Any | None:  # IPython's shell; None outside of a notebook
@@ -92,3 +92,13 @@ def make_picture_bundle(
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return {"image/png": base64.b64encode(buffer.getvalue()).decode("ascii"), "text/plain": escape_control(text)}
+
+# %% ../../nbs/widgets/03_notebook.ipynb #f3c75ab1
+def make_picture_html(
+    figure: Figure,
+    text: str,  # what the picture shows, for readers that show none; escaped
+) -> str:  # an image element that holds the picture
+    """A figure as an HTML image that holds its data."""
+    bundle = make_picture_bundle(figure, text)
+    shown = html.escape(bundle["text/plain"], quote=True)
+    return f'<img alt="{shown}" src="data:image/png;base64,{bundle["image/png"]}" style="max-width:100%">'

@@ -13,7 +13,6 @@ import pytest
 from support import forked
 
 from crypto_lstm.commands import jobs
-from crypto_lstm.widgets.progress import TrainingProgress, fit_line, wrap_sentences
 from crypto_lstm.commands.main import main
 from crypto_lstm.commands.parser import make_parser
 from crypto_lstm.config import Config, ConfigError, OnMemory
@@ -21,6 +20,7 @@ from crypto_lstm.data.candles import read_candles
 from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.profiling.batch_size import fit_to_memory
 from crypto_lstm.training.trainer import train
+from crypto_lstm.widgets.progress import TrainingProgress, fit_line, wrap_sentences
 
 WORDS = ["timeframe=1h", "sequence_length=12", "future_window=24", "lstm_units=8,4", "dense_units=4", "batch_size=64"]
 WORDS += ["epochs=2", "long_tp_pct=2", "short_tp_pct=2", "long_sl_pct=2", "short_sl_pct=2"]
