@@ -5,6 +5,7 @@
 checkers and completion.
 """
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -62,6 +63,8 @@ def __getattr__(name: str) -> Any:
     if _HOMES[name] in _KERAS_HOMES:  # a bad keras.json is one sentence, and TensorFlow's notes are hidden
         import_module(f"{__name__}.utils.environment").load_tensorflow()
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if "IPython" in sys.modules:  # Shift+Tab shows the parameters with their meaning
+        import_module(f"{__name__}.utils.parameter_help").add_parameter_help(value)
     globals()[name] = value
     return value
 

@@ -203,7 +203,7 @@ def draw_equity(
 def _state_equity(record: JudgementRecord) -> str:
     """The message of the equity: what model and market returned, and the worst drawdown."""
     model, hold = (100 * (float(record.equity[name][-1]) - 1) for name in ("model", "buy and hold"))
-    worst = -float(_measure_drawdown(record.equity["model"]).min())
+    worst = abs(float(_measure_drawdown(record.equity["model"]).min()))
     ends = f"The model {describe_return(model)} after costs, buy and hold {describe_return(hold)}"
     return f"{ends}; the model fell by at most {worst:.1f} % from its peak"
 

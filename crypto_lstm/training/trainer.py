@@ -541,8 +541,9 @@ def _write_figures(run: TrainingRun) -> None:
     from matplotlib.figure import Figure
 
     for name, figure in _plot_run(run, Figure).items():
-        with atomic_path(run.paths[name]) as temporary:
-            figure.savefig(temporary, dpi=110)
+        if name in run.paths:
+            with atomic_path(run.paths[name]) as temporary:
+                figure.savefig(temporary, dpi=110)
 
 # %% ../../nbs/training/04_trainer.ipynb #a86c7428
 def train(
