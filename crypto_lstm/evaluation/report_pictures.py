@@ -67,7 +67,7 @@ class Picture:
         from matplotlib.figure import Figure as PlainFigure
 
         width, height = self.size
-        title = textwrap.fill(escape_control(self.title), int(8.5 * width))
+        title = textwrap.fill(escape_control(self.title), int(9 * width))
         with mpl.rc_context(_STYLE):
             figure = (new_figure or PlainFigure)(figsize=(width, height + 0.4), layout="constrained")
             self.draw(figure)
