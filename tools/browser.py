@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from playwright.sync_api import BrowserContext, Page, sync_playwright
@@ -220,6 +221,7 @@ PANEL = ".cl-panel"
 def check_panel(lab: Lab, page: Page) -> str:
     """The panel moves, the interrupt button stops the training, and the same cell goes on to its end."""
     write_notebook(lab.folder / "panel.ipynb", [TRAINING])
+    foreign = watch_requests(page)
     lab.open(page, "panel.ipynb")
     run_command(page, "notebook:run-all-cells")
     page.wait_for_selector(PANEL, timeout=90_000)
@@ -237,8 +239,10 @@ def check_panel(lab: Lab, page: Page) -> str:
     require("resumed: epoch" in text, f"the second run did not resume: {text[-500:]}")
     kinds = {kind for cell in cells for output in cell["outputs"] for kind in output.get("data", {})}
     require({"image/png", "image/svg+xml", "text/html"} & kinds, f"the panel left no picture, only {sorted(kinds)}")
-    page.wait_for_timeout(1000)
+    page.wait_for_selector(".jp-OutputArea-output img", timeout=20_000)  # it takes the place of the panel
+    require(page.locator(PANEL).count() == 0, "the panel is still there after the end of the training")
     page.screenshot(path=PICTURES / "panel-ends.png")
+    require(not foreign, f"the notebook asks {foreign}")
     return f"the panel moved {rate:.1f} times a second; interrupted and resumed"
 
 
@@ -351,7 +355,13 @@ def check_site(lab: Lab, page: Page) -> str:
 def watch_requests(page: Page) -> list[str]:
     """A list that gets the address of every request to a host."""
     found: list[str] = []
-    page.on("request", lambda request: found.append(request.url) if request.url.startswith("http") else None)
+
+    def note(request: Any) -> None:
+        address = urlsplit(request.url)
+        if address.scheme in ("http", "https", "ws", "wss") and address.hostname != "127.0.0.1":
+            found.append(request.url)
+
+    page.on("request", note)
     return found
 
 
