@@ -2,7 +2,12 @@
 # make test         set everything up and run every check
 # make lab          JupyterLab on the notebooks
 # make notebooks    clean and export the notebooks, make README.md from nbs/index.ipynb
+<<<<<<< HEAD
 # make bot          run a strategy of `crypto-lstm freqtrade` in freqtrade, against an exchange on this machine
+=======
+# make docs         the documentation site in _docs, from notebooks and docstrings; open _docs/index.html
+# make browser      JupyterLab, the site and a report in a real browser (Chromium); pictures in build/browser
+>>>>>>> site
 # make mutants      delete and change guards of the code that saves and loads; a test must fail each time: hours
 #
 # Measurements, each of which writes to benchmarks/results (`python -m benchmarks` lists more):
@@ -15,9 +20,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 TORCH := .venv-torch/.ready
+<<<<<<< HEAD
 FREQTRADE := .venv-freqtrade/.ready-2026.9
 
 .PHONY: setup demo test bot lab notebooks mutants
+=======
+DOCS := .venv-docs/.ready
+BROWSER := .venv/.browser
+
+.PHONY: setup demo test lab notebooks mutants docs browser
+>>>>>>> site
 .PHONY: bench bench-growth bench-gpu bench-memory bench-reliability bench-trust
 setup: $(READY)
 
@@ -52,7 +64,23 @@ lab: setup
 notebooks: setup
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
+	$(BIN)/python tools/fold.py
 	$(BIN)/python tools/readme.py
+
+$(DOCS): settings.ini
+	$(PYTHON) -m venv .venv-docs
+	sed -n 's/^docs_requirements = //p' settings.ini | xargs .venv-docs/bin/python -m pip install --quiet
+	@touch $(DOCS)
+
+docs: $(DOCS)
+	.venv-docs/bin/python tools/docs.py
+
+$(BROWSER): $(READY)
+	sed -n 's/^browser_requirements = //p' settings.ini | xargs $(BIN)/python -m pip install --quiet
+	@touch $(BROWSER)
+
+browser: $(BROWSER) docs
+	$(BIN)/python tools/browser.py
 
 $(TORCH):
 	$(PYTHON) -m venv .venv-torch

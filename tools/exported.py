@@ -9,6 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+import fold
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
@@ -51,6 +54,13 @@ def find_fault(output: dict) -> str:
     return found.group() if found else ""
 
 
+def find_half_folded() -> list[str]:
+    """Notebooks whose exported cells are not folded, where another notebook is folded already."""
+    faults = fold.find_unfolded(ROOT)
+    is_begun = len(faults) < len(fold.list_notebooks(ROOT))
+    return faults if is_begun else []
+
+
 MAX_CELL_LINES = 100
 EXPORT = re.compile(r"^#\|\s*exports?\b", re.MULTILINE)
 
@@ -76,6 +86,10 @@ def main() -> int:
     faults = find_long_cells()
     if faults:
         print(f"exported cells of more than {MAX_CELL_LINES} lines; move work into functions:", *faults, sep="\n")
+        return 1
+    faults = find_half_folded()
+    if faults:
+        print("exported cells that are not folded, run `make notebooks`:", *faults, sep="\n")
         return 1
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / "crypto_lstm"

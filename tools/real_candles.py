@@ -25,7 +25,7 @@ from crypto_lstm.evaluation.simulator import simulate
 COMMAND = Path(sys.executable).parent / "crypto-lstm"
 FILES = {"model", "bundle", "onnx", "checkpoint", "scaler", "config", "metadata", "history", "memory", "logs"}
 FILES |= {"record", "report"}
-PLOTS = {"price_and_trades", "equity", "reliability", "months", "luck"}
+PLOTS = {"price_and_trades", "equity", "reliability", "months"}
 PLOTS |= {"training_curves", "confusion_matrix", "memory_history"}
 
 

@@ -102,7 +102,7 @@ _NOTEBOOK: tuple[tuple[str, str], ...] = (
     ),
     ("code", 'run = cl.train(candles, config, "run")'),
     ("code", "run"),
-    ("code", "pictures = run.plot()"),
+    ("code", "run.pictures()"),
     ("markdown", "## The decision about the newest candle\n\n`run/report.html` holds the whole report."),
     ("code", 'cl.load_run("run").predict(candles).tail(3)'),
 )

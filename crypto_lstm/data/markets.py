@@ -437,11 +437,12 @@ def _finish(
     config: Config,
     grid: TimeGrid,
     read_outcomes: Callable[[str], pd.DataFrame],
+    scaler: MarketScaler | None = None,  # None: fitted on the training rows
 ) -> MarketsData:
     for market, rows in zip(stack.markets, parts, strict=True):
         _require_parts(market.name, rows, config)
     markets = _find_spans(stack.markets, parts, config)
-    scaler = _fit_scaler(stack, markets, config)
+    scaler = _fit_scaler(stack, markets, config) if scaler is None else scaler
     clipped = np.zeros(len(config.features), dtype=np.int64)
     for market in markets:
         place = market.place
@@ -569,6 +570,7 @@ def _order_by_time(markets: Sequence[Market], rows: Sequence[np.ndarray]) -> np.
 def prepare(
     candles: pd.DataFrame | Mapping[str, pd.DataFrame],  # of one market, or market -> candles
     config: Config | None = None,  # default: Config()
+    scaler: Any = None,  # of an earlier run on the same markets that is continued; None: fitted on the training rows
 ) -> TrainingData:  # train, validation and test, ready for `fit`; `MarketsData` of several markets
     """Turn candles into training data: fill gaps, compute features and labels, split in time, scale, balance.
 
@@ -595,7 +597,7 @@ def prepare(
     """
     config = config or Config()
     if not isinstance(candles, Mapping):
-        return prepare_one_market(candles, config)
+        return prepare_one_market(candles, config, scaler)
     frames = require_markets(candles, config)
     grid = make_grid(frames, config)
     rows = sum(_count_filled(frame, config) for frame in frames.values())
@@ -607,7 +609,11 @@ def prepare(
     for market, usable in zip(stack.markets, stack.usable, strict=True):
         train, validation, test = (usable[part] for part in split.select(market.find_moments(usable)))
         parts.append((train, validation, test))
-    return _finish(stack, parts, config, grid, lambda name: label_filled(ensure_filled(frames[name], config), config))
+
+    def read_outcomes(name: str) -> pd.DataFrame:
+        return label_filled(ensure_filled(frames[name], config), config)
+
+    return _finish(stack, parts, config, grid, read_outcomes, scaler)
 
 # %% ../../nbs/data/17_markets.ipynb #fe0ce897
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,8 @@ from ..utils.errors import CryptoLSTMError
 # %% auto #0
 __all__ = ['DataError', 'find_window_ends', 'split_rows', 'balance_rows', 'compute_class_weights', 'epoch_order', 'WindowDataset',
            'tf_dataset', 'TrainingData', 'prepare', 'LabelledHistory', 'prepare_history', 'prepare_rows',
-           'prediction_windows']
+           'find_training_spans', 'make_dataset', 'make_training_set', 'scale_in_place', 'require_batch', 'find_doubts',
+           'describe_still_price', 'prediction_windows']
 
 # %% ../../nbs/data/10_windows.ipynb #a29ed83d
 class DataError(CryptoLSTMError, ValueError):
@@ -276,6 +277,14 @@ class TrainingData:
         places = self.outcomes.index.searchsorted(self.parts[name].rows)
         return self.outcomes.iloc[places]  # `.loc` would build a hash table of all rows, and keep it
 
+    def split_markets(self) -> Iterator[tuple[dict[str, Any], TrainingData]]:
+        """For each market the places of its windows in each part, and its data. Of one market: all, and the data."""
+        yield dict.fromkeys(self.parts, slice(None)), self
+
+    def dates_of(self, name: str) -> pd.Series:
+        """The dates of the last candles of the windows of one part, in their order."""
+        return self.dates.iloc[self.parts[name].rows]
+
     @property
     def training_outcomes(self) -> pd.DataFrame:
         """The outcomes of all candles in the stretches that train, before balancing."""
@@ -340,6 +349,7 @@ class TrainingData:
 def prepare(
     candles: pd.DataFrame,  # date, open, high, low, close, volume
     config: Config | None = None,  # default: Config()
+    scaler: Scaler | None = None,  # of an earlier run that is continued; None: fitted on the training rows
 ) -> TrainingData:  # train, validation and test, ready for `fit`
     """Turn candles into training data: fill gaps, compute features and labels, split in time, scale, balance.
 
@@ -359,7 +369,7 @@ def prepare(
     """
     config = config or Config()
     history = prepare_history(candles, config)
-    data = _prepare_parts(history, split_rows(history.usable, config), config, history.matrix)
+    data = _prepare_parts(history, split_rows(history.usable, config), config, history.matrix, scaler)
     return replace(data, candles=candles)
 
 
@@ -431,9 +441,9 @@ def prepare_history(
     is_traded = ~filled["filled"].to_numpy()
     usable = np.arange(len(filled), dtype=np.int32)[ends & (classes >= 0) & is_traded]
     has_scale = None if scale is None else np.isfinite(scale)
-    more = (classes, usable, found.causes, has_scale)
-    return LabelledHistory(filled, found.matrix, has_features, ends, outcomes, *more)
-
+    return LabelledHistory(
+        filled, found.matrix, has_features, ends, outcomes, classes, usable, found.causes, has_scale
+    )
 
 # %% ../../nbs/data/10_windows.ipynb #a1c20003
 def prepare_rows(
@@ -467,26 +477,29 @@ def _prepare_parts(
     rows: tuple[np.ndarray, np.ndarray, np.ndarray],  # of train, validation and test
     config: Config,
     matrix: np.ndarray,  # that of the history or a copy; it is scaled in place
+    scaler: Scaler | None = None,  # None: fitted on the training rows
 ) -> TrainingData:
     train, validation, test = rows
     classes = history.classes
-    spans = _find_training_spans(history, rows, config)
-    scaler, clipped = _fit_and_scale(matrix, history.has_features, spans, config)
+    spans = find_training_spans(int(history.usable[0]), rows, config)
+    if scaler is None:
+        scaler = _fit_scaler(matrix, history.has_features, spans, config)
+    clipped = scale_in_place(scaler, matrix, history.has_features)
     chosen = balance_rows(train, classes[train], config)
-    _require_batch(len(chosen), config)
+    require_batch(len(chosen), config)
     counts = np.bincount(classes[train], minlength=len(CLASSES))
     return TrainingData(
         config=config,
-        train=_make_training_set(matrix, chosen, classes, config),
-        validation=_make_dataset(matrix, validation, classes, config),
-        test=_make_dataset(matrix, test, classes, config),
+        train=make_training_set(matrix, chosen, classes, config),
+        validation=make_dataset(matrix, validation, classes, config),
+        test=make_dataset(matrix, test, classes, config),
         scaler=scaler,
         dates=history.filled["date"],
         outcomes=history.outcomes,
         prior=tuple((counts / len(train)).tolist()),
         dropped={**history.count_dropped(), **_count_unused(history.usable, rows), "balance": len(train) - len(chosen)},
         clipped=dict(zip(config.feature_names, clipped.tolist(), strict=True)),
-        warnings=tuple(_find_doubts(history.filled, scaler, int(train[-1]) + 1, config)),
+        warnings=tuple(find_doubts(history.filled, scaler, int(train[-1]) + 1, config)),
         training_spans=spans,
     )
 
@@ -503,15 +516,17 @@ def _count_unused(usable: np.ndarray, rows: tuple[np.ndarray, np.ndarray, np.nda
     return counts
 
 
-def _find_training_spans(
-    history: LabelledHistory, rows: tuple[np.ndarray, np.ndarray, np.ndarray], config: Config
+def find_training_spans(
+    first_usable: int,  # first row of the history that may be a target
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],  # of train, validation and test
+    config: Config,  # sequence_length
 ) -> tuple[tuple[int, int], ...]:
     """First and last candle of each stretch that trains; another begins after each stretch that is held out."""
     train = rows[0]
     window = config.sequence_length - 1
     held_out = np.concatenate(rows[1:])
     breaks = np.unique(np.searchsorted(train, held_out[held_out < train[-1]]))
-    begins = [0 if train[0] == history.usable[0] else int(train[0]) - window]
+    begins = [0 if train[0] == first_usable else int(train[0]) - window]
     ends = []
     for place in breaks[breaks > 0].tolist():
         ends.append(int(train[place - 1]))
@@ -520,7 +535,7 @@ def _find_training_spans(
 
 
 # %% ../../nbs/data/10_windows.ipynb #87a3618c
-def _make_dataset(
+def make_dataset(
     matrix: np.ndarray,  # (candles, features) float32, scaled
     ends: np.ndarray,  # (windows,) the candle with which each window ends
     classes: np.ndarray,  # (candles,) class numbers
@@ -532,10 +547,15 @@ def _make_dataset(
     return WindowDataset(matrix, ends, classes[ends], **sizes, **options)
 
 
-def _make_training_set(matrix: np.ndarray, ends: np.ndarray, classes: np.ndarray, config: Config) -> WindowDataset:
+def make_training_set(
+    matrix: np.ndarray,  # (candles, features) float32, scaled
+    ends: np.ndarray,  # (windows,) the candle with which each window ends
+    classes: np.ndarray,  # (candles,) class numbers
+    config: Config,  # sequence_length, batch_size, balance, seed
+) -> WindowDataset:
     """The windows of the training part: shuffled, and weighted where `config.balance` says so."""
     weights = compute_class_weights(classes[ends]) if config.balance == "class_weights" else None
-    return _make_dataset(matrix, ends, classes, config, shuffle_seed=config.seed, weights=weights)
+    return make_dataset(matrix, ends, classes, config, shuffle_seed=config.seed, weights=weights)
 
 # %% ../../nbs/data/10_windows.ipynb #7caabae3
 def _spread_labels(labels: pd.Series, candles: int) -> np.ndarray:
@@ -546,25 +566,29 @@ def _spread_labels(labels: pd.Series, candles: int) -> np.ndarray:
     return classes
 
 
-def _fit_and_scale(
-    matrix: np.ndarray,  # (candles, features) float32; it is scaled in place
+def _fit_scaler(
+    matrix: np.ndarray,  # (candles, features) float32
     has_features: np.ndarray,  # (candles,) bool
     spans: Sequence[tuple[int, int]],  # first and last candle of each stretch that trains
     config: Config,
-) -> tuple[Scaler, np.ndarray]:  # the scaler; (features,) clipped values
-    """Fit the scaler on the stretches that train, and scale the matrix in place."""
+) -> Scaler:
+    """Fit the scaler on the stretches that train."""
     first = int(has_features.argmax())
     parts = []
     for begin, last in spans:
         seen = slice(max(begin, first), last + 1)
         is_whole = has_features[seen].all()
         parts.append(matrix[seen] if is_whole else matrix[seen][has_features[seen]])
-    scaler = Scaler.fit(parts[0] if len(parts) == 1 else np.concatenate(parts), config)
-    return scaler, _scale_in_place(scaler, matrix, has_features)
+    return Scaler.fit(parts[0] if len(parts) == 1 else np.concatenate(parts), config)
 
 
-def _scale_in_place(scaler: Scaler, matrix: np.ndarray, has_features: np.ndarray, portion: int = 131_072) -> np.ndarray:
-    """Scale the rows that have features, a portion at a time. Returns the clipped values of each feature."""
+def scale_in_place(
+    scaler: Scaler,
+    matrix: np.ndarray,  # (candles, features) float32
+    has_features: np.ndarray,  # (candles,) bool: the rows to scale
+    portion: int = 131_072,  # rows at a time
+) -> np.ndarray:  # (features,) clipped values
+    """Scale the rows that have features, a portion at a time."""
     clipped = np.zeros(matrix.shape[1], dtype=np.int64)
     for start in range(0, len(matrix), portion):
         part, good = matrix[start : start + portion], has_features[start : start + portion]
@@ -573,13 +597,17 @@ def _scale_in_place(scaler: Scaler, matrix: np.ndarray, has_features: np.ndarray
     return clipped
 
 
-def _require_batch(windows: int, config: Config) -> None:
+def require_batch(
+    windows: int,  # of the training part
+    config: Config,  # batch_size
+) -> None:
+    """Raise `DataError` for a training part that fills no batch."""
     if config.batch_size != "auto" and windows < config.batch_size:
         found = f"batch_size is {config.batch_size}, but only {windows} training windows are left"
         raise DataError(f"{found}. Set batch_size to {windows} or less")
 
 # %% ../../nbs/data/10_windows.ipynb #bc3a3dc1
-def _find_doubts(
+def find_doubts(
     filled: pd.DataFrame,
     scaler: Scaler,
     train_rows: int,  # rows up to the last training row
@@ -594,7 +622,7 @@ def _find_doubts(
     low, high = float(volume.min()), float(volume.max())
     if high - low <= _STILL * max(1.0, high):
         yield f"the volume is {_round(high)} in every candle of the training part: leave out its features"
-    yield from _describe_still_price(filled, config)
+    yield from describe_still_price(filled, config)
 
 
 def _round(value: float) -> str:
@@ -604,7 +632,10 @@ def _round(value: float) -> str:
 _STILL = 1e-9  # of a value: smaller movements are rounding
 
 
-def _describe_still_price(filled: pd.DataFrame, config: Config) -> Iterator[str]:
+def describe_still_price(
+    filled: pd.DataFrame,  # candles filled by `fill_gaps`
+    config: Config,  # timeframe, sequence_length
+) -> Iterator[str]:
     """A sentence if the price stands still for a day of candles and a window, or for longer."""
     shortest = max(config.day_candles, config.sequence_length)
     starts, lengths = _find_runs(_mark_still_candles(filled))
@@ -659,7 +690,7 @@ def prediction_windows(
     if not len(rows):
         expected = f"no {config.sequence_length} candles in a row have all features"
         raise DataError(f"{expected}: give more candles before the newest")
-    _scale_in_place(scaler, matrix, has_features)
+    scale_in_place(scaler, matrix, has_features)
     dataset = WindowDataset(matrix, rows, sequence_length=config.sequence_length, batch_size=config.batch_windows)
     ends = filled.iloc[rows].reset_index(drop=True)
     ends["filled"] = count_filled(filled["filled"].to_numpy(), config.sequence_length)[rows]

@@ -111,6 +111,8 @@ def draw_memory(
     limit_mb: float | None = None,  # of the process
 ) -> Picture:
     """The peak of anonymous memory in each epoch, beside its forecast."""
+    from matplotlib.ticker import MaxNLocator
+
     peaks = [float(record["peak_mb"]) for record in records]
 
     def draw(figure: Figure) -> None:
@@ -118,7 +120,7 @@ def draw_memory(
         ax.bar(range(1, len(peaks) + 1), peaks, color=BLUE, width=0.6, label="peak of the epoch")
         _draw_forecast(ax, max(peaks), forecast_mb, upper_mb, limit_mb)
         ax.set(xlabel="epoch", ylabel="memory (MB)", xlim=(0.4, max(len(peaks), 6) + 0.6))
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(loc="lower right", framealpha=0)
 
     caption = "Anonymous memory of the process, which the system can't take back. The band ends at the upper bound."

@@ -485,7 +485,7 @@ def _describe_training(source: ReportSource) -> Section:
 def _describe_memory(source: ReportSource) -> Section:
     """What the training took beside its forecast; empty without a record."""
     peaks = [record.get("peak_mb") for record in _list_mappings(source.memory)]
-    known = [peak for peak in peaks if is_finite_number(peak)]
+    known = [float(peak) for peak in peaks if peak is not None and is_finite_number(peak)]
     if not known:
         return Section("memory", "Memory")
     forecast = _write_number(_get(source.metadata, "memory", "estimate", "total_estimated_mb"), "{:,.0f}")

@@ -67,7 +67,7 @@ class Picture:
         from matplotlib.figure import Figure as PlainFigure
 
         width, height = self.size
-        title = textwrap.fill(escape_control(self.title), int(8.5 * width))
+        title = textwrap.fill(escape_control(self.title), int(9 * width))
         with mpl.rc_context(_STYLE):
             figure = (new_figure or PlainFigure)(figsize=(width, height + 0.4), layout="constrained")
             self.draw(figure)
@@ -203,7 +203,7 @@ def draw_equity(
 def _state_equity(record: JudgementRecord) -> str:
     """The message of the equity: what model and market returned, and the worst drawdown."""
     model, hold = (100 * (float(record.equity[name][-1]) - 1) for name in ("model", "buy and hold"))
-    worst = -float(_measure_drawdown(record.equity["model"]).min())
+    worst = abs(float(_measure_drawdown(record.equity["model"]).min()))
     ends = f"The model {describe_return(model)} after costs, buy and hold {describe_return(hold)}"
     return f"{ends}; the model fell by at most {worst:.1f} % from its peak"
 

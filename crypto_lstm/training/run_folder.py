@@ -53,7 +53,6 @@ FILES = {
     "equity": "equity.png",
     "reliability": "reliability.png",
     "months": "months.png",
-    "luck": "luck.png",
     "training_curves": "training_curves.png",
     "confusion_matrix": "confusion_matrix.png",
     "memory_history": "memory_history.png",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from ..data.scaler import Scaler
+from ..data.market_scaler import AnyScaler, MarketScaler
 from ..data.windows import TrainingData
 from ..saving.model_schema import ModelFileError
 from .saved_run import load_run
-from ..utils.checks import shorten_repr
+from ..utils.checks import list_first_names, shorten_repr
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
-__all__ = ['StartingPointError', 'StartingPoint', 'read_starting_point', 'require_later_parts']
+__all__ = ['StartingPointError', 'StartingPoint', 'read_starting_point', 'require_same_markets', 'require_later_parts']
 
 # %% ../../nbs/training/07_starting_point.ipynb #97f73db6
 class StartingPointError(CryptoLSTMError, ValueError):
@@ -46,7 +46,7 @@ class StartingPoint:
     """What a training takes from an earlier run."""
 
     weights: Sequence[np.ndarray]  # of its best epoch
-    scaler: Scaler  # fitted on its training rows
+    scaler: AnyScaler  # fitted on its training rows
     bundle_sha256: str
     trained_until: datetime  # last training window of the run, and of those that it started from
     validated_until: datetime  # last validation window of the same runs
@@ -140,6 +140,19 @@ def _refuse_run(run: Path, expected: str) -> ModelFileError:
     return ModelFileError(run, f"expected {expected} in its metadata", remedy)
 
 # %% ../../nbs/training/07_starting_point.ipynb #bbcd70ba
+def require_same_markets(
+    start: StartingPoint,
+    markets: Iterable[str] | None,  # of the new training; None for candles without the name of a market
+) -> None:
+    """Raise `StartingPointError` unless the earlier run was trained on the same markets."""
+    known = start.scaler.markets if isinstance(start.scaler, MarketScaler) else None
+    given = None if markets is None else tuple(markets)
+    if (known is None) != (given is None) or set(known or ()) != set(given or ()):
+        wanted = "candles of one market" if known is None else f"the markets {list_first_names(known)}"
+        found = "candles of one market" if given is None else list_first_names(given)
+        raise StartingPointError(f"expected {wanted}, as the run that is continued, got {found}: give the same markets")
+
+
 def require_later_parts(
     start: StartingPoint,
     data: TrainingData,  # of the new training
@@ -149,7 +162,7 @@ def require_later_parts(
     limits = {"validation": start.trained_until + span, "test": start.validated_until + span}
     seen = {"validation": "trained on windows", "test": "chosen on windows"}
     for name, limit in limits.items():
-        first = data.dates[data.parts[name].rows[0]].to_pydatetime()
+        first = data.dates_of(name).iloc[0].to_pydatetime()
         if first < limit:
             raise StartingPointError(
                 f"the {name} part begins at {first:%Y-%m-%d %H:%M}, but the network of the earlier run was "

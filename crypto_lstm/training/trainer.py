@@ -70,7 +70,7 @@ from crypto_lstm.training.run_folder import (
     run_identity,
 )
 from .saved_run import load_run, predict_candles, predict_probabilities, read_pinned
-from .starting_point import StartingPoint, read_starting_point, require_later_parts
+from .starting_point import StartingPoint, read_starting_point, require_later_parts, require_same_markets
 from .watch import TrainingWatch, require_verbose
 from ..utils.checks import list_first_names
 from ..utils.display import get_logger, html_table, text_table
@@ -576,8 +576,9 @@ def _write_figures(run: TrainingRun) -> None:
     from matplotlib.figure import Figure
 
     for name, figure in _plot_run(run, Figure).items():
-        with atomic_path(run.paths[name]) as temporary:
-            figure.savefig(temporary, dpi=110)
+        if name in run.paths:
+            with atomic_path(run.paths[name]) as temporary:
+                figure.savefig(temporary, dpi=110)
 
 # %% ../../nbs/training/04_trainer.ipynb #a86c7428
 @overload
@@ -681,10 +682,11 @@ def train(
     return train_in_background(train_watched, verbose)
 
 # %% ../../nbs/training/04_trainer.ipynb #33f1e202
-def _prepare_candles(candles: pd.DataFrame, config: Config, start: StartingPoint | None) -> TrainingData:
+def _prepare_candles(candles: Candles, config: Config, start: StartingPoint | None) -> TrainingData:
     """The data of `train`. Raises `StartingPointError` if the earlier network has seen a part that judges it."""
     if start is None:
         return prepare(candles, config)
+    require_same_markets(start, candles if isinstance(candles, Mapping) else None)
     data = prepare(candles, config, start.scaler)
     require_later_parts(start, data)
     return data
