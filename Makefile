@@ -2,12 +2,9 @@
 # make test         set everything up and run every check
 # make lab          JupyterLab on the notebooks
 # make notebooks    clean and export the notebooks, make README.md from nbs/index.ipynb
-<<<<<<< HEAD
 # make bot          run a strategy of `crypto-lstm freqtrade` in freqtrade, against an exchange on this machine
-=======
 # make docs         the documentation site in _docs, from notebooks and docstrings; open _docs/index.html
 # make browser      JupyterLab, the site and a report in a real browser (Chromium); pictures in build/browser
->>>>>>> site
 # make mutants      delete and change guards of the code that saves and loads; a test must fail each time: hours
 #
 # Measurements, each of which writes to benchmarks/results (`python -m benchmarks` lists more):
@@ -20,16 +17,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 TORCH := .venv-torch/.ready
-<<<<<<< HEAD
 FREQTRADE := .venv-freqtrade/.ready-2026.9
-
-.PHONY: setup demo test bot lab notebooks mutants
-=======
 DOCS := .venv-docs/.ready
 BROWSER := .venv/.browser
 
-.PHONY: setup demo test lab notebooks mutants docs browser
->>>>>>> site
+.PHONY: setup demo test bot lab notebooks mutants docs browser
 .PHONY: bench bench-growth bench-gpu bench-memory bench-reliability bench-trust
 setup: $(READY)
 

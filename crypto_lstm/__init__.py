@@ -69,19 +69,13 @@ def __getattr__(name: str) -> Any:
     """Import a name of the table from its module, and keep it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-<<<<<<< HEAD
     extras = import_module(f"{__name__}.utils.extras")
     with extras.require_extra(f"{__name__}.{name}"):
         if _HOMES[name] in _KERAS_HOMES:  # a bad keras.json is one sentence, and TensorFlow's notes are hidden
             import_module(f"{__name__}.utils.environment").load_tensorflow()
         value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-=======
-    if _HOMES[name] in _KERAS_HOMES:  # a bad keras.json is one sentence, and TensorFlow's notes are hidden
-        import_module(f"{__name__}.utils.environment").load_tensorflow()
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     if "IPython" in sys.modules:  # Shift+Tab shows the parameters with their meaning
         import_module(f"{__name__}.utils.parameter_help").add_parameter_help(value)
->>>>>>> site
     globals()[name] = value
     return value
 
