@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 AT_ONCE = 2
 ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1"}
+ENVIRONMENT |= {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}  # a check has one core
 LONGEST = (  # these start first, so that both cores end together
     "wheel and sdist",
     "reliability",

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -310,6 +311,12 @@ def test_json_is_alone_on_standard_output(command):
     assert isinstance(json.loads(done.stdout), dict)
 
 
+def press_stop(process: forked.Child) -> None:
+    """Send SIGINT, not in the middle of a write to standard error: the handler writes there as well."""
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+
+
 def test_a_signal_ends_training_with_all_files(candle_file, tmp_path):
     run = tmp_path / "run"
     words = ["train", "--candles", candle_file, "--output", run, "--json", "--set", *SETTINGS, "epochs=1000"]
@@ -317,7 +324,7 @@ def test_a_signal_ends_training_with_all_files(candle_file, tmp_path):
     for line in process.stderr:  # the second epoch has ended
         if line.startswith("epoch 2"):
             break
-    os.kill(process.pid, signal.SIGINT)
+    press_stop(process)
     out, err = process.communicate()
     assert process.returncode == 130
     result = json.loads(out)
@@ -332,11 +339,11 @@ def test_a_second_signal_stops_at_once_and_names_what_is_left(candle_file, tmp_p
     for line in process.stderr:
         if line.startswith("epoch 2"):
             break
-    os.kill(process.pid, signal.SIGINT)
+    press_stop(process)
     for line in process.stderr:
         if "again" in line or "once more" in line:
             break
-    os.kill(process.pid, signal.SIGINT)
+    press_stop(process)
     out, err = process.communicate()
     assert process.returncode == 130 and "Traceback" not in err
     result = json.loads(out)  # either the second came in time, or the files were already being written

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 
 def run(edge: float, folder) -> object:
     candles = synthetic_candles(DEMO_CANDLES, seed=DEMO_SEED, edge=edge)
-    config = DEMO_CONFIG.replace(epochs=3, sequence_length=30, lstm_units=(16,), dense_units=())
+    config = DEMO_CONFIG.replace(epochs=3, sequence_length=30, lstm_units=(16, 8))
     return train(candles, config, folder / "run", tensorboard=False, ledger=folder / "ledger.jsonl")
 
 
