@@ -13,7 +13,7 @@ from crypto_lstm.inference.predictor import Predictor
 from crypto_lstm.training.saved_run import load_run
 from crypto_lstm.training.trainer import train
 
-SMALL = CONFIG.replace(sequence_length=4, lstm_units=(4,), dense_units=(), epochs=1, batch_size=320, dropout_rate=0.0)
+SMALL = CONFIG.replace(lstm_units=(4,), dense_units=(), epochs=1, batch_size=320, dropout_rate=0.0)
 HOURLY = candles()
 VALUES = SMALL.sequence_length * len(SMALL.features)
 VOLUME = ("volume_change", "volume_to_ma1440", "volume_to_ma43200")
