@@ -55,6 +55,7 @@ class StopOnSignal(keras.callbacks.Callback):
         self.signal_name: str | None = None
         self.waits_for_epoch = False  # a request that lets the epoch end
         self._requested: str | None = None
+        self._is_told = True  # the log knows of the signal
 
     def request(
         self,
@@ -74,8 +75,13 @@ class StopOnSignal(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Stop after this step if a signal was received or a request made."""
+        self._tell()
         if self.signal_name and (not self.waits_for_epoch or batch + 1 == self.params["steps"]):
             self.model.stop_training = True
+
+    def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Log a signal that was received while the validation runs."""
+        self._tell()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -98,6 +104,13 @@ class StopOnSignal(keras.callbacks.Callback):
             raise KeyboardInterrupt
         self.signal_name = signal.Signals(number).name
         self.waits_for_epoch = False
+        self._is_told = False  # a handler must not log: the signal may have interrupted a write to the same stream
+
+    def _tell(self) -> None:
+        """Log a signal once, outside of its handler."""
+        if self._is_told:
+            return
+        self._is_told = True
         _log.warning(
             "%s: training stops after this step and writes its files; press Ctrl-C again to stop immediately",
             self.signal_name,

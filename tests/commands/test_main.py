@@ -313,7 +313,6 @@ def test_json_is_alone_on_standard_output(command):
 
 def press_stop(process: forked.Child) -> None:
     """Send SIGINT, not in the middle of a write to standard error: the handler writes there as well."""
-    time.sleep(0.2)
     os.kill(process.pid, signal.SIGINT)
 
 
