@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -312,7 +311,7 @@ def test_json_is_alone_on_standard_output(command):
 
 
 def press_stop(process: forked.Child) -> None:
-    """Send SIGINT, not in the middle of a write to standard error: the handler writes there as well."""
+    """Send SIGINT, as Ctrl-C does."""
     os.kill(process.pid, signal.SIGINT)
 
 
