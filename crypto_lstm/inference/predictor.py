@@ -311,6 +311,7 @@ def _describe_network(network: _VerifiedNetwork) -> list[tuple[str, str]]:
     return [
         ("market", f"{config.pair} {config.timeframe}, {config.sequence_length} candles"),
         ("decides by", str(network.policy)),
+        *([("columns", f"{', '.join(config.feature_columns)}, known at the close")] if config.feature_columns else []),
         *([("warning", unfinished)] if unfinished else []),
         ("expires", str(network.metadata["expires"])),
         ("bundle", str(network.metadata["bundle_sha256"])),
