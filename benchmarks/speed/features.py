@@ -1,8 +1,9 @@
 """Features of a long history, of one candle, and their accuracy.
 
-Goals: 2.3 million candles with the eight presets within twice the time of the former code; 40 features with spans up to
-30 days within 10 s, and at most 10 bytes a candle and feature on top of the result; a new candle with 40 features within
-1 ms; the same bits in batches, in blocks of any size and one by one; a relative error below 1e-9 beside `math.fsum`.
+Goals: 2.3 million candles with the eight presets within twice the time of the former code; 40 features with spans up
+to 30 days within 10 s, and at most 10 bytes a candle and feature on top of the result; a new candle with 40 features
+within 1 ms; the same bits in batches, in blocks of any size and one by one; a relative error below 1e-9 beside
+`math.fsum`.
 
     python -m benchmarks features                      a synthetic market of 2.3 million candles
     python -m benchmarks features --candles 300000     a shorter one

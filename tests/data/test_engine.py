@@ -175,7 +175,9 @@ def test_changes_and_indicators_equal_plain_loops():
     starts = np.arange(ROWS) == 0
     high, low, close, volume = (columns[name] for name in ("high", "low", "close", "volume"))
     assert np.array_equal(compute("diff(close, 3)", columns, starts)[3:], close[3:] - close[:-3])
-    change = [100 * (now - before) / before if before else 0.0 for before, now in zip(volume[:-1], volume[1:])]
+    change = [
+        100 * (now - before) / before if before else 0.0 for before, now in zip(volume[:-1], volume[1:], strict=True)
+    ]
     assert np.array_equal(compute("pct(volume)", columns, starts)[1:], change)
     ranges = [max(high[t] - low[t], abs(high[t] - close[t - 1]), abs(low[t] - close[t - 1])) for t in range(1, ROWS)]
     np.testing.assert_allclose(compute("true_range()", columns, starts)[1:], ranges, rtol=1e-12, atol=1e-12)
