@@ -185,7 +185,7 @@ def _measure_deviation(network: _Network, windows: np.ndarray, expected: np.ndar
     return deviation
 
 # %% ../../nbs/inference/03_predictor.ipynb #d22e0c4e
-_MAX_STATE_BYTES = 64 << 20
+_MAX_STATE_BYTES = 256 << 20  # 500 features with spans of 30 days of minutes
 
 
 class StateMismatchError(PinMismatchError):
