@@ -123,7 +123,7 @@ ONE_CANDLE: dict[str, Callable[[float, float], float | None]] = {
     "abs(funding)": lambda x, v: abs(x),
     "log(funding)": lambda x, v: math.log(x) if x > 0 else None,
     "exp(funding)": lambda x, v: math.exp(x),
-    "exp(exp(8 * funding))": lambda x, v: math.exp(math.exp(8 * x)) if math.exp(8 * x) < 690 else None,
+    "exp(exp(8 * funding))": lambda x, v: math.exp(math.exp(8 * x)) if math.exp(8 * x) < 88 else None,  # of float32
     "sqrt(funding)": lambda x, v: math.sqrt(x) if x >= 0 else None,
     "sign(funding)": lambda x, v: (x > 0) - (x < 0),
     "tanh(funding)": lambda x, v: math.tanh(x),
@@ -167,7 +167,7 @@ def test_the_clock_is_that_of_the_opening_in_utc():
     columns, starts = random_columns(5), random_starts(5)
     dates = pd.to_datetime(TIMES, utc=True)
     assert np.array_equal(compute("minute_of_day", columns, starts), dates.hour * 60 + dates.minute)
-    assert np.array_equal(compute("day_of_week()", columns, starts), dates.dayofweek)
+    assert np.array_equal(compute("day_of_week()", columns, starts), dates.day_of_week)
 
 
 def test_changes_and_indicators_equal_plain_loops():
@@ -175,7 +175,9 @@ def test_changes_and_indicators_equal_plain_loops():
     starts = np.arange(ROWS) == 0
     high, low, close, volume = (columns[name] for name in ("high", "low", "close", "volume"))
     assert np.array_equal(compute("diff(close, 3)", columns, starts)[3:], close[3:] - close[:-3])
-    change = [100 * (now - before) / before if before else 0.0 for before, now in zip(volume[:-1], volume[1:])]
+    change = [
+        100 * (now - before) / before if before else 0.0 for before, now in zip(volume[:-1], volume[1:], strict=True)
+    ]
     assert np.array_equal(compute("pct(volume)", columns, starts)[1:], change)
     ranges = [max(high[t] - low[t], abs(high[t] - close[t - 1]), abs(low[t] - close[t - 1])) for t in range(1, ROWS)]
     np.testing.assert_allclose(compute("true_range()", columns, starts)[1:], ranges, rtol=1e-12, atol=1e-12)
@@ -214,7 +216,9 @@ def test_indicators_equal_ta_lib():
     np.testing.assert_allclose(ours("rsi(close, 14)"), talib.RSI(close, 14)[1000:], rtol=1e-7)
     np.testing.assert_allclose(ours("atr(14)"), talib.ATR(high, low, close, 14)[1000:], rtol=1e-7)
     np.testing.assert_allclose(ours("ema(close, 20)"), talib.EMA(close, 20)[1000:], rtol=1e-9)
-    np.testing.assert_allclose(ours("macd(close, 12, 26)"), talib.MACD(close, 12, 26, 9)[0][1000:], rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(
+        ours("macd(close, 12, 26)"), talib.MACD(close, 12, 26, 9)[0][1000:], rtol=1e-5, atol=1e-9
+    )
     np.testing.assert_allclose(ours("std(close, 20)"), talib.STDDEV(close, 20)[1000:], rtol=1e-6)
 
 
@@ -230,8 +234,8 @@ def draw_expressions(depth: int) -> st.SearchStrategy[str]:
     if depth == 0:
         return leaf
     below, span = draw_expressions(depth - 1), st.sampled_from(["1", "2", "3", "5", "9", "4m"])
-    name = st.sampled_from("abs log exp sqrt sign tanh sin cos".split())
-    windows = st.sampled_from("lag diff pct sum mean var std min max zscore wilder ema".split())
+    name = st.sampled_from(["abs", "log", "exp", "sqrt", "sign", "tanh", "sin", "cos"])
+    windows = st.sampled_from([*WINDOWS, "diff", "pct"])
     return st.one_of(
         leaf,
         st.builds("({} {} {})".format, below, st.sampled_from(["+", "-", "*", "/", "<", ">=", "=="]), below),
@@ -246,12 +250,12 @@ def draw_expressions(depth: int) -> st.SearchStrategy[str]:
     )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=draw_expressions(5), seed=st.integers(0, 10_000), cut=st.integers(1, ROWS - 1))
 def test_random_expressions_are_causal_and_equal_in_blocks_and_singles(text, seed, cut):
     columns, starts = random_columns(seed), random_starts(seed)
     whole = compute(text, columns, starts)
-    changed = {name: np.concatenate([values[:cut], -3 * values[:cut - 1:-1]]) for name, values in columns.items()}
+    changed = {name: np.concatenate([values[:cut], -3 * values[: cut - 1 : -1]]) for name, values in columns.items()}
     later = np.concatenate([starts[:cut], ~starts[cut:]])
     assert compute(text, changed, later)[:cut].tobytes() == whole[:cut].tobytes()
     for size in (1, 2, 1 + seed % 50):
@@ -263,8 +267,10 @@ def test_the_causal_test_can_fail():
     ahead = np.append(columns["close"][1:], 0.0)
     changed = columns | {"close": np.where(np.arange(ROWS) < 100, columns["close"], 1.0)}
     assert not np.array_equal(ahead[:100], np.append(changed["close"][1:], 0.0)[:100])
-    assert np.array_equal(compute("lag(close)", columns, starts)[1:100], compute("lag(close)", changed, starts)[1:100])\
+    assert (
+        np.array_equal(compute("lag(close)", columns, starts)[1:100], compute("lag(close)", changed, starts)[1:100])
         or starts[1:100].any()
+    )
 
 
 @pytest.mark.parametrize("name", ["sum", "mean", "var", "std"])
@@ -342,14 +348,15 @@ def test_own_features_are_the_same_live(seed):
 
 
 def test_candles_without_a_feature_are_counted_by_cause():
-    found = compute_features(fill_gaps(own_candles(700, 1), 180, "1h", HOURLY.column_ages), HOURLY)
+    config = HOURLY.replace(column_max_age=["funding = 1h"])
+    found = compute_features(fill_gaps(own_candles(700, 1), 180, "1h", config.column_ages), config)
     assert set(found.missing) == {CAUSES[1], CAUSES[2], CAUSES[3], CAUSES[5]}
     assert sum(found.missing.values()) == int(np.count_nonzero(~found.usable))
     assert not found.matrix[~found.usable].any()
 
 
 def test_a_column_keeps_its_last_value_for_its_age_only():
-    candles = own_candles(60, 2)
+    candles = own_candles(300, 2)
     first = int(np.flatnonzero(np.diff(candles["date"]) == pd.Timedelta(hours=3))[0])
     filled = fill_gaps(candles, 180, "1h", {"funding": 1})
     place = int(np.flatnonzero(filled["date"] == candles["date"][first])[0])
@@ -384,7 +391,8 @@ def test_a_live_candle_needs_the_columns_by_name():
     stream = FeatureStream(HOURLY)
     stream.feed(candles[:200])
     before, candle = stream.state_dict(), candles.iloc[200].to_dict()
-    row = [int(candle["date"].timestamp() * 1000), *(candle[name] for name in ("open", "high", "low", "close", "volume"))]
+    cells = [candle[name] for name in ("open", "high", "low", "close", "volume")]
+    row = [int(candle["date"].timestamp() * 1000), *cells]
     wrong = {
         "missing": {name: value for name, value in candle.items() if name != "funding"},
         "none": candle | {"funding": None},
