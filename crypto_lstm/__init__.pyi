@@ -8,8 +8,8 @@ from crypto_lstm.data.candle_report import check_candles as check_candles
 from crypto_lstm.data.candles import read_candles as read_candles
 from crypto_lstm.data.features import make_features as make_features
 from crypto_lstm.data.labels import make_labels as make_labels
-from crypto_lstm.data.synthetic import synthetic_candles as synthetic_candles
 from crypto_lstm.data.markets import prepare as prepare
+from crypto_lstm.data.synthetic import synthetic_candles as synthetic_candles
 from crypto_lstm.evaluation.judgement import Judgement as Judgement
 from crypto_lstm.evaluation.metrics import evaluate as evaluate
 from crypto_lstm.gpu import setup_gpu_memory as setup_gpu_memory

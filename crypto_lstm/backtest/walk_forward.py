@@ -548,9 +548,7 @@ def walk_forward(
     before the first fold, and the time that is left after each.
 
     After any end, `kill -9` included, the same call reads the finished folds and resumes the one that was stopped.
-    With more candles at the end of the same history only the new folds are trained.
-
-    Several markets are cut at the same dates, and each must have windows in every part of every fold.
+    With more candles at the end of the same history only the new folds are trained. All markets are cut at one date.
 
     Raises `FoldError` for folds that do not fit the history, `DataError` for a fold that can't train,
     `ResumeMismatchError` if the folder holds folds of other settings or candles, `InterruptedFoldError` if a signal

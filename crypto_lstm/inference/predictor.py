@@ -591,9 +591,8 @@ class _ManyMarkets(_StreamingNetwork):
 class Predictor(_ManyMarkets):
     """Decides on candles with a verified network.
 
-    A model of several markets (`markets` is not empty) keeps a stream for each. Its methods take the name of the market
-    before the candle: `update("BTC/USDT", candle)`, `warm_up("BTC/USDT", candles)`. `update_many` decides on all
-    of them with one call of the network.
+    A model of several `markets` keeps a stream for each. Its methods take the name of the market before the candle:
+    `update("BTC/USDT", candle)`. `update_many` decides on all of them with one call of the network.
 
     `warm_up`, `update`, `update_many`, `save_state` and `load_state` share the streams and must not run in several
     threads at once. All other methods may.
@@ -612,9 +611,7 @@ class Predictor(_ManyMarkets):
         self,
         candles: Any,  # a DataFrame, names to columns, a structured array, or rows as ccxt returns them
     ) -> dict[str, Any]:  # one value for each full window; of several markets: market -> the same
-        """Probabilities and the decision for every candle that completes a window.
-
-        A model of several markets takes the candles by market and answers by market.
+        """Probabilities and the decision for every candle that completes a window; of several markets by market.
 
         Columns: `date` (datetime64[ns], UTC); `short`, `hold`, `long` (probabilities, calibrated if the model has a
         calibration); `expected_long`, `expected_short` (expected return after costs in percent, NaN without a rule);
