@@ -558,14 +558,13 @@ def walk_forward(
     """
     config = config or Config()
     require_unforked_tensorflow()
-    spans: dict[str, Any] = {"step": step, "test": test, "first_train": first_train, "validation": validation}
-    spans = {"mode": mode, **spans, "embargo": embargo}
+    spans: dict[str, Any] = {"mode": mode, "step": step, "test": test, "first_train": first_train}
+    spans.update(validation=validation, embargo=embargo)
     history, folds = _cut_folds(candles, config, walk_forward_folds, spans)
+    known: dict[str, Any] = {"history": history, "folds": folds, "config": config}
     backtest = _Backtest(
         method="walk-forward",
-        history=history,
-        folds=folds,
-        config=config,
+        **known,
         folder=Path(output_dir),
         settings=_describe_settings(
             "walk-forward", config, spans, warm_start=warm_start, baselines=baselines, deterministic=deterministic
@@ -637,7 +636,7 @@ def _judge_rows(
         return judge_markets(name, history.filled, outcomes, own_rows, answers, config, rivals, cautions)
     return judge(name, history.filled, _select_outcomes(history, rows), answers, config, rivals, cautions)
 
-
+# %% ../../nbs/backtest/02_walk_forward.ipynb #02aa0002
 def _judge_folds(
     backtest: _Backtest,
     done: Sequence[_FoldAnswers],

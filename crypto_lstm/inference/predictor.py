@@ -252,6 +252,7 @@ class _VerifiedNetwork:
     _scaler: AnyScaler | None
     fill_gaps: bool = False  # `update` treats missing candles as minutes without a trade
     _arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # the weights, for `prepare_next`
+    allow_new: bool = False  # accept markets that the model was not trained on
 
     @classmethod
     def load(
@@ -260,6 +261,7 @@ class _VerifiedNetwork:
         expected_sha256: str | None = None,  # of the file: any other file is refused
         threads: int = 1,  # that share the work on one window
         fill_gaps: bool = False,  # `update` treats missing candles as minutes without a trade; False waits for them
+        allow_new: bool = False,  # accept markets that the model was not trained on, if the markets share a scaler
     ) -> Self:
         """Read, verify and test a network.
 
@@ -280,7 +282,7 @@ class _VerifiedNetwork:
         if unfinished:
             _log.warning("%s: %s", Path(path).name, unfinished)
         facts_of_file = (metadata, sha256, verified, deviation, policy)
-        return cls(Path(path), config, *facts_of_file, network, scaler, fill_gaps, arrays)
+        return cls(Path(path), config, *facts_of_file, network, scaler, fill_gaps, arrays, allow_new)
 
     def probabilities(
         self,
@@ -435,7 +437,6 @@ class _StreamingNetwork(_VerifiedNetwork):
 
     stream: LiveStream | None = None  # the candles that `warm_up` and `update` received
     streams: dict[str, LiveStream] = field(default_factory=dict)  # of several markets: by market
-    allow_new: bool = False  # accept markets that the model was not trained on
     _step: StepNetwork | None = None  # None until `prepare_next` is called
 
     def save_state(self, path: FilePath) -> Path:
@@ -451,15 +452,14 @@ class _StreamingNetwork(_VerifiedNetwork):
         for a state of another configuration, and `MarketError` for a market that the model does not know. The streams
         are then unchanged.
         """
-        state = _read_state(path, self.sha256)
         if self.markets:
             found = {}
-            for market, own in unpack_states(state).items():
+            for market, own in unpack_states(_read_state(path, self.sha256)).items():
                 found[market] = self._make_live_stream(select_scaler(self._require_scaler(), market, self.allow_new))
                 found[market].load_state_dict(own)
             self.streams = found
             return self
-        self._open_stream(None)[0].load_state_dict(state)
+        self._open_stream(None)[0].load_state_dict(_read_state(path, self.sha256))
         return self
 
     def _split_arguments(self, method: str, what: str, given: tuple[Any, ...]) -> tuple[str | None, Any]:
