@@ -8,8 +8,8 @@ from crypto_lstm.data.candle_report import check_candles as check_candles
 from crypto_lstm.data.candles import read_candles as read_candles
 from crypto_lstm.data.features import make_features as make_features
 from crypto_lstm.data.labels import make_labels as make_labels
+from crypto_lstm.data.markets import prepare as prepare
 from crypto_lstm.data.synthetic import synthetic_candles as synthetic_candles
-from crypto_lstm.data.windows import prepare as prepare
 from crypto_lstm.diagnostics.interpret import interpret as interpret
 from crypto_lstm.diagnostics.lr_find import lr_find as lr_find
 from crypto_lstm.diagnostics.show_windows import show_windows as show_windows

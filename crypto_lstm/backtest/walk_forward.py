@@ -548,9 +548,7 @@ def walk_forward(
     before the first fold, and the time that is left after each.
 
     After any end, `kill -9` included, the same call reads the finished folds and resumes the one that was stopped.
-    With more candles at the end of the same history only the new folds are trained.
-
-    Several markets are cut at the same dates, and each must have windows in every part of every fold.
+    With more candles at the end of the same history only the new folds are trained. All markets are cut at one date.
 
     Raises `FoldError` for folds that do not fit the history, `DataError` for a fold that can't train,
     `ResumeMismatchError` if the folder holds folds of other settings or candles, `InterruptedFoldError` if a signal
@@ -560,14 +558,13 @@ def walk_forward(
     """
     config = config or Config()
     require_unforked_tensorflow()
-    spans: dict[str, Any] = {"step": step, "test": test, "first_train": first_train, "validation": validation}
-    spans = {"mode": mode, **spans, "embargo": embargo}
+    spans: dict[str, Any] = {"mode": mode, "step": step, "test": test, "first_train": first_train}
+    spans.update(validation=validation, embargo=embargo)
     history, folds = _cut_folds(candles, config, walk_forward_folds, spans)
+    known: dict[str, Any] = {"history": history, "folds": folds, "config": config}
     backtest = _Backtest(
         method="walk-forward",
-        history=history,
-        folds=folds,
-        config=config,
+        **known,
         folder=Path(output_dir),
         settings=_describe_settings(
             "walk-forward", config, spans, warm_start=warm_start, baselines=baselines, deterministic=deterministic
@@ -639,7 +636,7 @@ def _judge_rows(
         return judge_markets(name, history.filled, outcomes, own_rows, answers, config, rivals, cautions)
     return judge(name, history.filled, _select_outcomes(history, rows), answers, config, rivals, cautions)
 
-
+# %% ../../nbs/backtest/02_walk_forward.ipynb #02aa0002
 def _judge_folds(
     backtest: _Backtest,
     done: Sequence[_FoldAnswers],

@@ -456,6 +456,10 @@ def _predict_by(predictor: Any) -> Callable[[Candles], pd.DataFrame]:
         """A decision for each candle that completes a window; of several markets with the column market."""
         import pandas as pd
 
+        from crypto_lstm.data.market_scaler import refuse_markets
+
+        if isinstance(candles, Mapping) and not predictor.markets:
+            raise refuse_markets(candles)
         found = predictor.predict(candles)
         if not predictor.markets:
             decisions = pd.DataFrame(found)

@@ -46,8 +46,8 @@ def find_market_files(
 ) -> dict[str, list[str]] | None:  # market -> files in their order; None: all words are one history
     """The files of each market, from words such as BTC/USDT=FILE or a folder of freqtrade's.
 
-    A word repeated for a market adds a file to its history. Raises `MarketError` for a mixture of words with and without
-    a market.
+    A word repeated for a market adds a file to its history. Raises `MarketError` for words with and without a
+    market.
     """
     texts = [os.fspath(word) for word in words]
     named = [_split_word(text) for text in texts]

@@ -21,7 +21,7 @@ from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
 __all__ = ['MAX_MARKETS', 'AnyScaler', 'MarketError', 'require_market_name', 'require_market_names', 'MarketScaler',
-           'read_scaler', 'select_scaler', 'name_markets', 'require_markets_of', 'fit_columns']
+           'read_scaler', 'select_scaler', 'name_markets', 'refuse_markets', 'require_markets_of', 'fit_columns']
 
 # %% ../../nbs/data/16_market_scaler.ipynb #51fee5b3
 class MarketError(CryptoLSTMError, ValueError):
@@ -206,6 +206,14 @@ def name_markets(
     if isinstance(scaler, MarketScaler):
         return f"{len(scaler.markets)} markets ({list_first_names(scaler.markets)})"
     return config.pair
+
+
+def refuse_markets(
+    values: Mapping[str, Any],  # market -> candles
+) -> MarketError:
+    """The error for candles by market that were given to a model of one market."""
+    found = f"got those of {list_first_names(map(str, values))}"
+    return MarketError(f"expected candles without a market, {found}: the model was trained on one market only")
 
 
 def require_markets_of(

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..config import Config
-from ..data.market_scaler import AnyScaler, MarketScaler, require_markets_of, select_scaler
+from ..data.market_scaler import AnyScaler, MarketScaler, refuse_markets, require_markets_of
 from ..data.scaler import Scaler
 from ..data.windows import WindowDataset, prediction_windows, tf_dataset
 from ..inference.bundle import Bundle, VerifyReport, load_bundle, verify_bundle
@@ -88,7 +88,9 @@ def predict_candles(
     ['date', 'short', 'hold', 'long', 'expected_long', 'expected_short', 'decision', 'filled', 'out_of_range']
     """
     if not isinstance(scaler, MarketScaler):
-        return _predict_market(model, select_scaler(scaler, None), config, candles, policy)
+        if isinstance(candles, Mapping):
+            raise refuse_markets(candles)
+        return _predict_market(model, scaler, config, candles, policy)
     frames = require_markets_of(scaler, candles, allow_new)
     parts = []
     for market, frame in frames.items():

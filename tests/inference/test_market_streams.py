@@ -113,8 +113,7 @@ def test_a_bad_candle_is_no_trade_of_its_market_and_changes_nothing(paths, case)
 
 def test_a_new_market_needs_allow_new_and_a_common_scaler(paths):
     candle = CANDLES[NAMES[0]].iloc[0].to_dict()
-    shared, own = load(paths["all"]), load(paths["market"])
-    shared.allow_new = own.allow_new = True
+    shared, own = (load(paths[scale_by], allow_new=True) for scale_by in ("all", "market"))
     assert "more candles are needed" in shared.update("NEW/USDT", candle, now=closed(0)).reason
     with pytest.raises(MarketError, match="a scaler for each of these and none for another"):
         own.update("NEW/USDT", candle, now=closed(0))
