@@ -35,6 +35,9 @@ BENCHMARKS = {
         "speed.decisions", "one decision, many, a new candle, a cold start; stream against batch", "8 minutes"
     ),
     "candles": Benchmark("speed.candles", "a file of candles to features and labels", "1 minute"),
+    "features": Benchmark(
+        "speed.features", "features of a long history and of one candle: time, memory, accuracy, bits", "5 minutes"
+    ),
     "feeding": Benchmark(
         "speed.feeding", "candles to batches: memory, and the training time spent waiting", "3 minutes"
     ),

@@ -71,7 +71,7 @@ def _require_sound(candles: pd.DataFrame, config: Config) -> None:
     require_own_columns(candles, config.feature_columns)
 
 # %% ../../nbs/data/05_features.ipynb #1c8354c6
-_PORTION = 131_072  # candles
+_PORTION = 65_536  # candles
 
 
 @dataclass(frozen=True, eq=False)

@@ -585,6 +585,8 @@ def _find_doubts(
 ) -> Iterator[str]:
     """Sentences about features that are constant in the training rows, and about a price that does not move."""
     centers = dict(zip(scaler.features, scaler.center, strict=True))
+    if config.feature_columns:
+        yield f"the features use the columns {', '.join(config.feature_columns)}: a value must be known at the close"
     if scaler.constant:
         named = ", ".join(f"{name} ({_round(centers[name])})" for name in scaler.constant)
         yield f"constant in the training part, so nothing is learnt from it: {named}"

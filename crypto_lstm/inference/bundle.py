@@ -69,7 +69,7 @@ _log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['FILES', 'GOLDEN', 'TOLERANCE', 'Shapes', 'BundleError', 'list_weight_shapes', 'encode_weights', 'decode_weights',
-           'build_facts', 'save_bundle', 'Bundle', 'load_bundle', 'VerifyReport', 'verify_bundle']
+           'build_facts', 'describe_columns', 'save_bundle', 'Bundle', 'load_bundle', 'VerifyReport', 'verify_bundle']
 
 # %% ../../nbs/inference/04_bundle.ipynb #6d1740bc
 class BundleError(IntegrityError):
@@ -192,7 +192,15 @@ def build_facts(
         "labels": {name: getattr(config, name) for name in _LABEL_SETTINGS} | _list_scale(config),
         "architecture_sha256": hashlib.sha256(plan).hexdigest(),
         "scaler": scaler.as_dict(),
+        **describe_columns(config),
     }
+
+
+def describe_columns(config: Config) -> dict[str, Any]:
+    """The columns of the user's that the features need, as a fact; nothing where they need none."""
+    if not config.feature_columns:
+        return {}
+    return {"columns": {"names": list(config.feature_columns), "known": "when the candle closes"}}
 
 
 def _require_matching_scaler(scaler: Scaler, config: Config, path: Path) -> None:

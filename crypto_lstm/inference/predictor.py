@@ -185,7 +185,7 @@ def _measure_deviation(network: _Network, windows: np.ndarray, expected: np.ndar
     return deviation
 
 # %% ../../nbs/inference/03_predictor.ipynb #d22e0c4e
-_MAX_STATE_BYTES = 64 << 20
+_MAX_STATE_BYTES = 256 << 20  # 500 features with spans of 30 days of minutes
 
 
 class StateMismatchError(PinMismatchError):
@@ -311,6 +311,7 @@ def _describe_network(network: _VerifiedNetwork) -> list[tuple[str, str]]:
     return [
         ("market", f"{config.pair} {config.timeframe}, {config.sequence_length} candles"),
         ("decides by", str(network.policy)),
+        *([("columns", f"{', '.join(config.feature_columns)}, known at the close")] if config.feature_columns else []),
         *([("warning", unfinished)] if unfinished else []),
         ("expires", str(network.metadata["expires"])),
         ("bundle", str(network.metadata["bundle_sha256"])),

@@ -15,8 +15,7 @@ from .errors import CryptoLSTMError
 
 # %% auto #0
 __all__ = ['Check', 'FieldError', 'expect_whole_number', 'expect_number_in', 'expect_one_of', 'expect_match', 'expect_flag',
-           'expect_whole_numbers', 'expect_distinct_names', 'allow_none', 'allow_auto', 'make_field', 'describe_check',
-           'check_fields']
+           'expect_whole_numbers', 'allow_none', 'allow_auto', 'make_field', 'describe_check', 'check_fields']
 
 # %% ../../nbs/utils/06_fields.ipynb #e581fb7d
 Check = Callable[[Any], Any]  # returns the value in the type of the field, or raises `FieldError`
@@ -111,23 +110,6 @@ def expect_whole_numbers(
         if not all(is_whole_number(number, 1, maximum) for number in value):
             raise FieldError(description)
         return tuple(int(number) for number in value)
-
-    return check
-
-
-def expect_distinct_names(options: Iterable[str]) -> Check:
-    """Return a check for a non-empty list of distinct names from `options`. The check returns a tuple."""
-    names = tuple(options)
-    description = "a list of different names out of " + ", ".join(names)
-
-    def check(value: Any) -> tuple[str, ...]:
-        if not isinstance(value, (list, tuple)) or not value:
-            raise FieldError(description)
-        if not all(isinstance(name, str) and name in names for name in value):
-            raise FieldError(description)
-        if len(set(value)) != len(value):
-            raise FieldError(description)
-        return tuple(value)
 
     return check
 

@@ -598,7 +598,7 @@ refused(
     "7 or 9 features",
     "9 in the settings",
     ConfigError,
-    "different names out of",
+    "with different names",
     "features must be .* got",
     "high_change",
     lambda ground: lambda: CONFIG.replace(features=[*CONFIG.features, "close_change"]),
