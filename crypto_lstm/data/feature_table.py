@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -243,5 +243,5 @@ def _measure(fact: FeatureFacts, column: np.ndarray, correlation: float | None) 
     """The facts with figures of the values."""
     known = column[np.isfinite(column)].astype(np.float64)
     share = 1 - len(known) / len(column) if len(column) else 1.0
-    moments = (float(known.mean()), float(known.std())) if len(known) else (None, None)
-    return FeatureFacts(fact.name, fact.expression, fact.warmup, fact.state_bytes, share, *moments, correlation)
+    fact = replace(fact, missing_share=share, correlation=correlation)
+    return replace(fact, mean=float(known.mean()), deviation=float(known.std())) if len(known) else fact

@@ -204,7 +204,7 @@ def _label_rows(
         columns[f"{side}_return"] = result.returns
     return columns
 
-
+# %% ../../nbs/data/08_labels.ipynb #5ca1e0c1
 def _spread_scale(scale: np.ndarray | float, rows: np.ndarray, count: int) -> np.ndarray | float:
     """(count,) the scale at each row, 1 at the others."""
     if isinstance(scale, float):

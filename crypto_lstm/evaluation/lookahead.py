@@ -21,7 +21,7 @@ from ..utils.errors import CryptoLSTMError
 # %% auto #0
 __all__ = ['Verdict', 'CHANGES', 'LookaheadError', 'ColumnAudit', 'LookaheadAudit', 'change_candles', 'audit_lookahead']
 
-# %% ../../nbs/evaluation/14_lookahead.ipynb #52a8d866
+# %% ../../nbs/evaluation/14_lookahead.ipynb #1dc058d1
 class LookaheadError(CryptoLSTMError, ValueError):
     """A function or candles that can't be audited."""
 
@@ -53,7 +53,8 @@ class ColumnAudit:
     changed_from: str | None = None  # date of the first candle that was changed
     warmup: int = 0  # candles at the start of a history without a value
     begin_difference: float = 0.0  # largest change of a value, relative to its size, if the history begins later
-    settled_after: int | None = 0  # candles after which it is below 1e-9; None: it never was
+    settled_after: int | None = 0  # candles after which it is below `tolerance`; None: it never was
+    tolerance: float = 1e-9  # relative; two roundings for a column of float32
     rounding: float = 0.0  # largest relative change that is below 1e-12; zero where all bits are equal
     reason: str = ""  # why it was not checked, or what was compared
 
@@ -71,7 +72,7 @@ class ColumnAudit:
         """Plain values, for JSON."""
         return {**vars(self), "sentence": self.sentence}
 
-# %% ../../nbs/evaluation/14_lookahead.ipynb #fd349c05
+# %% ../../nbs/evaluation/14_lookahead.ipynb #f10395b6
 def _write_value(value: float | None) -> str:
     return "no value" if value is None else f"{value:.10g}"
 
@@ -112,7 +113,7 @@ def _describe_begin(column: ColumnAudit) -> str:
     amount = f"{column.begin_difference:.2g} of its size"
     if column.settled_after is None:
         return f"a history that begins later changes it by up to {amount}, to the end of the data"
-    after = f"below 1e-9 after {_count(column.settled_after)}"
+    after = f"below {column.tolerance:.2g} after {_count(column.settled_after)}"
     return f"a history that begins later changes it by up to {amount}, {after}"
 
 # %% ../../nbs/evaluation/14_lookahead.ipynb #66c5d2a3
@@ -172,12 +173,13 @@ class LookaheadAudit:
             return table
         return table + html_table(["note"], [[note] for note in self.notes])
 
-# %% ../../nbs/evaluation/14_lookahead.ipynb #7b82cb11
+# %% ../../nbs/evaluation/14_lookahead.ipynb #6ce96266
 class _Column(NamedTuple):
     """A column of a result, each (candles,)."""
 
     values: np.ndarray  # float64; NaN without a value
     returned: np.ndarray  # bool: the result has this row
+    tolerance: float  # relative difference that is none: 1e-9, or two roundings of float32
 
 
 class _Output(NamedTuple):
@@ -231,7 +233,7 @@ def _read_numbers(values: Any) -> np.ndarray | None:
     except (TypeError, ValueError):
         return None
 
-# %% ../../nbs/evaluation/14_lookahead.ipynb #e6f2d609
+# %% ../../nbs/evaluation/14_lookahead.ipynb #d20618d1
 def _find_places(result: Any, candles: pd.DataFrame) -> np.ndarray | None:
     """(rows,) candle of each row of a frame or a Series, -1 for none; None where they are the same rows.
 
@@ -262,15 +264,20 @@ def _has_dates(frame: pd.DataFrame) -> bool:
     return pd.api.types.is_datetime64_any_dtype(frame["date"]) and frame["date"].is_unique
 
 
-def _place_column(numbers: np.ndarray, places: np.ndarray | None, count: int) -> _Column:
-    """The numbers at their candles."""
+_SETTLED = 1e-9
+_SETTLED_FLOAT32 = 2.5e-7
+
+
+def _place_column(part: Any, numbers: np.ndarray, places: np.ndarray | None, count: int) -> _Column:
+    """The numbers of a column at their candles."""
+    tolerance = _SETTLED_FLOAT32 if getattr(part, "dtype", None) == np.float32 else _SETTLED
     if places is None:
-        return _Column(numbers, np.ones(count, dtype=bool))
+        return _Column(numbers, np.ones(count, dtype=bool), tolerance)
     values, returned = np.full(count, np.nan), np.zeros(count, dtype=bool)
     is_known = places >= 0
     values[places[is_known]] = numbers[is_known]
     returned[places[is_known]] = True
-    return _Column(values, returned)
+    return _Column(values, returned, tolerance)
 
 
 def _read_output(result: Any, candles: pd.DataFrame) -> _Output:
@@ -288,7 +295,7 @@ def _read_output(result: Any, candles: pd.DataFrame) -> _Output:
         if numbers is None:
             output.unreadable[name] = "it holds no numbers: return numbers, or leave the column out"
         else:
-            output.columns[name] = _place_column(numbers, places, len(candles))
+            output.columns[name] = _place_column(part, numbers, places, len(candles))
     return output
 
 # %% ../../nbs/evaluation/14_lookahead.ipynb #ce7891ce
@@ -485,7 +492,7 @@ def _bits(values: np.ndarray) -> np.ndarray:
     """The bits of float64 values as int64, with one pattern for all NaN."""
     return np.where(np.isnan(values), np.nan, values).view(np.int64)
 
-# %% ../../nbs/evaluation/14_lookahead.ipynb #2745c97b
+# %% ../../nbs/evaluation/14_lookahead.ipynb #c8ddae9c
 class _Finding(NamedTuple):
     """A row whose value depends on candles from `cut` on."""
 
@@ -501,7 +508,6 @@ class _Finding(NamedTuple):
 
 
 _ROUNDING = 1e-12  # relative
-_SETTLED = 1e-9  # relative
 
 
 def _measure_size(values: np.ndarray) -> float:
@@ -661,7 +667,7 @@ def _find_first_value(base: _Output) -> int:
     firsts = [np.flatnonzero(np.isfinite(column.values)) for column in base.columns.values()]
     return min((int(rows[0]) for rows in firsts if len(rows)), default=0)
 
-# %% ../../nbs/evaluation/14_lookahead.ipynb #11ab586d
+# %% ../../nbs/evaluation/14_lookahead.ipynb #0262a0a8
 class _Beginning(NamedTuple):
     warmup: int = 0
     difference: float = 0.0
@@ -684,7 +690,7 @@ def _compare_beginning(base: _Column, later: _Column, start: int, size: float) -
     amounts = _relative_change(before, after, size)
     amounts[(_bits(before) == _bits(after)) | ~base.returned[start:] | ~later.returned] = 0.0
     amounts[:warmup] = 0.0
-    rows = np.flatnonzero(amounts > _SETTLED)
+    rows = np.flatnonzero(amounts > base.tolerance)
     if not len(rows):
         return _Beginning(warmup)
     known = amounts[np.isfinite(amounts)]
@@ -769,7 +775,7 @@ def audit_lookahead(
     probed = len({cut for cut, _ in reach.first})
     return LookaheadAudit(tuple(columns), len(candles), probed, subject.runs, subject.list_notes())
 
-# %% ../../nbs/evaluation/14_lookahead.ipynb #2bbab6d0
+# %% ../../nbs/evaluation/14_lookahead.ipynb #2a48ffde
 def _require_options(function: Any, allowed: Any, places: Any, seed: Any) -> None:
     if not callable(function):
         raise LookaheadError(f"expected a function of candles, got {shorten_repr(function)}")
@@ -823,6 +829,7 @@ def _judge(
     if name not in reach.compared:
         return ColumnAudit(name, "not checked", reason="the function raised on every changed history, see the notes")
     figures: dict[str, Any] = {"warmup": beginning.warmup, "begin_difference": beginning.difference}
+    figures |= {"tolerance": reach.base.columns[name].tolerance}
     figures |= {"settled_after": beginning.settled_after, "rounding": reach.rounding[name], "allowed": allowed}
     widest, earliest = reach.widest.get(name), reach.earliest.get(name)
     if widest is None or earliest is None:

@@ -61,7 +61,7 @@ def _fit_stages(filled: pd.DataFrame, config: Config) -> dict[str, _Stage]:
     fit = fit_policy(_answer_by_chance(data), data.outcomes_of("validation"), outcomes, shares, data.prior, config)
     policy = fit.policy.as_dict()
     later = config.future_window
-    matrix, targets = data.train.matrix, [data.train.rows, data.train.labels]
+    matrix, targets = data.train.matrix, [data.train.rows, np.asarray(data.train.labels)]
     return {
         "scaler": _Stage(train, np.array([*data.scaler.center, *data.scaler.scale])),
         "training windows": _Stage(train, matrix[: train + 1].ravel()),

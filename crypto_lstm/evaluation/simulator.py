@@ -132,7 +132,7 @@ def _read_market(
         times, opens, highs, lows, closes, is_real, next_real, segment, segment_end, slippage, funding, scale
     )
 
-
+# %% ../../nbs/evaluation/05_simulator.ipynb #5ca1e0c2
 def _read_scale(filled: pd.DataFrame, span: slice, config: Config) -> np.ndarray | None:
     """(candles,) scale of the barriers of a position that is entered at each open: that of the candle before."""
     scale = compute_barrier_scale(filled.iloc[: span.stop], config)
@@ -228,7 +228,7 @@ def _touch_from_entry(values: np.ndarray, levels: np.ndarray, window: int) -> np
     touched = first_touch(values, np.append(levels[1:], np.inf), window)
     return np.append(np.int32(window + 1), touched[:-1])
 
-
+# %% ../../nbs/evaluation/05_simulator.ipynb #5ca1e0c3
 def _end_trades(
     market: _Market,
     touches: tuple[np.ndarray, np.ndarray],  # of `_find_touches`

@@ -151,6 +151,17 @@ def test_what_the_beginning_changes_is_measured():
     assert audit["sum"].settled_after is None and "to the end of the data" in audit["sum"].sentence
 
 
+def test_a_rounding_of_float32_is_no_dependence_on_the_beginning():
+    def strength(frame):
+        return relative_strength(frame).where(frame.index >= 330)  # where the first values have faded
+
+    candles = synthetic_candles(1500, seed=6)
+    narrow = audit_lookahead(lambda frame: strength(frame).astype("float32"), candles, places=4).columns[0]
+    wide = audit_lookahead(relative_strength, candles, places=4).columns[0]
+    assert narrow.verdict == "causal" and narrow.tolerance == 2.5e-7
+    assert wide.verdict == "depends on where the history begins" and "below 1e-09 after" in wide.sentence
+
+
 def test_a_label_may_look_ahead_so_far_and_no_further():
     label = {"label": lambda frame: frame["close"].shift(-12)}["label"]
     assert audit_lookahead(label, CANDLES, allowed=12, places=4)["close"].verdict == "looks ahead as allowed"
