@@ -130,7 +130,7 @@ def find_widest_stop(
     config: Config,
 ) -> float:  # a ratio below zero, as freqtrade's `stoploss`
     """The wider of the two stop-losses."""
-    return -max(config.long_sl_pct, config.short_sl_pct) / 100
+    return -round(max(config.long_sl_pct, config.short_sl_pct) / 100, 12)
 
 
 def is_past_horizon(
