@@ -251,7 +251,8 @@ def require_new_files(
     existing = [str(path) for path in (plan.strategy_file, plan.config_file) if path.exists() or path.is_symlink()]
     if existing and not force:
         found = " and ".join(map(repr, existing))
-        raise OutputFileError(f"{found} exists, nothing is overwritten: give another --name, or add --force")
+        verb = "exist" if len(existing) > 1 else "exists"
+        raise OutputFileError(f"{found} {verb}, nothing is overwritten: give another --name, or add --force")
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputFileError(f"can't write to {str(folder)!r}: {str(parent)!r} is no writable folder: choose another")

@@ -130,7 +130,7 @@ def find_widest_stop(
     config: Config,
 ) -> float:  # a ratio below zero, as freqtrade's `stoploss`
     """The wider of the two stop-losses."""
-    return -max(config.long_sl_pct, config.short_sl_pct) / 100
+    return -round(max(config.long_sl_pct, config.short_sl_pct) / 100, 12)
 
 
 def is_past_horizon(
@@ -191,7 +191,7 @@ class ReasonLog:
             self._seen[cause] = (last, silent + 1)
             return False
         self._seen[cause] = (now_s, 0)
-        times = f" (and {silent} times since the last such line)" if silent else ""
+        times = f" (not logged since the last such line: {silent})" if silent else ""
         _log.warning("%s: %s: %s%s", pair, NO_TRADE, reason, times)
         return True
 
@@ -308,7 +308,7 @@ def _load_stream(
 
 def _warn_of_changes(pair: str, changed: list[int]) -> None:
     first = format_time(changed[0])
-    _log.warning("%s: %d candles changed after their close, the first of %s", pair, len(changed), first)
+    _log.warning("%s: candles changed after their close: %d, the first of %s", pair, len(changed), first)
 
 
 def _log_warm_up(stream: MarketStream, source: str, count: int, seconds: float) -> None:

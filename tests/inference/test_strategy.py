@@ -283,7 +283,7 @@ def test_a_candle_that_changes_builds_the_stream_anew(exported, tmp_path, caplog
     wrong = expect_answers(exported, early)
     assert bot.answers[122] == pytest.approx(wrong[122], abs=1e-5) and abs(wrong[122] - expected[122]) > 1e-4
     assert bot.answers[124] == pytest.approx(expected[124], abs=1e-6)
-    assert "1 candles changed after their close" in caplog.text and len(bot.asked) == 2
+    assert "candles changed after their close: 1" in caplog.text and len(bot.asked) == 2
 
 
 def test_an_exchange_that_is_down_leaves_the_stream_as_it_was(exported, tmp_path):
