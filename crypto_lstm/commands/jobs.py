@@ -506,15 +506,39 @@ def _tabulate_decisions(decisions: pd.DataFrame) -> str:
 def run_export(arguments: argparse.Namespace) -> Result:
     """`crypto-lstm export`."""
     output = _check_new_file(arguments.output, (".onnx",))
+    if arguments.int8 and arguments.candles is None:
+        raise OutputFileError("--int8 counts the decisions that it changes: give --candles with the test part")
     load_tensorflow()
     from crypto_lstm.inference.onnx_file import export_onnx
     from crypto_lstm.training.saved_run import load_run
 
     bundle = load_run(arguments.model, arguments.sha256).bundle
-    sha256 = export_onnx(bundle, output)
+    options: dict[str, Any] = {}
+    if arguments.int8:
+        options = _find_int8_candles(arguments, bundle)
+    sha256 = export_onnx(bundle, output, **options)
     values = {"output": str(output), "sha256": sha256, "bundle_sha256": bundle.sha256}
     rows = [("file", output), ("sha256", sha256), ("bundle sha256", bundle.sha256)]
+    if arguments.int8:
+        report = _read_int8_report(output, sha256)
+        values["int8"] = report.as_dict()
+        rows.append(("int8", str(report)))
     return Result(values, text_table(["export", ""], rows))
+
+
+def _find_int8_candles(arguments: argparse.Namespace, bundle: Any) -> dict[str, Any]:
+    """The candles on which int8 is measured, and where the test part begins; all of them for a bundle alone."""
+    spans, _ = _find_spans(Path(arguments.model), bundle.metadata, bundle.sha256)
+    test = spans.get("test")
+    candles = load_candles(arguments, bundle.config.timeframe)
+    return {"int8": True, "candles": candles, "since": None if test is None else test[0]}
+
+
+def _read_int8_report(path: Path, sha256: str) -> Any:
+    from crypto_lstm.inference.int8 import read_report
+    from crypto_lstm.inference.predictor import Predictor
+
+    return read_report(Predictor.load(path, sha256).metadata["int8"])
 
 
 def run_verify(arguments: argparse.Namespace) -> Result:
@@ -537,6 +561,7 @@ def _verify_onnx(path: Path, sha256: str | None) -> Result:
         "ok": predictor.verified,
         "sha256": predictor.sha256,
         "golden_deviation": predictor.golden_deviation,
+        "int8": predictor.metadata.get("int8"),
         "unfinished": describe_unfinished(predictor.metadata),
     }
     return Result(values, f"{_state_verdict(path, predictor.verified)}\n{predictor}")

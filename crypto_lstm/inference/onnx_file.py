@@ -19,8 +19,19 @@ import numpy as np
 from .. import __version__
 from ..architecture import LayerSpec, require_saveable_plan
 from ..config import CLASSES, Config, ConfigError
-from ..data.candle_rules import read_utc_offset
+from ..data.candle_rules import datetime_to_ns, read_utc_offset
+from ..data.feature_stream import FeatureStream
 from ..data.scaler import Scaler, ScalerError
+from crypto_lstm.inference.int8 import (
+    Int8Error,
+    has_integers,
+    list_int8_shapes,
+    measure_change,
+    quantize_arrays,
+    read_report,
+    require_accepted,
+)
+from .policy import DecisionPolicy
 from ..storage.manifest import FilePath, IntegrityError, SchemaVersionError, parse_json
 from ..storage.verified import atomic_file
 from ..utils.checks import is_whole_number, shorten_repr
@@ -34,7 +45,8 @@ if TYPE_CHECKING:
 __all__ = ['OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'GOLDEN_REAL', 'EXPORT_TOLERANCE', 'OnnxFileError',
            'list_keras_shapes', 'list_onnx_shapes', 'convert_keras_weights', 'encode_onnx_file', 'make_probe_rows',
            'restore_raw', 'require_same_scaling', 'is_training_fact', 'describe_unfinished', 'decode_onnx_file',
-           'decode_scaler', 'decode_rows', 'open_session', 'export_onnx', 'is_in_calendar', 'disable_tf32']
+           'decode_scaler', 'decode_rows', 'open_session', 'export_onnx', 'run_one_by_one', 'is_in_calendar',
+           'disable_tf32']
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #8cac0da2
 class OnnxFileError(IntegrityError):
@@ -196,6 +208,7 @@ INPUT = "windows"
 OUTPUT = "probabilities"
 _FLOAT = 1  # TensorProto.FLOAT
 _INT64 = 7  # TensorProto.INT64
+_INT8 = 3  # TensorProto.INT8
 
 
 def _encode_attribute(name: str, value: int | Sequence[int]) -> bytes:
@@ -210,21 +223,34 @@ def _encode_node(
     operator: str,
     inputs: Sequence[str],
     outputs: Sequence[str],
+    domain: str = "",  # of the operator; "" is ONNX' own
     **attributes: int | Sequence[int],
 ) -> bytes:
     """A node of the graph; it is named after its first output."""
     name = next(output for output in outputs if output)
     encoded = [_encode_attribute(key, value) for key, value in attributes.items()]
     edges = _encode_parts(1, *inputs) + _encode_parts(2, *outputs)
-    return _encode_parts(1, edges + _encode_parts(3, name) + _encode_parts(4, operator) + _encode_parts(5, *encoded))
+    content = edges + _encode_parts(3, name) + _encode_parts(4, operator) + _encode_parts(5, *encoded)
+    return _encode_parts(1, content + _encode_parts(7, domain) if domain else content)
 
 
-def _encode_lstm(layer: LayerSpec, source: str) -> bytes:
-    """An LSTM layer that reads the output `source`; the state of the last timestep, or of all."""
+_INT8_DOMAIN = "com.microsoft"  # of onnxruntime's own operators
+_INT8_PARTS = ("W_scale", "zero", "R_scale", "zero")  # scales and zero points, after four inputs that are left out
+
+
+def _encode_lstm(layer: LayerSpec, source: str, is_int8: bool) -> bytes:
+    """An LSTM layer that reads the output `source`; the state of the last timestep, or of all.
+
+    Source: `DynamicQuantizeLSTM` of onnxruntime's ContribOperators.md, for a layer with integers.
+    """
     raw = f"{layer.name}.raw"
-    weights = [f"{layer.name}.{part}" for part in "WRB"]
+    inputs = [source, *(f"{layer.name}.{part}" for part in "WRB")]
     outputs, axis = ([raw], "axis_1") if layer.return_sequences else (["", raw], "axis_0")
-    cell = _encode_node("LSTM", [source, *weights], outputs, hidden_size=layer.units or 0)
+    operator, domain = "LSTM", ""
+    if is_int8:
+        operator, domain = "DynamicQuantizeLSTM", _INT8_DOMAIN
+        inputs += ["", "", "", "", *(f"{layer.name}.{part}" for part in _INT8_PARTS)]
+    cell = _encode_node(operator, inputs, outputs, domain, hidden_size=layer.units or 0)
     return cell + _encode_node("Squeeze", [raw, axis], [layer.name])
 
 
@@ -237,18 +263,20 @@ def _encode_dense(layer: LayerSpec, source: str) -> bytes:
     return product + _encode_node("Relu", [weighted], [layer.name])
 
 
-def _encode_nodes(config: Config) -> bytes:
+def _encode_nodes(config: Config, is_int8: bool) -> bytes:
     encoded = _encode_node("Transpose", [INPUT], ["time_first"], perm=[1, 0, 2])
     source = "time_first"
     for layer in _list_weighted_layers(config):
-        encode = _encode_lstm if layer.kind == "LSTM" else _encode_dense
-        encoded += encode(layer, source)
+        if layer.kind == "LSTM":
+            encoded += _encode_lstm(layer, source, is_int8)
+        else:
+            encoded += _encode_dense(layer, source)
         source = layer.name
     return encoded
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #d41edebf
 def _encode_tensor(name: str, array: np.ndarray) -> bytes:
-    kind = _FLOAT if array.dtype.kind == "f" else _INT64
+    kind = {"<f4": _FLOAT, "<i8": _INT64, "|i1": _INT8}[array.dtype.str]
     header = _encode_numbers(1, *array.shape) + _encode_numbers(2, kind)
     return header + _encode_parts(8, name) + _encode_parts(9, array.tobytes())
 
@@ -260,13 +288,22 @@ def _encode_value_info(name: str, *shape: int) -> bytes:
     return _encode_parts(1, name) + _encode_parts(2, _encode_parts(1, tensor_type))
 
 
+def _encode_zero_points(config: Config) -> list[bytes]:
+    """The integer that means 0, for each gate of each LSTM layer: always 0."""
+    layers = [layer for layer in _list_weighted_layers(config) if layer.kind == "LSTM"]
+    return [_encode_tensor(f"{one.name}.zero", np.zeros((1, 4 * (one.units or 0)), dtype="|i1")) for one in layers]
+
+
 def _encode_graph(config: Config, arrays: Mapping[str, np.ndarray]) -> bytes:
     axes = (0, 1)[: len(config.lstm_units)]  # one LSTM layer returns its last state only, and needs no second axis
     tensors = [_encode_tensor(f"axis_{axis}", np.array([axis], dtype="<i8")) for axis in axes]
     tensors += [_encode_tensor(name, array) for name, array in arrays.items()]
+    is_int8 = has_integers(arrays)
+    if is_int8:
+        tensors += _encode_zero_points(config)
     windows = _encode_value_info(INPUT, config.sequence_length, len(config.features))
     probabilities = _encode_value_info(OUTPUT, len(CLASSES))
-    content = _encode_nodes(config) + _encode_parts(2, "crypto_lstm") + _encode_parts(5, *tensors)
+    content = _encode_nodes(config, is_int8) + _encode_parts(2, "crypto_lstm") + _encode_parts(5, *tensors)
     return content + _encode_parts(11, windows) + _encode_parts(12, probabilities)
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #3af24583
@@ -277,11 +314,13 @@ _BLANK_SEAL = "0" * 64
 
 
 def _encode_model(config: Config, arrays: Mapping[str, np.ndarray], facts: str, seal: str) -> bytes:
-    opset = _encode_parts(1, "") + _encode_numbers(2, OPSET)
+    opsets = [_encode_parts(1, "") + _encode_numbers(2, OPSET)]
+    if has_integers(arrays):
+        opsets.append(_encode_parts(1, _INT8_DOMAIN) + _encode_numbers(2, 1))
     graph = _encode_graph(config, arrays)
     header = _encode_numbers(1, IR_VERSION) + _encode_parts(2, "crypto_lstm")
     metadata = _encode_parts(14, _encode_text(_FACTS_KEY, facts), _encode_text(_SEAL_KEY, seal))
-    return header + _encode_parts(7, graph) + _encode_parts(8, opset) + metadata
+    return header + _encode_parts(7, graph) + _encode_parts(8, *opsets) + metadata
 
 
 def _encode_text(key: str, value: str) -> bytes:
@@ -299,23 +338,30 @@ def _compute_seal(data: bytes) -> bytes:
     return hashlib.sha256(unsealed + _BLANK_SEAL.encode()).hexdigest().encode()
 
 
+def _name_type(array: np.ndarray) -> str:
+    """The type that an array gets in a file: int8, or float32 for all others."""
+    return "|i1" if array.dtype == np.int8 else "<f4"
+
+
 def encode_onnx_file(
     config: Config,  # of the network
-    arrays: Mapping[str, np.ndarray],  # with the names and shapes of `list_onnx_shapes`
-    facts: Mapping[str, Any] | None = None,  # more metadata: JSON values
+    arrays: Mapping[str, np.ndarray],  # with the names and shapes of `list_onnx_shapes`, or of `quantize_arrays`
+    facts: Mapping[str, Any] | None = None,  # more metadata: JSON values; with integers, their report as `int8`
 ) -> bytes:  # of an ONNX model
     """The network as the bytes of an ONNX file. The same arguments give the same bytes.
 
     Its input is `windows` (batch, sequence_length, features) float32, its output `probabilities` (batch, 3). Raises
     `ConfigError` for arrays that do not fit `config`, and `ValueError` or `TypeError` for facts that are not JSON.
     """
-    expected = list_onnx_shapes(config)
-    got = {name: array.shape for name, array in arrays.items()}
+    expected = {name: ("<f4", shape) for name, shape in list_onnx_shapes(config).items()}
+    if has_integers(arrays):
+        expected = list_int8_shapes(list_onnx_shapes(config))
+    got = {name: (_name_type(array), array.shape) for name, array in arrays.items()}
     if got != expected:
         remedy = "make the arrays with convert_keras_weights"
         raise ConfigError([f"expected arrays of the shapes {expected}, got {got}: {remedy}"])
     document = {**(facts or {}), "schema": SCHEMA, "version": __version__, "config": config.as_dict()}
-    ordered = {name: np.ascontiguousarray(arrays[name], dtype="<f4") for name in expected}
+    ordered = {name: np.ascontiguousarray(arrays[name], dtype=kind) for name, (kind, _) in expected.items()}
     return _encode_sealed_model(config, ordered, json.dumps(document, allow_nan=False, sort_keys=True))
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #25d07c47
@@ -399,7 +445,7 @@ def decode_onnx_file(
     text, tensors = _split_model(data, path)
     facts = _parse_facts(text, data, path)
     config = _parse_config(facts, path)
-    arrays = _decode_arrays(tensors, config, path)
+    arrays = _decode_arrays(tensors, config, _is_int8_file(facts, path), path)
     _require_bound_scaler(facts, config, path)
     if not is_training_fact(facts.get("training")):
         fault = f"training: expected finished and wanted epochs, got {shorten_repr(facts['training'])}"
@@ -545,19 +591,32 @@ def _parse_config(facts: Mapping[str, Any], path: FilePath) -> Config:
     return config
 
 
+def _is_int8_file(facts: Mapping[str, Any], path: FilePath) -> bool:
+    """Whether the weights are integers, by the metadata. Raises `OnnxFileError` if it says so without a report."""
+    if facts.get("int8") is None:
+        return False
+    if read_report(facts["int8"]) is None:
+        got = shorten_repr(facts["int8"])
+        raise OnnxFileError(path, f"int8: expected what was measured at the export, got {got}", "export it again")
+    return True
+
+
 def _decode_arrays(
     tensors: Mapping[str, memoryview],
     config: Config,
+    is_int8: bool,
     path: FilePath,
 ) -> dict[str, np.ndarray]:
-    """The weights of the network, float32, with the shapes that follow from its configuration."""
+    """The weights of the network, with the types and shapes that follow from its configuration."""
     arrays = {}
-    for name, shape in list_onnx_shapes(config).items():
-        expected = 4 * math.prod(shape)
+    shapes = list_onnx_shapes(config)
+    types = list_int8_shapes(shapes) if is_int8 else {name: ("<f4", shape) for name, shape in shapes.items()}
+    for name, (kind, shape) in types.items():
+        expected = np.dtype(kind).itemsize * math.prod(shape)
         got = len(tensors.get(name, b""))
         if got != expected:
             raise _describe_foreign(path, f"{name}: expected {expected:,} bytes, got {got:,}")
-        arrays[name] = np.frombuffer(tensors[name], dtype="<f4").reshape(shape)
+        arrays[name] = np.frombuffer(tensors[name], dtype=kind).reshape(shape)
     return arrays
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #cd63cc16
@@ -585,12 +644,18 @@ def export_onnx(
     config: Config | None = None,  # of a Keras model; None infers it from the shapes of the weights
     scaler: Any = None,  # of a Keras model: the `Scaler` of its training; None: the file accepts scaled windows only
     expires: datetime | None = None,  # no trade after it; if a bundle has an expiry too, the earlier one holds
+    int8: bool = False,  # make the LSTM layers integers: a smaller and quicker file with slightly other answers
+    candles: Any = None,  # for int8: the test part with the history before it, as for `Predictor.predict`
+    since: datetime | None = None,  # for int8: beginning of the test part; None: all candles count
 ) -> str:  # SHA-256 of the file; keep it to pin the file
     """Write a network for `Predictor` in one atomic step, with a manifest beside it.
 
     The file holds the weights, the settings, the scaler, the decision policy of a bundle, and golden windows with the
     answers of Keras. Before it is put
     in place, onnxruntime must reproduce these answers within 1e-5.
+
+    `int8` measures on the candles how many decisions differ, writes that into the file, and raises `Int8Error` if they
+    are more than 0.1 %.
 
     Raises `ConfigError`, `OnnxFileError`, `SaveError`, and `ForkedTensorFlowError` in a fork of a process that has used
     TensorFlow.
@@ -614,11 +679,58 @@ def export_onnx(
     facts = _collect_facts(source, scaler, expiry)
     facts["golden"] = _encode_golden(windows[:golden], answers[:golden], scaler)
     weights = [weight.numpy() for layer in model.layers for weight in layer.weights]
-    data = encode_onnx_file(config, convert_keras_weights(config, weights), facts)
+    arrays = convert_keras_weights(config, weights)
+    data = encode_onnx_file(config, arrays, facts)
     _check_export(data, windows, answers, path)
+    if int8:
+        rows = _make_candle_windows(config, scaler, candles, since)
+        data = _encode_integers(config, arrays, facts, rows, (windows[:golden], answers[:golden]))
     with atomic_file(path, facts={"bundle_sha256": facts["bundle_sha256"]}, needs_bytes=len(data)) as file:
         file.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
+
+
+def _make_candle_windows(config: Config, scaler: Any, candles: Any, since: datetime | None) -> np.ndarray:
+    """(windows, sequence_length, features) float32, scaled: those that end since a date. Raises `Int8Error`."""
+    if scaler is None or candles is None:
+        raise Int8Error("int8 is measured on candles: give candles of the test part, and a model with its scaler")
+    fed = FeatureStream(config, scaler.scale_rows).feed(candles)
+    chosen = (fed.run >= config.sequence_length) & ~fed.filled
+    if since is not None:
+        chosen &= fed.times >= datetime_to_ns(since)
+    rows = np.flatnonzero(chosen)
+    if not len(rows):
+        raise Int8Error("the candles complete no window of the test part: give the test part with its history")
+    views = np.lib.stride_tricks.sliding_window_view(fed.matrix, config.sequence_length, axis=0)
+    return np.ascontiguousarray(views[rows - config.sequence_length + 1].transpose(0, 2, 1))
+
+
+def _encode_integers(
+    config: Config,
+    arrays: Mapping[str, np.ndarray],  # float32
+    facts: dict[str, Any],
+    rows: np.ndarray,  # windows of the test part
+    golden: tuple[np.ndarray, np.ndarray],  # golden windows and Keras' answers
+) -> bytes:
+    """The file with integers, and what they change in it. Raises `Int8Error` if that is too much."""
+    policy = DecisionPolicy.from_dict(facts["policy"])
+    integers = quantize_arrays(arrays)
+    session, int8_session = (open_session(encode_onnx_file(config, one)) for one in (arrays, integers))
+    answers, int8_answers = run_one_by_one(session, rows), run_one_by_one(int8_session, rows)
+    decisions = [policy.choose_rows(one)["decision"] for one in (answers, int8_answers)]
+    deviation = float(np.abs(run_one_by_one(int8_session, golden[0]) - golden[1]).max())
+    report = measure_change(answers, int8_answers, *decisions, deviation)
+    require_accepted(report)
+    return encode_onnx_file(config, integers, {**facts, "int8": report.as_dict()})
+
+
+def run_one_by_one(
+    session: onnxruntime.InferenceSession,
+    windows: np.ndarray,  # (windows, sequence_length, features) float32
+) -> np.ndarray:  # (windows, 3) float64
+    """The answers to windows, each alone: with integers, the windows of a batch would share a scale."""
+    answers = [session.run(None, {INPUT: windows[row : row + 1]})[0] for row in range(len(windows))]
+    return np.concatenate(answers).astype(np.float64)
 
 
 def _collect_facts(source: Any, scaler: Any, expiry: str | None) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from crypto_lstm.inference.decision import (
     require_max_age,
     require_probabilities,
 )
+from .int8 import Int8Report, read_report
 from crypto_lstm.inference.onnx_file import (
     INPUT,
     OnnxFileError,
@@ -42,6 +43,7 @@ from crypto_lstm.inference.onnx_file import (
     decode_scaler,
     describe_unfinished,
     open_session,
+    run_one_by_one,
 )
 from .policy import DecisionPolicy
 from ..storage.arrays import decode_npz
@@ -130,8 +132,8 @@ _CHUNK = 64  # windows that one thread answers at a time
 class _Network:
     """The network in onnxruntime. Several threads may use it at once."""
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self.session = session
+    def __init__(self, session: onnxruntime.InferenceSession, is_int8: bool = False) -> None:
+        self.session, self.is_int8 = session, is_int8
 
     def predict(
         self,
@@ -150,6 +152,8 @@ class _Network:
 
     def _run(self, windows: np.ndarray) -> np.ndarray:
         try:
+            if self.is_int8:
+                return run_one_by_one(self.session, windows)
             outputs = self.session.run(None, {INPUT: windows})
         except _list_runtime_errors() as error:
             remedy = "free memory, or load the model again"
@@ -175,11 +179,18 @@ def _count_processors() -> int:
 GOLDEN_TOLERANCE = 1e-4  # of a golden probability: other processors round differently
 
 
-def _measure_deviation(network: _Network, windows: np.ndarray, expected: np.ndarray, path: FilePath) -> float:
+def _measure_deviation(
+    network: _Network,
+    windows: np.ndarray,
+    expected: np.ndarray,
+    path: FilePath,
+    int8: Int8Report | None = None,  # of a file with integers, which has a tolerance of its own
+) -> float:
     """The largest difference from Keras' answers. Raises `OnnxFileError` if it exceeds the tolerance or is NaN."""
     deviation = float(np.max(np.abs(network.predict(windows) - expected)))
-    if not deviation <= GOLDEN_TOLERANCE:
-        answers = f"expected Keras' answers within {GOLDEN_TOLERANCE:g}"
+    tolerance = GOLDEN_TOLERANCE if int8 is None else int8.tolerance
+    if not deviation <= tolerance:
+        answers = f"expected Keras' answers within {tolerance:g}"
         fault = f"the golden windows: {answers}, got a difference of {deviation:.3g}"
         raise OnnxFileError(path, fault, "use another version of onnxruntime, or export it again")
     return deviation
@@ -259,8 +270,9 @@ class _VerifiedNetwork:
         scaler = None if facts["scaler"] is None else decode_scaler(facts["scaler"], config, path)
         policy = _read_policy(facts.get("policy"), path)
         windows, answers = _decode_golden(facts["golden"], config, path)
-        network = _Network(open_session(data, threads))
-        deviation = _measure_deviation(network, windows, answers, path)
+        int8 = read_report(facts.get("int8"))
+        network = _Network(open_session(data, threads), int8 is not None)
+        deviation = _measure_deviation(network, windows, answers, path, int8)
         metadata = {name: value for name, value in facts.items() if name != "golden"}
         unfinished = describe_unfinished(metadata)
         if unfinished:
@@ -304,7 +316,8 @@ class _VerifiedNetwork:
 def _describe_network(network: _VerifiedNetwork) -> list[tuple[str, str]]:
     """The rows of its table."""
     config = network.config
-    tested = f"golden windows within {GOLDEN_TOLERANCE:g} of Keras"
+    int8 = read_report(network.metadata.get("int8"))
+    tested = f"golden windows within {GOLDEN_TOLERANCE if int8 is None else int8.tolerance:g} of Keras"
     if not network.verified:
         tested += "; there is no manifest beside the file"
     unfinished = describe_unfinished(network.metadata)
@@ -312,6 +325,7 @@ def _describe_network(network: _VerifiedNetwork) -> list[tuple[str, str]]:
         ("market", f"{config.pair} {config.timeframe}, {config.sequence_length} candles"),
         ("decides by", str(network.policy)),
         *([("warning", unfinished)] if unfinished else []),
+        *([("int8", str(int8))] if int8 else []),
         ("expires", str(network.metadata["expires"])),
         ("bundle", str(network.metadata["bundle_sha256"])),
         ("sha256", network.sha256),

@@ -1,0 +1,114 @@
+"""Files with integers: equal answers alone and among others, changed bytes refused, what `verify` and `str` say."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from crypto_lstm.architecture import build_model
+from crypto_lstm.commands.main import main
+from crypto_lstm.config import Config
+from crypto_lstm.data.features import make_features
+from crypto_lstm.data.scaler import Scaler
+from crypto_lstm.data.synthetic import synthetic_candles
+from crypto_lstm.inference.int8 import Int8Error
+from crypto_lstm.inference.onnx_file import INPUT, OnnxFileError, decode_onnx_file, export_onnx
+from crypto_lstm.inference.predictor import Predictor
+from crypto_lstm.storage.manifest import IntegrityError
+
+CONFIG = Config(timeframe="1h", sequence_length=24, lstm_units=(32, 16), dense_units=(4,), seed=1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Candles, a network with clear answers, and its file with integers."""
+    folder = tmp_path_factory.mktemp("int8")
+    candles = synthetic_candles(2500, seed=3, timeframe="1h")
+    scaler = Scaler.fit(make_features(candles, CONFIG)[list(CONFIG.features)].to_numpy(), CONFIG)
+    model = build_model(CONFIG, compile_model=False)
+    kernel, _ = model.layers[-1].get_weights()
+    model.layers[-1].set_weights([kernel, np.array([0.0, 0.5, 3.0])])
+    options = {"config": CONFIG, "scaler": scaler}
+    export_onnx(model, folder / "float.onnx", **options)
+    export_onnx(model, folder / "int8.onnx", **options, int8=True, candles=candles)
+    return folder, candles, model, options
+
+
+def test_the_answers_alone_and_among_others_are_equal(made):
+    folder, candles, _, _ = made
+    predictor = Predictor.load(folder / "int8.onnx")
+    answers = predictor.predict(candles)
+    predictor.warm_up(candles[:-20])
+    for row, candle in zip(range(-20, 0), candles[-20:].to_dict("records"), strict=True):
+        closed = candle["date"].to_pydatetime() + timedelta(hours=1)
+        decision = predictor.update(candle, now=closed)
+        assert decision.probabilities["LONG"] == answers["long"][row]
+
+
+def test_the_report_is_what_a_plain_comparison_finds(made):
+    folder, candles, _, _ = made
+    one, other = (Predictor.load(folder / name).predict(candles) for name in ("float.onnx", "int8.onnx"))
+    report = Predictor.load(folder / "int8.onnx").metadata["int8"]
+    changes = [np.abs(one[name] - other[name]) for name in ("short", "hold", "long")]
+    assert report["windows"] == len(one["date"])
+    assert report["different"] == int((one["decision"] != other["decision"]).sum()) == 0
+    assert report["max_change"] == pytest.approx(np.max(changes), abs=1e-12)
+    assert 0 < report["mean_change"] == pytest.approx(np.mean(changes), abs=1e-12)
+
+
+def test_the_weights_are_a_third_of_their_size(made):
+    folder = made[0]
+    sizes = []
+    for name in ("float.onnx", "int8.onnx"):
+        _, _, arrays = decode_onnx_file((folder / name).read_bytes(), name)
+        sizes.append(sum(array.nbytes for array in arrays.values()))
+    assert sizes[1] < sizes[0] / 3
+
+
+def test_onnxruntime_runs_the_operator_with_integers(made):
+    data = (made[0] / "int8.onnx").read_bytes()
+    assert b"DynamicQuantizeLSTM" in data
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    answer = session.run(None, {INPUT: np.zeros((1, 24, 8), dtype=np.float32)})[0]
+    assert answer.shape == (1, 3)
+
+
+def test_every_changed_byte_is_refused(made, tmp_path):
+    data = bytearray((made[0] / "int8.onnx").read_bytes())
+    rng = np.random.default_rng(0)
+    for place in rng.integers(0, len(data), 150).tolist():
+        changed = bytes(data[:place]) + bytes([data[place] ^ 1 << int(rng.integers(8))]) + bytes(data[place + 1 :])
+        with pytest.raises(IntegrityError):
+            decode_onnx_file(changed, "changed.onnx")
+
+
+def test_a_forged_report_is_refused(made):
+    data = (made[0] / "int8.onnx").read_bytes()
+    for before, after in ((b'"different": 0', b'"different": 9'), (b'"int8": {', b'"int9": {')):
+        assert before in data
+        with pytest.raises(OnnxFileError):
+            decode_onnx_file(data.replace(before, after), "forged.onnx")
+
+
+def test_close_decisions_are_refused_and_nothing_is_written(made, tmp_path):
+    _, candles, _, options = made
+    model = build_model(CONFIG, compile_model=False)
+    with pytest.raises(Int8Error, match=r"int8 changes too much, \d+ of 1,75\d decisions differ"):
+        export_onnx(model, tmp_path / "no.onnx", **options, int8=True, candles=candles)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_and_str_show_what_was_measured(made, capsys):
+    path = made[0] / "int8.onnx"
+    assert main(["verify", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["int8"]["different"] == 0
+    assert "0 of 1,75" in str(Predictor.load(path)) and "decisions differ (0.000%)" in str(Predictor.load(path))
+
+
+def test_the_command_asks_for_candles(tmp_path, capsys):
+    assert main(["export", "--model", "run", "--int8", "--output", str(tmp_path / "x.onnx")]) == 1
+    assert "--int8 counts the decisions that it changes: give --candles" in capsys.readouterr().err
