@@ -62,6 +62,10 @@ BENCHMARKS = {
     "live": Benchmark(
         "reliability.live", "a bot's stream with lost and late candles against a plain oracle", "5 minutes"
     ),
+    "live_runner": Benchmark(
+        "reliability.live_runner", "a replayed month with 50 faults and kills, against predict", "10 minutes"
+    ),
+    "int8": Benchmark("speed.int8", "integers beside float32: decisions that differ, speed, size", "5 minutes"),
     "judgement": Benchmark(
         "judgement.suite", "fair markets judged, other implementations, time and memory of two million", "20 minutes"
     ),

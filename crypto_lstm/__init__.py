@@ -16,6 +16,7 @@ _HOMES = {  # name -> module that defines it
     "Decision": "inference.decision",
     "DualWindowLSTMBuilder": "builder",
     "Judgement": "evaluation.judgement",
+    "LiveRunner": "inference.live",
     "Predictor": "inference.predictor",
     "TradeRule": "inference.rule",
     "build_model": "architecture",

@@ -16,6 +16,7 @@ from crypto_lstm.gpu import setup_gpu_memory as setup_gpu_memory
 from crypto_lstm.inference.bundle import load_bundle as load_bundle
 from crypto_lstm.inference.bundle import save_bundle as save_bundle
 from crypto_lstm.inference.decision import Decision as Decision
+from crypto_lstm.inference.live import LiveRunner as LiveRunner
 from crypto_lstm.inference.onnx_file import export_onnx as export_onnx
 from crypto_lstm.inference.predictor import Predictor as Predictor
 from crypto_lstm.inference.rule import TradeRule as TradeRule

@@ -128,6 +128,8 @@ COMMANDS = [
     (write_csv, ("baseline", "--candles", "{path}")),
     (write_named_file, ("baseline", "--candles", "{path}", "--output", "{path}")),
     (write_folder, ("export", "--model", "{path}", "--output", "{out}.onnx")),
+    (write_folder, ("paper", "--model", "{path}", "--output", "{out}", "--candles", "{path}")),
+    (write_named_file, ("paper", "--model", "{path}", "--output", "{path}", "--exchange", "{path}")),
 ]
 
 

@@ -2,10 +2,13 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from support import forked
+from support.hidden import HIDE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,12 +32,24 @@ def list_names(table: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.fixture(scope="module")
+def output(folder):
     """What README's Python prints, run as written in an empty folder by a process of its own."""
-    folder = tmp_path_factory.mktemp("readme")
     done = forked.run(CODE + REPORT, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def test_the_bot_part_runs_alone_without_the_packages_of_the_extras(output, folder):
+    done = subprocess.run(
+        [sys.executable, "-c", f"{HIDE}\n{BLOCKS[1]}\nprint(decision)"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("NO_TRADE: the newest candle (2023-") and "is too old" in done.stdout
 
 
 def test_the_python_of_the_readme_runs_as_written(output):
@@ -59,12 +74,12 @@ def test_the_result_table_has_the_form_of_a_real_one(output):
 
 def test_the_python_needs_the_front_door_alone():
     imports = [node for node in ast.walk(ast.parse(CODE)) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert [ast.unparse(node) for node in imports] == ["import crypto_lstm as cl"]
+    assert [ast.unparse(node) for node in imports] == ["import crypto_lstm as cl"] * 2
 
 
 def test_the_python_is_short():
     lines = [[line for line in block.splitlines() if line] for block in BLOCKS]
-    assert [len(block) for block in lines] == [8, 4]
+    assert [len(block) for block in lines] == [8, 5]
 
 
 def test_the_links_lead_to_files_of_the_repository():

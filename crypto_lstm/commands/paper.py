@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import difflib
 import math
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,6 +108,8 @@ def run_paper(arguments: argparse.Namespace) -> Result:
     """`crypto-lstm paper`."""
     with require_extra("crypto-lstm paper", "live"):
         from crypto_lstm.evaluation.paper import PaperAccount
+    if arguments.exchange is None and arguments.candles is None:
+        raise LiveError("paper needs candles: give --exchange, or --candles with files to replay")
     predictor = _load_predictor(Path(arguments.model), arguments.sha256)
     markets = tuple(arguments.pair or [predictor.config.pair])
     folder = Path(arguments.output)

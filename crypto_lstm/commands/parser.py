@@ -185,6 +185,15 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="DIR", required=True, help="folder that train wrote, or the bundle in it")
     command.add_argument("--sha256", metavar="HEX", help="accept only this bundle: the SHA-256 that train printed")
     command.add_argument("--output", metavar="FILE", required=True, help="new .onnx file")
+    command.add_argument(
+        "--int8", action="store_true",
+        help="integers in the LSTM layers: smaller and quicker; refused if more than 0.1 %% of the decisions differ",
+    )  # fmt: skip
+    command.add_argument(
+        "--candles", metavar="FILE", nargs="+", action="extend",
+        help="for --int8: candles of the test part and the month before it",
+    )  # fmt: skip
+    _add_reading(command)
 
 
 def _speed(text: str) -> float:
@@ -201,7 +210,7 @@ def _speed(text: str) -> float:
 def _add_paper(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="DIR", required=True, help="folder that train wrote, or an .onnx file")
     command.add_argument("--sha256", metavar="HEX", help="accept only this bundle (or .onnx file)")
-    source = command.add_mutually_exclusive_group(required=True)
+    source = command.add_mutually_exclusive_group()  # one is needed, as `paper` says
     source.add_argument("--exchange", metavar="NAME", help="exchange of ccxt, such as binance")
     source.add_argument(
         "--candles", metavar="FILE", nargs="+", action="extend",

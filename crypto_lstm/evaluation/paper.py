@@ -165,7 +165,8 @@ def _may_end(account: PaperAccount, entry: JournalEntry) -> bool:
     is_next = entry.time == max(account.candles) + step
     if not is_next or held >= account.config.future_window:
         return True
-    first = account.candles.get(position.signal + step, candle)
+    entered = min((opened for opened in account.candles if opened > position.signal), default=entry.time)
+    first = account.candles.get(entered, candle)  # its open is the price of the entry
     sign = 1.0 if position.side == "long" else -1.0
     target = first[1] * (1 + sign * getattr(account.config, f"{position.side}_tp_pct") / 100)
     stop = first[1] * (1 - sign * getattr(account.config, f"{position.side}_sl_pct") / 100)

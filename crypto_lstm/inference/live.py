@@ -397,6 +397,7 @@ class _ExchangeClock:
         self.offset_s = 0.0
         self._next_s = -math.inf
         self._warned_s = 0.0
+        self._warn_once = _WarnOnce(now)
 
     def read(self) -> float:
         """Seconds since 1970, UTC."""
@@ -418,10 +419,10 @@ class _ExchangeClock:
         try:
             answer = self.fetch_time()
         except Exception as error:  # raised by the function of the caller
-            _log.warning("the exchange did not tell its time: %s", _describe(error))
+            self._warn_once("time", f"the exchange did not tell its time: {_describe(error)}")
             return
         if not is_finite_number(answer, above=0):
-            _log.warning("expected milliseconds as the time of the exchange, got %s", shorten_repr(answer))
+            self._warn_once("time", f"expected milliseconds as the time of the exchange, got {shorten_repr(answer)}")
             return
         self.offset_s = float(answer) / 1000 - self.now()
         self._warn()
@@ -835,7 +836,7 @@ class LiveRunner:
         >>> times = {"now": clock.now, "sleep": clock.sleep}  # those of the system, if they are left out
         >>> runner = cl.LiveRunner(predictor, exchange.fetch_ohlcv, ["BTCUSDT"], lambda entry: None, "bot", **times)
         >>> runner.run(until=candles["date"].iloc[-1]).candles
-        3
+        2
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""`LiveRunner` on a replayed month with faults, and killed by SIGKILL: its journal equals `predict`, or says why not."""
+"""`LiveRunner` on a replayed month with faults and kills: its journal equals `predict`, or says why not."""
 
 from __future__ import annotations
 
@@ -68,9 +68,8 @@ def replay(model, folder, plan_changes=None, start=780, end=800, fetch=None, tol
     exchange = FaultyExchange(rows, Plan(HOUR, start - 1, end, **changes), clock)
     told = [] if told is None else told
     times = {"now": exchange.machine_now, "sleep": clock.sleep, **more}
-    runner = LiveRunner(
-        Predictor.load(model), fetch or exchange.fetch_ohlcv, [MARKET], told.append, folder / "bot", LiveOptions(), **times
-    )
+    fetch = fetch or exchange.fetch_ohlcv
+    runner = LiveRunner(Predictor.load(model), fetch, [MARKET], told.append, folder / "bot", LiveOptions(), **times)
     runner.summary = runner.run(until=datetime.fromtimestamp(first_s + (end + 1) * HOUR, UTC))
     expected = Predictor.load(model).predict(rows)
     answers = dict(zip(expected["date"].astype("int64").tolist(), expected["decision"].tolist(), strict=True))
@@ -97,15 +96,14 @@ def test_a_slow_clock_without_the_time_of_the_exchange_is_set_forward(model, tmp
 
 
 def test_a_fast_clock_takes_no_open_candle_for_a_closed_one(model, tmp_path):
-    """Without the time of the exchange, the open candle does not stay the same... here it does: it is told late."""
+    """The clock is 40 s fast, and the exchange tells its time."""
     span = lambda first_s: {"spans": [("skew", 0.0, 1e12, 40.0)]}  # noqa: E731
     folder = tmp_path / "a"
-    exchange_time = {}
 
     def fetch_time():
         return 1000 * SharedClock(folder / "clock").now()
 
-    _, told, answers = replay(model, folder, span, fetch_time=fetch_time, **exchange_time)
+    _, told, answers = replay(model, folder, span, fetch_time=fetch_time)
     assert len(told) == 21
     assert all(answers[entry.time] == entry.decision == entry.action for entry in told)
 

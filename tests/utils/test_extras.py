@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+from support.hidden import HIDE
+
 import crypto_lstm
 
-BOT_NAMES = {"Config", "CryptoLSTMError", "Decision", "Predictor", "TradeRule", "__version__", "export_onnx"}
+BOT_NAMES = {"Config", "CryptoLSTMError", "Decision", "LiveRunner", "Predictor", "TradeRule", "__version__"}
+BOT_NAMES |= {"export_onnx"}  # its module needs no TensorFlow, and its call does
 COMMANDS = [
     "train --candles x --output y",
     "demo --output y",
@@ -15,17 +18,9 @@ COMMANDS = [
     "estimate",
     "predict --model x.onnx --candles y",
     "export --model x --output y.onnx",
+    "paper --model x --output y --candles z",
     "verify .",
 ]
-HIDE = """
-import sys
-import crypto_lstm.utils.extras as extras
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in extras._MODULES:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Hidden())
-"""
 RUN_COMMANDS = f"""{HIDE}
 from crypto_lstm.commands.main import main
 for command in {COMMANDS!r}:
@@ -54,7 +49,9 @@ def test_each_command_names_its_extra_in_one_sentence(tmp_path):
     lines = done.stderr.splitlines()
     assert done.stdout.split() == ["1"] * len(COMMANDS)
     assert [line.split(":")[0] for line in lines] == [f"crypto-lstm {words.split()[0]}" for words in COMMANDS]
-    assert all(line.endswith('which is not installed: pip install "crypto_lstm[train]"') for line in lines), lines
+    for words, line in zip(COMMANDS, lines, strict=True):
+        extra = "live" if words.startswith("paper") else "train"
+        assert line.endswith(f'which is not installed: pip install "crypto_lstm[{extra}]"'), line
     assert not list(tmp_path.iterdir()), "a command without its packages wrote something"
 
 
