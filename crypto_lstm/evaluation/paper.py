@@ -197,7 +197,7 @@ _SHOWN = 20  # newest trades of a table
 
 
 def _list_rows(account: PaperAccount) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for trade in account.trades[-_SHOWN:]:
         entry, end = f"{trade.entry_time:%Y-%m-%d %H:%M}", f"{trade.exit_time:%m-%d %H:%M}"
         prices = f"{trade.entry_price:.6g}", f"{trade.exit_price:.6g}"
