@@ -65,7 +65,7 @@ class Position:
     side: str  # long or short
     signal: int  # opening of the candle that was decided on, nanoseconds
 
-
+# %% ../../nbs/evaluation/14_paper.ipynb #7f401189
 class PaperAccount:
     """An account of one market that trades the entries of a journal on paper.
 

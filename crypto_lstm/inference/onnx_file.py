@@ -689,7 +689,7 @@ def export_onnx(
         file.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
-
+# %% ../../nbs/inference/02_onnx_file.ipynb #a475c361
 def _make_candle_windows(config: Config, scaler: Any, candles: Any, since: datetime | None) -> np.ndarray:
     """(windows, sequence_length, features) float32, scaled: those that end since a date. Raises `Int8Error`."""
     if scaler is None or candles is None:
@@ -717,9 +717,9 @@ def _encode_integers(
     integers = quantize_arrays(arrays)
     session, int8_session = (open_session(encode_onnx_file(config, one)) for one in (arrays, integers))
     answers, int8_answers = run_one_by_one(session, rows), run_one_by_one(int8_session, rows)
-    decisions = [policy.choose_rows(one)["decision"] for one in (answers, int8_answers)]
+    decisions, int8_decisions = (policy.choose_rows(one)["decision"] for one in (answers, int8_answers))
     deviation = float(np.abs(run_one_by_one(int8_session, golden[0]) - golden[1]).max())
-    report = measure_change(answers, int8_answers, *decisions, deviation)
+    report = measure_change(answers, int8_answers, decisions, int8_decisions, deviation)
     require_accepted(report)
     return encode_onnx_file(config, integers, {**facts, "int8": report.as_dict()})
 
