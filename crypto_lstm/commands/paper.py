@@ -174,7 +174,7 @@ def _introduce(predictor: Predictor, source: Source, folder: Path, entries: Sequ
     ]
     print_status("\n".join(lines))
 
-
+# %% ../../nbs/commands/07_paper.ipynb #310a2ab5
 class _Teller:
     """Passes entries to the accounts, and prints what a person wants to see."""
 
