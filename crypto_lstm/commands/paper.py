@@ -63,8 +63,8 @@ def open_exchange(
     if not exchange.has.get("fetchOHLCV"):
         raise LiveError(f"{name} gives no candles: choose another exchange")
     if exchange.timeframes and timeframe not in exchange.timeframes:
-        known = list_first_names(exchange.timeframes, limit=20)
-        raise LiveError(f"{name} has no candles of {timeframe}, it has {known}: train a model for one of them")
+        spans = list_first_names(exchange.timeframes, limit=20)
+        raise LiveError(f"{name} has no candles of {timeframe}, it has {spans}: train a model for one of them")
     try:
         known = list(exchange.load_markets())
     except Exception as error:  # ccxt raises its own classes, and those of the libraries below it
@@ -174,7 +174,7 @@ def _introduce(predictor: Predictor, source: Source, folder: Path, entries: Sequ
     ]
     print_status("\n".join(lines))
 
-
+# %% ../../nbs/commands/07_paper.ipynb #310a2ab5
 class _Teller:
     """Passes entries to the accounts, and prints what a person wants to see."""
 

@@ -65,7 +65,7 @@ class Position:
     side: str  # long or short
     signal: int  # opening of the candle that was decided on, nanoseconds
 
-
+# %% ../../nbs/evaluation/14_paper.ipynb #7f401189
 class PaperAccount:
     """An account of one market that trades the entries of a journal on paper.
 
@@ -165,7 +165,8 @@ def _may_end(account: PaperAccount, entry: JournalEntry) -> bool:
     is_next = entry.time == max(account.candles) + step
     if not is_next or held >= account.config.future_window:
         return True
-    first = account.candles.get(position.signal + step, candle)
+    entered = min((opened for opened in account.candles if opened > position.signal), default=entry.time)
+    first = account.candles.get(entered, candle)  # its open is the price of the entry
     sign = 1.0 if position.side == "long" else -1.0
     target = first[1] * (1 + sign * getattr(account.config, f"{position.side}_tp_pct") / 100)
     stop = first[1] * (1 - sign * getattr(account.config, f"{position.side}_sl_pct") / 100)
@@ -196,7 +197,7 @@ _SHOWN = 20  # newest trades of a table
 
 
 def _list_rows(account: PaperAccount) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for trade in account.trades[-_SHOWN:]:
         entry, end = f"{trade.entry_time:%Y-%m-%d %H:%M}", f"{trade.exit_time:%m-%d %H:%M}"
         prices = f"{trade.entry_price:.6g}", f"{trade.exit_price:.6g}"

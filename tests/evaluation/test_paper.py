@@ -48,20 +48,19 @@ def list_expected(candles, classes, config):
     return [(row["side"], row["reason"], *(row[name] for name in NUMBERS)) for _, row in trades.iterrows()]
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("tie", ["stop", "target"])
+@pytest.mark.parametrize(("seed", "tie"), [(0, "stop"), (1, "target"), (2, "stop"), (3, "target")])
 def test_the_trades_are_those_of_the_simulator(seed, tie):
     rng = np.random.default_rng(seed)
     costs = {"fee_pct": 0.05, "slippage_pct": 0.03}
     config = Config(timeframe="1h", future_window=5 + 9 * seed, max_gap_minutes=180, tie=tie, **BARRIERS, **costs)
-    candles = synthetic_candles(900, seed=seed, timeframe="1h")
+    candles = synthetic_candles(600, seed=seed, timeframe="1h")
     kept = rng.random(len(candles)) > 0.04 * seed
     kept[np.arange(len(kept)) % 97 < seed] = False
     candles = candles[kept].reset_index(drop=True)
     classes = rng.choice([0, 1, 2], size=len(candles), p=[0.1, 0.8, 0.1])
     account = PaperAccount.from_entries(make_entries(candles, classes), "X", config)
     expected = list_expected(candles, classes, config)
-    assert len(expected) > 20
+    assert len(expected) > 10
     assert list_trades(account) == expected
 
 
