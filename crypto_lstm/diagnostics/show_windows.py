@@ -132,7 +132,7 @@ class WindowGallery:
         figure.supxlabel(f"candles after the window ({self.data.config.timeframe})  –  {legend}", fontsize=8)
         return figure
 
-    def _plot_column(self, axes: Sequence[Axes], name: str) -> None:
+    def _plot_column(self, axes: Any, name: str) -> None:
         for ax, row in zip(axes, self.rows[name], strict=False):
             outcome = self.data.outcomes.loc[row].to_dict()
             title = f"{self.data.dates[row]:%Y-%m-%d %H:%M}\n{describe_outcome(outcome)}"

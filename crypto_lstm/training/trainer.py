@@ -565,7 +565,7 @@ def train(
 ) -> BackgroundTraining: ...
 
 
-def train(
+def train(  # type: ignore[misc]  # its overloads shorten the options
     candles: pd.DataFrame,  # date, open, high, low, close, volume
     config: Config | None = None,  # default: Config()
     output_dir: str | os.PathLike[str] = "crypto_lstm_run",  # an empty or a new folder, or that of the same training
