@@ -242,13 +242,14 @@ def interpret(
     _require_arguments(part, {"windows": windows, "blocks": blocks, "repeats": repeats, "worst": worst})
     dataset = run.data.parts[part]
     places = np.unique(np.linspace(0, len(dataset.rows) - 1, min(windows, len(dataset.rows))).round().astype(int))
-    rows, labels = dataset.rows[places], dataset.labels[places]
+    every_label = np.asarray(dataset.labels)
+    rows, labels = dataset.rows[places], every_label[places]
     inputs = dataset.gather(rows)
     spans = split_window(run.config.sequence_length, blocks)
     rises = measure_importance(run.model, inputs, labels, spans, repeats)
-    losses = measure_window_losses(run.model, dataset.gather(dataset.rows), dataset.labels)
+    losses = measure_window_losses(run.model, dataset.gather(dataset.rows), every_label)
     dates = run.data.dates.iloc[dataset.rows].to_numpy()
-    table = pd.DataFrame({"row": dataset.rows, "date": dates, "label": dataset.labels, "loss": losses})
+    table = pd.DataFrame({"row": dataset.rows, "date": dates, "label": every_label, "loss": losses})
     gap = run.config.future_window + run.config.sequence_length
     return Interpretation(
         config=run.config,

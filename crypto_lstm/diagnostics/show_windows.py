@@ -121,7 +121,7 @@ class WindowGallery:
         from matplotlib.figure import Figure
 
         most = max(1, *map(len, self.rows.values()))
-        figure = Figure(figsize=(11, 2.5 * most + 0.7), layout="constrained")
+        figure = Figure(figsize=(11, 2.7 * most + 0.7), layout="constrained")
         axes = figure.subplots(most, len(CLASSES), squeeze=False)
         for column, name in enumerate(CLASSES):
             self._plot_column(axes[:, column], name)
@@ -132,10 +132,10 @@ class WindowGallery:
         figure.supxlabel(f"candles after the window ({self.data.config.timeframe})  –  {legend}", fontsize=8)
         return figure
 
-    def _plot_column(self, axes: Sequence[Axes], name: str) -> None:
+    def _plot_column(self, axes: Any, name: str) -> None:
         for ax, row in zip(axes, self.rows[name], strict=False):
             outcome = self.data.outcomes.loc[row].to_dict()
-            title = f"{self.data.dates[row]:%Y-%m-%d %H:%M}  {describe_outcome(outcome)}"
+            title = f"{self.data.dates[row]:%Y-%m-%d %H:%M}\n{describe_outcome(outcome)}"
             draw_window(ax, self.filled, outcome, row, self.data.config, title)
         for ax in axes[len(self.rows[name]) :]:
             ax.set_axis_off()

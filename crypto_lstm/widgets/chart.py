@@ -34,8 +34,8 @@ class ChartError(CryptoLSTMError, ValueError):
     """Labels, decisions or trades that don't belong to the candles of a chart."""
 
 
-_LABEL_COLUMNS = ("date", "label", "long_outcome", "short_outcome", "long_offset", "short_offset")
-_LABEL_COLUMNS += ("long_return", "short_return")
+_SIDE_COLUMNS = ("long_outcome", "short_outcome", "long_offset", "short_offset", "long_return", "short_return")
+_LABEL_COLUMNS = ("date", "label", *_SIDE_COLUMNS)
 _DECISION_COLUMNS = ("date", "short", "hold", "long", "decision")
 _TRADE_COLUMNS = ("entry_time", "exit_time", "entry_price", "exit_price", "side", "net_pct")
 
@@ -306,10 +306,10 @@ def _receive_request(shown: CandleChart, widget: Any, content: Any, buffers: Any
     """Answer a view that asks for a span: `{"id": ..., "from": seconds, "to": seconds}`; without a span, for all."""
     if not isinstance(content, dict) or "id" not in content:
         return
-    whole = (shown.times[0] / _NS, shown.times[-1] / _NS)
-    first_s, last_s = content.get("from"), content.get("to")
-    has_span = is_finite_number(first_s) and is_finite_number(last_s)
-    message, block = shown.answer(first_s, last_s) if has_span else shown.answer(*whole)
+    span: list[Any] = [content.get("from"), content.get("to")]
+    if not all(map(is_finite_number, span)):
+        span = [shown.times[0] / _NS, shown.times[-1] / _NS]
+    message, block = shown.answer(*span)
     widget.send({**message, "id": content["id"], "columns": block.shape[1]}, [block.tobytes()])
 
 # %% ../../nbs/widgets/07_chart.ipynb #b6bcdbec

@@ -47,6 +47,8 @@ _RING: dict[str, Any] = {"color": GREEN, "marker": "o", "ms": 11, "mew": 2, "fil
 def _draw_curves(
     ax: Axes, metric: str, curves: Mapping[str, Sequence[float | None]], baseline: Mapping[str, Any]
 ) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     x = np.array(curves["x"], dtype=float)
     styles: list[tuple[str, dict[str, Any]]] = [
         ("step", {"color": BLUE, "lw": 0.8, "alpha": 0.5, "label": "training, steps"}),
@@ -64,7 +66,7 @@ def _draw_curves(
         place: dict[str, Any] = {"xytext": (2, 3), "textcoords": "offset points"}
         ax.annotate(baseline["label"], (0, baseline["value"]), fontsize=8, color=GREY, **place)
     ax.set(xlabel="epochs", ylabel=metric, xlim=(0, float(np.ceil(x.max(initial=1.0))) + 0.1))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.spines[["top", "right"]].set_visible(False)
 
 
