@@ -147,8 +147,8 @@ def write_page(module: Module, notebook: Path | None, link: Callable[[str], str]
     if notebook is not None:
         parts.append(f"Source, explanation and tests: [{notebook.stem}](../{notebook.as_posix()})")
     parts.append(f":::{{py:module}} {module.name}\n:::")
-    for name in module.public:
-        parts += write_name(module, name, link)
+    for name in sorted(module.public, key=lambda name: not isinstance(find_definition(module, name), Definition)):
+        parts += write_name(module, name, link)  # functions and classes first, then values
     return "\n\n".join(parts) + "\n"
 
 
@@ -168,6 +168,9 @@ def write_name(module: Module, name: str, link: Callable[[str], str]) -> list[st
     return parts + [fence("py:data", name, body)]
 
 
+_SHOWN_PARAMETERS = 6  # in the line of a class; a table below names all of them
+
+
 def write_class(module: Module, node: ast.ClassDef, link: Callable[[str], str]) -> list[str]:
     fields = list(list_fields(module, node))
     methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
@@ -177,7 +180,8 @@ def write_class(module: Module, node: ast.ClassDef, link: Callable[[str], str]) 
     bases = ", ".join(f"`{ast.unparse(base)}`" for base in node.bases if not ast.unparse(base).startswith("_"))
     body = [f"Base: {bases}"] if bases else []
     body += [link(write_text(ast.get_docstring(node) or "")), write_table(title, parameters, link)]
-    signature = f"{node.name}({write_signature(parameters)})"
+    is_short = len(parameters) <= _SHOWN_PARAMETERS
+    signature = f"{node.name}({write_signature(parameters)})" if is_short else node.name
     parts = [fence("py:class", signature, "\n\n".join(filter(None, body)))]
     for method in methods:
         decorators = {ast.unparse(one) for one in method.decorator_list}

@@ -133,7 +133,7 @@ real*/
 .ipynb_checkpoints/
 """
 
-
+# %% ../../nbs/commands/07_first_day.ipynb #8a0959bf
 def _write_notebook() -> str:
     cells: list[dict[str, Any]] = []
     for number, (kind, source) in enumerate(_NOTEBOOK):

@@ -186,7 +186,7 @@ class Album:
             parts.append(f"<figure><b>{title}</b>{picture.svg}<figcaption>{caption}</figcaption></figure>")
         return "\n".join([*parts, "</div>"])
 
-
+# %% ../../nbs/evaluation/14_album.ipynb #4c162557
 _DARK_PAGES = ("[data-jp-theme-light=false]", "[data-theme=dark]", ".vscode-dark", "html[theme=dark]")
 
 

@@ -464,7 +464,7 @@ def _describe_luck(judgement: Mapping[str, Any]) -> Section:
     notes.append("A deflated Sharpe ratio below 0.95 may be the luck of the best of all models that were tried.")
     return Section("luck", "Could it be luck?", tuple(notes), (Table("Luck", ["figure", "value"], rows),))
 
-
+# %% ../../nbs/evaluation/13_report.ipynb #3120db6c
 def _describe_training(source: ReportSource) -> Section:
     """The metrics of each epoch; empty without a history."""
     names = [name for name in ("loss", "val_loss", "accuracy", "val_accuracy") if name in source.history]

@@ -109,7 +109,7 @@ def draw_picture(
     """A picture with its texts joined for those who can't see it."""
     return Picture(name, title, caption, " ".join(text for text in (f"{title}.", caption, alt) if text), size, draw)
 
-
+# %% ../../nbs/evaluation/12_report_pictures.ipynb #33974f8a
 def _adapt_svg(text: str, alt: str) -> str:
     """An SVG file as part of an HTML page: without references, names of its own and colours of its own."""
     text = text[text.index("<svg") :]
@@ -216,7 +216,7 @@ def describe_return(
         return "ended where it began"
     return f"{'gained' if percent > 0 else 'lost'} {abs(percent):,.1f} %"
 
-
+# %% ../../nbs/evaluation/12_report_pictures.ipynb #1094c180
 def _draw_accounts(ax: Axes, record: JudgementRecord, rivals: Sequence[str]) -> None:
     ax.axhline(100, color=GREY, lw=0.6, ls=":")
     _draw_line(ax, record, 100 * record.equity["buy and hold"], color=GREY, lw=1, label="buy and hold")
