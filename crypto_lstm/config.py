@@ -286,8 +286,33 @@ def _count_age(age: Span | None, timeframe_minutes: int) -> int:
         return 0
     return age.count * {"": timeframe_minutes, "m": 1, "h": 60, "d": 1440}[age.unit] // timeframe_minutes
 
+# %% ../nbs/00_config.ipynb #f3a7c1d2
+class _FeatureSettings(_Settings):
+    """What follows from the features of a configuration."""
+
+    def list_features(self) -> tuple[Feature, ...]:
+        """Name, text and tree of each feature, in order."""
+        return tuple(map(parse_feature, self.features))
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The names of the features, in order."""
+        return tuple(feature.name for feature in self.list_features())
+
+    @property
+    def feature_columns(self) -> tuple[str, ...]:
+        """Columns of the candles that the features need, beside date, open, high, low, close and volume."""
+        names = [name for feature in self.list_features() for name in list_columns(feature.tree)]
+        return tuple(name for name in dict.fromkeys(names) if name not in _CANDLE_COLUMNS)
+
+    @property
+    def column_ages(self) -> dict[str, int]:
+        """Column of `feature_columns` -> candles of a gap over which its last value is carried, at most."""
+        ages = dict(map(parse_age, self.column_max_age))
+        return {name: _count_age(ages.get(name), self.timeframe_minutes) for name in self.feature_columns}
+
 # %% ../nbs/00_config.ipynb #86c60a6f
-class Config(_Settings):
+class Config(_FeatureSettings):
     """All settings of a run: frozen, keyword-only, checked when the object is made.
 
     Raises `ConfigError` with all faults at once. `replace` returns a changed copy, `load` and `save` use TOML or JSON
@@ -324,27 +349,6 @@ class Config(_Settings):
     def month_candles(self) -> int:
         """Candles in 30 days: the span of the `43200` features."""
         return 43200 // self.timeframe_minutes
-
-    def list_features(self) -> tuple[Feature, ...]:
-        """Name, text and tree of each feature, in order."""
-        return tuple(map(parse_feature, self.features))
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """The names of the features, in order."""
-        return tuple(feature.name for feature in self.list_features())
-
-    @property
-    def feature_columns(self) -> tuple[str, ...]:
-        """Columns of the candles that the features need, beside date, open, high, low, close and volume."""
-        names = [name for feature in self.list_features() for name in list_columns(feature.tree)]
-        return tuple(name for name in dict.fromkeys(names) if name not in _CANDLE_COLUMNS)
-
-    @property
-    def column_ages(self) -> dict[str, int]:
-        """Column of `feature_columns` -> candles of a gap over which its last value is carried, at most."""
-        ages = dict(map(parse_age, self.column_max_age))
-        return {name: _count_age(ages.get(name), self.timeframe_minutes) for name in self.feature_columns}
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some settings changed, checked like a new one. Raises `ConfigError`, also for unknown names."""

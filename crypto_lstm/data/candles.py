@@ -143,7 +143,7 @@ def _require_kept_columns(table: RawTable, keep: Sequence[str]) -> None:
             near = suggest_name(name, further) or f"; it has {list_names(further)} beside those of a candle"
             raise table.error(f"no column {shorten_repr(name)} to keep{near}")
 
-
+# %% ../../nbs/data/04_candles.ipynb #29a44ac5
 def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

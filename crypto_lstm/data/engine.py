@@ -175,7 +175,7 @@ class _Lag:
         unused = state.ring[state.taken % len(state.ring)]
         return "values of the past that no candle gives" if never.any() or unused != 0 else None
 
-# %% ../../nbs/data/16_engine.ipynb #76e130c1
+# %% ../../nbs/data/16_engine.ipynb #a9d70ad1
 class _ScanState(NamedTuple):
     taken: int  # known values so far
     block: np.ndarray  # (span,) values of this block, then those of the block before
@@ -194,7 +194,7 @@ def _split_blocks(place: int, rows: int, span: int) -> list[slice]:
 def _restore_places(count: int, block: np.ndarray) -> np.ndarray:
     return block[: count % len(block)]
 
-
+# %% ../../nbs/data/16_engine.ipynb #906dc0cd
 @dataclass(frozen=True)
 class _Scan:
     """A sum, a minimum or a maximum over the last `span` values."""
@@ -298,7 +298,7 @@ def _find_block_fault(state: _ScanState | _MomentState) -> str | None:
     unused = state.block[state.taken % len(state.block)]
     return "values of a span that no candle gives" if state.block[state.taken :].any() or unused != 0 else None
 
-# %% ../../nbs/data/16_engine.ipynb #77c84b8c
+# %% ../../nbs/data/16_engine.ipynb #035b0136
 class _MomentState(NamedTuple):
     taken: int  # known values so far
     block: np.ndarray  # (span,) values of this block, then those of the block before
@@ -336,7 +336,7 @@ def _find_moments(sums: np.ndarray, lost: np.ndarray, first: int) -> np.ndarray:
     mean = total[0] / np.arange(first, first + total.shape[-1])
     return np.stack([mean, np.maximum(total[1] - total[0] * mean, 0.0)])
 
-
+# %% ../../nbs/data/16_engine.ipynb #ab32d1a0
 @dataclass(frozen=True)
 class _Moments:
     """Deviation of each value from the mean of the last `span`, and their variance: (2, rows)."""
@@ -450,7 +450,7 @@ class _Moments:
     def find_fault(self, state: _MomentState) -> str | None:
         return _find_block_fault(state)
 
-# %% ../../nbs/data/16_engine.ipynb #6a063d9d
+# %% ../../nbs/data/16_engine.ipynb #62233af5
 FORGOTTEN = 1e-9  # weight of the first value at which it does not count any more
 
 
@@ -501,7 +501,7 @@ class _Memory:
         is_possible = abs(state.level) <= MAX_NUMBER and (state.taken > 0 or state.level == 0)
         return None if is_possible else "a level that no candle gives"
 
-# %% ../../nbs/data/16_engine.ipynb #84bf8f60
+# %% ../../nbs/data/16_engine.ipynb #39f80ba7
 _Stateful = _Lag | _Scan | _Moments | _Memory
 
 
@@ -561,7 +561,7 @@ def _find_span(part: Node, parameters: Mapping[str, int | Span]) -> Span:
     assert isinstance(found, Span)
     return found
 
-
+# %% ../../nbs/data/16_engine.ipynb #67f53871
 class _Compiler:
     """Collects the steps of trees, equal ones once."""
 
@@ -631,7 +631,7 @@ def _fold(operation: str, numbers: Sequence[float]) -> float:
     with np.errstate(all="ignore"):
         return _keep_known(np.atleast_1d(_KERNELS[operation](*numbers))).item()
 
-# %% ../../nbs/data/16_engine.ipynb #094b32b4
+# %% ../../nbs/data/16_engine.ipynb #535a0884
 class ProgramState(NamedTuple):
     """All that a program keeps between blocks.
 
@@ -686,7 +686,7 @@ def count_causes(
     counts = np.bincount(causes, minlength=len(CAUSES)).tolist()
     return {cause: count for cause, count in zip(CAUSES[1:], counts[1:], strict=True) if count}
 
-
+# %% ../../nbs/data/16_engine.ipynb #3f6a56af
 @dataclass(frozen=True, eq=False)
 class Program:
     """Features, compiled. It holds no candles: `start` gives an empty state."""
@@ -756,7 +756,7 @@ class Program:
         arrays = [part for node in self.start().nodes for part in node if isinstance(part, np.ndarray)]
         return sum(array.nbytes for array in arrays)
 
-
+# %% ../../nbs/data/16_engine.ipynb #8a6244f6
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -813,7 +813,7 @@ def _feed_node(node: Any, state: Any, values: np.ndarray, since: np.ndarray) -> 
         state, result[..., is_known] = node.feed(state, values[is_known], since)
     return state, result if isinstance(node, _Moments) else _keep_known(result)
 
-# %% ../../nbs/data/16_engine.ipynb #708f5714
+# %% ../../nbs/data/16_engine.ipynb #66dc7a60
 def compile_trees(
     trees: Mapping[str, Node],  # name of a feature -> tree
     timeframe_minutes: int,  # of a candle
@@ -856,7 +856,7 @@ def compute_expression(
         found[now] = fed.columns[0]
     return found
 
-# %% ../../nbs/data/16_engine.ipynb #a99c5d33
+# %% ../../nbs/data/16_engine.ipynb #d82b36c9
 def export_nodes(program: Program, state: ProgramState) -> dict[str, np.ndarray]:
     """The state of a program as arrays, for `restore_nodes`."""
     counts = [own.taken for own in state.nodes]

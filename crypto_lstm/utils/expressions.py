@@ -87,7 +87,7 @@ class Call:
 
 Node = Number | Span | Column | Call
 
-# %% ../../nbs/utils/09_expressions.ipynb #d999232c
+# %% ../../nbs/utils/09_expressions.ipynb #9d0f195b
 OF_ONE_CANDLE = "of one candle"
 WITH_THE_PAST = "with the past"
 OVER_THE_LAST_N = "over the last n"
@@ -111,7 +111,7 @@ class Function:
     def __str__(self) -> str:
         return f"{self.name}({', '.join(self.parameters)})"
 
-
+# %% ../../nbs/utils/09_expressions.ipynb #850bd979
 _WILDER = "Wilder (1978), New Concepts in Technical Trading Systems"
 FUNCTIONS: tuple[Function, ...] = (
     Function("abs", ("x",), OF_ONE_CANDLE, "the value without its sign"),
@@ -192,6 +192,8 @@ FUNCTIONS: tuple[Function, ...] = (
         "sum((high + low + close) / 3 * volume, n) / sum(volume, n)",
     ),
 )
+
+# %% ../../nbs/utils/09_expressions.ipynb #51088cee
 _OWN = (
     Function("_percent", ("x", "y"), OF_ONE_CANDLE, "100 (x - y) / y, and 0 where y is 0"),
     Function("_deviation", ("x", "n"), OVER_THE_LAST_N, "x minus its mean over n"),
@@ -210,7 +212,7 @@ OPERATORS: dict[type, tuple[str, str]] = {  # of Python's tree -> symbol, operat
     ast.NotEq: ("!=", "not_equal"),
 }
 
-# %% ../../nbs/utils/09_expressions.ipynb #b907f941
+# %% ../../nbs/utils/09_expressions.ipynb #07273096
 PRESETS = {
     "high_change": "100 * (high - lag(close)) / lag(close)",
     "low_change": "100 * (low - lag(close)) / lag(close)",
@@ -222,7 +224,7 @@ PRESETS = {
     "volume_to_ma43200": "ratio(volume, mean(volume, 30d))",
 }
 
-# %% ../../nbs/utils/09_expressions.ipynb #5e8be19f
+# %% ../../nbs/utils/09_expressions.ipynb #eb678746
 MAX_LENGTH = 10_000  # characters of an expression
 _MAX_BRACKETS = 50  # one within another
 _MAX_SYMBOLS = 400  # operators and commas
@@ -276,7 +278,7 @@ def parse_definition(
     names = frozenset(known.name for known in (*FUNCTIONS, *_OWN))
     return _convert(_parse_python(function.definition), 0, names, function.parameters)
 
-# %% ../../nbs/utils/09_expressions.ipynb #635c4d0d
+# %% ../../nbs/utils/09_expressions.ipynb #bcd47453
 def _convert(node: ast.AST, depth: int, functions: frozenset[str], parameters: tuple[str, ...] = ()) -> Node:
     """Our tree of Python's. Raises `ExpressionError` for a node that is not allowed."""
     if depth > _MAX_DEPTH:
@@ -350,7 +352,7 @@ def _convert_comparison(
     pair = (node.left, node.comparators[0])
     return _make_operation(kind, [_convert(side, depth, functions, parameters) for side in pair])
 
-# %% ../../nbs/utils/09_expressions.ipynb #f551dcef
+# %% ../../nbs/utils/09_expressions.ipynb #7e23ee25
 def _convert_call(node: ast.Call, depth: int, functions: frozenset[str], parameters: tuple[str, ...]) -> Call:
     if not isinstance(node.func, ast.Name):
         raise ExpressionError(f"{shorten_repr(ast.unparse(node.func), 60)} is no function of the language")
@@ -434,7 +436,7 @@ def _require_order(function: Function, arguments: tuple[Node, ...]) -> None:
     if isinstance(low, Number) and isinstance(high, Number) and low.value > high.value:
         raise ExpressionError(f"low of {function} must be at most high, got {low.value:g} and {high.value:g}")
 
-# %% ../../nbs/utils/09_expressions.ipynb #67a56527
+# %% ../../nbs/utils/09_expressions.ipynb #adfc2c0e
 class Feature(NamedTuple):
     """A feature: its name, its expression as text, and the tree of that."""
 
@@ -514,7 +516,7 @@ def list_entries(
         raise FieldError(description)
     return list(value)
 
-# %% ../../nbs/utils/09_expressions.ipynb #57343921
+# %% ../../nbs/utils/09_expressions.ipynb #2258c4c3
 _AGES = "a list of columns with a time or a number of candles, such as 'funding = 8h', with different names"
 
 
@@ -543,7 +545,7 @@ def parse_age(
         raise ExpressionError(f"expected a column and a span, such as 'funding = 8h', got {shorten_repr(entry, 60)}")
     return name, Span(int(span[1]), span[2])
 
-# %% ../../nbs/utils/09_expressions.ipynb #655d99a9
+# %% ../../nbs/utils/09_expressions.ipynb #883132cc
 def list_columns(
     tree: Node,
 ) -> tuple[str, ...]:
