@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import crypto_lstm
 from .console import print_result
-from ..config import Config
+from ..config import TIMEFRAME_MINUTES, Config
 from ..utils.display import text_table
 from ..utils.errors import Suggestion
 
@@ -23,6 +23,12 @@ __all__ = ['tabulate_settings', 'make_parser', 'write_suggestion']
 def _whole_number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _count_from_zero(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
     return int(text)
 
 
@@ -55,10 +61,11 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _add_candles(command: argparse.ArgumentParser) -> None:
+def _add_candles(command: argparse.ArgumentParser, required: bool = True) -> None:
     command.add_argument(
         "--candles", metavar="FILE", nargs="+", action="extend", required=True,
-        help="CSV, JSON, parquet or feather; several files, a folder or '*.zip' are one history",
+        help="CSV, JSON, parquet or feather; several files, a folder or '*.zip' are one history. Of several markets: "
+        "BTC/USDT=FILE ETH/USDT=FILE, or a folder with freqtrade's files",
     )  # fmt: skip
     _add_reading(command)
 
@@ -84,6 +91,10 @@ def _add_train(command: argparse.ArgumentParser) -> None:
         help="new or empty folder, or the folder of the same training, which then resumes",
     )  # fmt: skip
     command.add_argument("--no-resume", action="store_true", help="refuse a folder that holds a run; do not resume it")
+    command.add_argument(
+        "--start-from", metavar="RUN",
+        help="folder of an earlier run: keep its weights and scaler, and train further on newer candles or more epochs",
+    )  # fmt: skip
     command.add_argument(
         "--save-every", type=_whole_number, metavar="N",
         help="save the training state every N steps as well (default: after each epoch)",
@@ -196,6 +207,32 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     _add_reading(command)
 
 
+def _add_freqtrade(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="RUN", required=True, help="folder that train wrote, or an .onnx file")
+    command.add_argument(
+        "--sha256", metavar="HEX",
+        help="accept only this bundle (or .onnx file): the SHA-256 that train or export printed",
+    )  # fmt: skip
+    command.add_argument(
+        "--output", metavar="DIR", default="user_data/strategies",
+        help="folder of the strategies (default: user_data/strategies)",
+    )  # fmt: skip
+    command.add_argument("--pair", metavar="PAIR", help="such as BTC/USDT (default: that of the model)")
+    command.add_argument("--any-pair", action="store_true", help="accept a pair that the model was not trained on")
+    command.add_argument("--timeframe", metavar="SPAN", help="refuse a model of another timeframe")
+    command.add_argument(
+        "--trading-mode", choices=("spot", "futures"), default="spot",
+        help="spot market without shorts, or futures with them (default: spot)",
+    )  # fmt: skip
+    command.add_argument("--exchange", metavar="NAME", default="binance", help="in freqtrade (default: binance)")
+    command.add_argument("--name", metavar="NAME", default="CryptoLSTM", help="of the strategy (default: CryptoLSTM)")
+    command.add_argument(
+        "--days", type=_whole_number, metavar="N", default=30,
+        help="length of the backtest, if the run has no test part (default: 30)",
+    )  # fmt: skip
+    command.add_argument("--force", action="store_true", help="overwrite a strategy of that name")
+
+
 def _speed(text: str) -> float:
     """A number above zero, infinity too."""
     try:
@@ -251,6 +288,32 @@ def _add_report(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_features(command: argparse.ArgumentParser) -> None:
+    _add_candles(command, required=False)
+    _add_settings(command)
+
+
+def _add_audit(command: argparse.ArgumentParser) -> None:
+    _add_candles(command)
+    command.add_argument(
+        "--keep", metavar="COLUMN", nargs="+", action="extend", default=[],
+        help="further columns of the candles that the function needs, such as funding",
+    )  # fmt: skip
+    command.add_argument(
+        "--function", metavar="MODULE:NAME",
+        help="audit this function of candles, such as indicators:add_rsi (default: features, labels and training)",
+    )  # fmt: skip
+    command.add_argument(
+        "--allow", type=_count_from_zero, metavar="N", default=0,
+        help="candles that the function may look ahead, as a label does (default: 0)",
+    )  # fmt: skip
+    command.add_argument(
+        "--places", type=_whole_number, metavar="N", default=16,
+        help="random places at which later candles are changed (default: 16)",
+    )  # fmt: skip
+    _add_settings(command)
+
+
 def _add_baseline(command: argparse.ArgumentParser) -> None:
     _add_candles(command)
     command.add_argument("--output", metavar="FILE", help="write the report of the best model to this .html file")
@@ -266,15 +329,39 @@ def _add_nothing(command: argparse.ArgumentParser) -> None:
     """For a command without options of its own."""
 
 
+def _add_new(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="FOLDER", help="folder that does not exist yet")
+
+
+def _add_download(command: argparse.ArgumentParser) -> None:
+    command.add_argument("pair", metavar="PAIR", help="such as BTC/USDT, or BTC/USDT:USDT for a perpetual")
+    command.add_argument("--exchange", metavar="NAME", default="binance", help="as ccxt names it (default: binance)")
+    command.add_argument(
+        "--timeframe", choices=tuple(TIMEFRAME_MINUTES), default="1m", help="span of a candle (default: 1m)"
+    )
+    command.add_argument(
+        "--days", type=_whole_number, metavar="N", default=400, help="from now back (default: 400)"
+    )
+    command.add_argument(
+        "--output", metavar="FILE",
+        help=".feather, .parquet or .csv (default: named after the market); a file of the same market is continued",
+    )  # fmt: skip
+
+
 _COMMANDS = {
+    "new": ("make a folder with settings, a first notebook and a README", _add_new),
+    "download": ("fetch candles from an exchange into a file; resumes", _add_download),
     "demo": ("train on a synthetic market with a planted edge, and show all results", _add_demo),
     "train": ("train on candles; write model, scaler, report and plots to a folder", _add_train),
     "report": ("show what a run is worth: verdict and tables, and a page with pictures", _add_report),
     "baseline": ("judge simpler models on the same split in seconds, without a network", _add_baseline),
     "walk-forward": ("train a model for each fold of a history, and judge all test parts as one", _add_walk_forward),
+    "features": ("list the features: warm-up, memory, values, and what is wrong with them", _add_features),
+    "audit": ("find columns that look ahead: of a function of yours, or of the whole training", _add_audit),
     "estimate": ("forecast the memory of a training without starting it", _add_estimate),
     "predict": ("compute probabilities and a decision for every candle with a full window", _add_predict),
     "export": ("write the .onnx file of a run or a bundle, for decisions without TensorFlow", _add_export),
+    "freqtrade": ("write a strategy for freqtrade that trades the decisions of a model", _add_freqtrade),
     "paper": ("trade on paper, on an exchange or on replayed candles; no order is sent", _add_paper),
     "verify": ("check that a run folder, a bundle or a model is exactly what was saved", _add_verify),
     "settings": ("list all settings with default, allowed values and meaning", _add_nothing),

@@ -29,7 +29,9 @@ from ..config import CLASSES, Config, ConfigError
 from ..data.candle_report import require_candles
 from ..data.candle_rules import read_utc_offset
 from ..data.feature_stream import FeatureStream
-from ..data.scaler import Scaler, ScalerError
+from ..data.market_scaler import AnyScaler, MarketScaler, name_markets, read_scaler, select_scaler
+from ..data.markets import MarketsData
+from ..data.scaler import ScalerError
 from ..data.windows import prediction_windows
 from crypto_lstm.inference.decision import (
     CLOCK_SKEW_S,
@@ -50,6 +52,7 @@ from crypto_lstm.inference.onnx_file import (
     make_probe_rows,
     require_same_scaling,
     restore_raw,
+    scale_golden,
 )
 from .policy import DecisionPolicy
 from ..saving.compatibility import validate_model
@@ -172,19 +175,25 @@ def _list_names(names: Any) -> str:
 _LABEL_SETTINGS = ("long_tp_pct", "long_sl_pct", "short_tp_pct", "short_sl_pct", "future_window", "tie")
 
 
+def _list_scale(config: Config) -> dict[str, str]:
+    """The scale of the barriers; nothing where they are percent, as in bundles of earlier versions."""
+    return {} if config.barrier_scale == "1" else {"barrier_scale": config.barrier_scale}
+
+
 def build_facts(
     config: Config,
-    scaler: Scaler,
+    scaler: AnyScaler,
 ) -> dict[str, Any]:  # plain values
     """The facts that follow from both: market, window, features, classes, labels, layers and scaler."""
     plan = json.dumps(layer_plan(config).as_dict(), sort_keys=True).encode()
     return {
         "pair": config.pair,
+        **({"markets": list(scaler.markets)} if isinstance(scaler, MarketScaler) else {}),
         "timeframe": config.timeframe,
         "sequence_length": config.sequence_length,
         "features": list(config.feature_names),
         "classes": list(CLASSES),
-        "labels": {name: getattr(config, name) for name in _LABEL_SETTINGS},
+        "labels": {name: getattr(config, name) for name in _LABEL_SETTINGS} | _list_scale(config),
         "architecture_sha256": hashlib.sha256(plan).hexdigest(),
         "scaler": scaler.as_dict(),
         **describe_columns(config),
@@ -198,13 +207,15 @@ def describe_columns(config: Config) -> dict[str, Any]:
     return {"columns": {"names": list(config.feature_columns), "known": "when the candle closes"}}
 
 
-def _require_matching_scaler(scaler: Scaler, config: Config, path: Path) -> None:
+def _require_matching_scaler(scaler: AnyScaler, config: Config, path: Path) -> None:
     """Raise `BundleError` unless the scaler has the features, the kind and the clip of `config`."""
-    pairs = {
+    pairs: dict[str, tuple[Any, Any]] = {
         "features": (config.feature_names, scaler.features),
         "kind": (config.scaler, scaler.kind),
         "clip": (config.feature_clip, scaler.clip),
     }
+    if isinstance(scaler, MarketScaler):
+        pairs["scale_by"] = (config.scale_by, scaler.scale_by)
     for name, (expected, got) in pairs.items():
         if expected != got:
             fault = f"{name}: expected {expected}, got {got}: it is the scaler of another model"
@@ -224,7 +235,7 @@ def _is_same_value(expected: Any, got: Any) -> bool:
     return type(got) is type(expected) and got == expected
 
 
-def _require_matching_facts(facts: Mapping[str, Any], config: Config, scaler: Scaler, path: Path) -> None:
+def _require_matching_facts(facts: Mapping[str, Any], config: Config, scaler: AnyScaler, path: Path) -> None:
     """Raise `BundleError` unless the manifest has the facts of the files, and a valid expiry."""
     expected = build_facts(config, scaler)
     different = [name for name, value in expected.items() if not _is_same_value(value, facts.get(name))]
@@ -393,13 +404,9 @@ def _choose_golden(data: Any, config: Config) -> dict[str, np.ndarray]:
     return {
         "raw_windows": raw_windows,
         "raw_rows": raw_rows,
-        "windows": _scale_windows(data.scaler, raw_windows),
-        "rows": data.scaler.scale_rows(raw_rows),
+        "windows": scale_golden(data.scaler, raw_windows),
+        "rows": scale_golden(data.scaler, raw_rows),
     }
-
-
-def _scale_windows(scaler: Scaler, raw: np.ndarray) -> np.ndarray:
-    return scaler.scale_rows(raw.reshape(-1, raw.shape[-1])).reshape(raw.shape)
 
 
 def _join_golden(golden: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -486,6 +493,8 @@ def _describe_training(run: Any, path: Path) -> dict[str, Any] | None:
 
 def _describe_data(data: Any) -> dict[str, Any]:
     """A fingerprint of the data for training, validation and test: dates (ns) and the scaled matrix."""
+    if isinstance(data, MarketsData):
+        return data.describe_candles()
     dates = data.dates.astype("datetime64[ns, UTC]")
     digest = hashlib.sha256(dates.astype("int64").to_numpy().astype("<i8").tobytes())
     digest.update(data.train.matrix.astype("<f4", copy=False).tobytes())
@@ -520,7 +529,7 @@ class Bundle:
 
     path: Path
     model: keras.Model
-    scaler: Scaler
+    scaler: AnyScaler  # a `MarketScaler` of a model of several markets
     config: Config
     metadata: Mapping[str, Any]  # the facts of the manifest, and when it was created
     sha256: str
@@ -529,21 +538,25 @@ class Bundle:
     policy: DecisionPolicy = field(default_factory=DecisionPolicy)  # from the answers of the network to a decision
 
     def __repr__(self) -> str:
-        market = f"{self.config.pair} {self.config.timeframe}"
+        market = f"{name_markets(self.scaler, self.config)} {self.config.timeframe}"
         unfinished = ", unfinished=True" if describe_unfinished(self.metadata) else ""
         return f"Bundle({self.path.name!r}, {market!r}, sha256={self.sha256[:16]!r}{unfinished})"
 
     def probabilities(
         self,
         data: pd.DataFrame | np.ndarray,  # candles, or scaled windows (windows, sequence_length, features)
+        market: str | None = None,  # of the candles, if the model is of several markets
+        allow_new: bool = False,  # accept a market that the model was not trained on
     ) -> np.ndarray:  # (windows, 3) float64, rows sum to 1
         """The answers of the network, before the policy, for every full window of the candles.
 
-        Raises `InvalidPredictionError` for invalid windows or answers, and `CandleError` or `DataError` for candles.
+        Raises `InvalidPredictionError` for invalid windows or answers, `MarketError` for a market that the model does
+        not know, and `CandleError` or `DataError` for candles.
         """
         if isinstance(data, pd.DataFrame):
+            scaler = select_scaler(self.scaler, market, allow_new)
             require_candles(data, self.config.timeframe)
-            dataset, _ = prediction_windows(data, self.config, self.scaler)
+            dataset, _ = prediction_windows(data, self.config, scaler)
             blocks = [dataset.rows[start : start + _BLOCK] for start in range(0, len(dataset.rows), _BLOCK)]
             return np.concatenate([self._predict_windows(dataset.gather(block)) for block in blocks])
         return self._predict_windows(data)
@@ -554,15 +567,21 @@ class Bundle:
         now: Any = None,  # a date with a time zone; None reads the clock
         max_age_candles: float = 1.0,  # largest accepted age of the last candle since its close, in candles
         clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
+        market: str | None = None,  # of the candles, if the model is of several markets
+        allow_new: bool = False,  # accept a market that the model was not trained on
     ) -> Decision:
-        """The decision for the newest candle. Any fault of the data or the network gives NO_TRADE with a reason."""
+        """The decision for the newest candle. Any fault of the data or the network gives NO_TRADE with a reason.
+
+        A market that the model does not know gives NO_TRADE too.
+        """
         import tensorflow as tf
 
-        stream = FeatureStream(self.config, self.scaler.scale_rows)
         try:
+            scaler = select_scaler(self.scaler, market, allow_new)
+            stream = FeatureStream(self.config, scaler.scale_rows)
             stream.feed(candles)
             limits = (now, max_age_candles, self.metadata.get("expires"), clock_skew_s)
-            return decide_newest(stream, self._predict_windows, *limits, self.scaler, self.policy.choose)
+            return decide_newest(stream, self._predict_windows, *limits, scaler, self.policy.choose)
         except (CryptoLSTMError, tf.errors.OpError, MemoryError, ArithmeticError) as error:
             return Decision.from_error(error)
 
@@ -582,7 +601,7 @@ class _BundleContent:
     """The parsed files of a bundle."""
 
     config: Config
-    scaler: Scaler
+    scaler: AnyScaler
     weights: dict[str, np.ndarray]
     golden: dict[str, np.ndarray]  # windows and rows, raw and scaled, and probabilities
     policy: DecisionPolicy
@@ -609,7 +628,7 @@ def _parse_policy(values: Any, path: Path) -> DecisionPolicy:
         raise BundleError(path, fault, "use the version that wrote it") from error
 
 
-def _parse_golden(data: bytes, config: Config, scaler: Scaler, path: Path) -> dict[str, np.ndarray]:
+def _parse_golden(data: bytes, config: Config, scaler: AnyScaler, path: Path) -> dict[str, np.ndarray]:
     """The golden windows and answers. Raises `BundleError` if the scaler scales the raw values otherwise."""
     file = path / "golden.npz"
     length, width = config.sequence_length, len(config.features)
@@ -619,10 +638,11 @@ def _parse_golden(data: bytes, config: Config, scaler: Scaler, path: Path) -> di
     windows, rows = (GOLDEN_REAL, length, width), make_probe_rows(config).shape
     shapes = {"raw_windows": windows, "raw_rows": rows, "windows": windows, "rows": rows}
     golden = decode_weights(data, {**shapes, "probabilities": (GOLDEN_REAL + rows[0], len(CLASSES))}, file)
-    raw = np.concatenate([golden["raw_windows"].reshape(-1, width), golden["raw_rows"]])
-    scaled = np.concatenate([golden["windows"].reshape(-1, width), golden["rows"]])
+    raw = (golden["raw_windows"].reshape(-1, width), golden["raw_rows"])
+    scaled = (golden["windows"].reshape(-1, width), golden["rows"])
     try:
-        require_same_scaling(scaler, raw, scaled, path)
+        for before, after in zip(raw, scaled, strict=True):
+            require_same_scaling(scaler, before, after, path)
     except OnnxFileError as error:
         raise BundleError(path, error.fault) from error
     return golden
@@ -641,10 +661,10 @@ def _parse_config(data: bytes, path: Path) -> tuple[Config, Shapes]:
         raise BundleError(path, fault, "use the version that wrote it") from error
 
 
-def _parse_scaler(data: bytes, path: Path) -> Scaler:
+def _parse_scaler(data: bytes, path: Path) -> AnyScaler:
     values = parse_json(data, path / "scaler.json")
     try:
-        return Scaler.from_dict(values)
+        return read_scaler(values)
     except ScalerError as error:
         raise BundleError(path, f"its scaler is invalid ({error})", "use the version that wrote it") from error
 

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ..architecture import LayerSpec, require_saveable_plan
 from ..config import CLASSES, Config, ConfigError
 from ..data.candle_rules import datetime_to_ns, read_utc_offset
 from ..data.feature_stream import FeatureStream
+from ..data.market_scaler import AnyScaler, MarketScaler, read_scaler
 from ..data.scaler import Scaler, ScalerError
 from crypto_lstm.inference.int8 import (
     Int8Error,
@@ -43,10 +44,10 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'GOLDEN_REAL', 'EXPORT_TOLERANCE', 'OnnxFileError',
-           'list_keras_shapes', 'list_onnx_shapes', 'convert_keras_weights', 'encode_onnx_file', 'make_probe_rows',
-           'restore_raw', 'require_same_scaling', 'is_training_fact', 'describe_unfinished', 'decode_onnx_file',
-           'decode_scaler', 'decode_rows', 'open_session', 'export_onnx', 'run_one_by_one', 'is_in_calendar',
-           'disable_tf32']
+           'list_keras_shapes', 'list_onnx_shapes', 'convert_keras_weights', 'encode_step_model', 'encode_onnx_file',
+           'make_probe_rows', 'restore_raw', 'scale_golden', 'require_same_scaling', 'is_training_fact',
+           'describe_unfinished', 'decode_onnx_file', 'decode_scaler', 'decode_rows', 'open_session', 'export_onnx',
+           'run_one_by_one', 'is_in_calendar', 'disable_tf32']
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #8cac0da2
 class OnnxFileError(IntegrityError):
@@ -338,6 +339,52 @@ def _compute_seal(data: bytes) -> bytes:
     return hashlib.sha256(unsealed + _BLANK_SEAL.encode()).hexdigest().encode()
 
 
+def encode_step_model(
+    config: Config,  # of the network
+    arrays: Mapping[str, np.ndarray],  # with the names and shapes of `list_onnx_shapes`
+) -> bytes:  # of an ONNX model, for a session in memory
+    """The same network with the states of its LSTM layers as inputs and outputs, so that a window may come in parts.
+
+    Inputs: `windows` (batch, rows, features), and for each LSTM layer `NAME.h` and `NAME.c` (1, batch, units), zeros at
+    the beginning of a window. Outputs: `probabilities` (batch, 3), and `NAME.h.next`, `NAME.c.next` of each layer.
+    """
+    lstms = [layer for layer in _list_weighted_layers(config) if layer.kind == "LSTM"]
+    nodes = _encode_node("Transpose", [INPUT], ["time_first"], perm=[1, 0, 2])
+    source = "time_first"
+    for layer in _list_weighted_layers(config):
+        nodes += _encode_stateful_lstm(layer, source) if layer.kind == "LSTM" else _encode_dense(layer, source)
+        source = layer.name
+    tensors = [_encode_tensor(f"axis_{axis}", np.array([axis], dtype="<i8")) for axis in (0, 1)]
+    tensors += [_encode_tensor(name, np.ascontiguousarray(array, dtype="<f4")) for name, array in arrays.items()]
+    width = _encode_numbers(1, len(config.features))
+    inputs = [_encode_typed(INPUT, _encode_parts(1, _encode_parts(2, "batch"), _encode_parts(2, "rows"), width))]
+    outputs = [_encode_value_info(OUTPUT, len(CLASSES))]
+    for layer in lstms:
+        state = _encode_parts(1, _encode_numbers(1, 1), _encode_parts(2, "batch"), _encode_numbers(1, layer.units or 0))
+        inputs += [_encode_typed(f"{layer.name}.{part}", state) for part in "hc"]
+        outputs += [_encode_typed(f"{layer.name}.{part}.next", state) for part in "hc"]
+    graph = nodes + _encode_parts(2, "crypto_lstm_step") + _encode_parts(5, *tensors)
+    graph += _encode_parts(11, *inputs) + _encode_parts(12, *outputs)
+    opset = _encode_parts(1, "") + _encode_numbers(2, OPSET)
+    header = _encode_numbers(1, IR_VERSION) + _encode_parts(2, "crypto_lstm")
+    return header + _encode_parts(7, graph) + _encode_parts(8, opset)
+
+
+def _encode_stateful_lstm(layer: LayerSpec, source: str) -> bytes:
+    raw = f"{layer.name}.raw"
+    inputs = [source, *(f"{layer.name}.{part}" for part in "WRB"), "", f"{layer.name}.h", f"{layer.name}.c"]
+    outputs = [raw if layer.return_sequences else "", f"{layer.name}.h.next", f"{layer.name}.c.next"]
+    cell = _encode_node("LSTM", inputs, outputs, hidden_size=layer.units or 0)
+    squeezed = [raw, "axis_1"] if layer.return_sequences else [f"{layer.name}.h.next", "axis_0"]
+    return cell + _encode_node("Squeeze", squeezed, [layer.name])
+
+
+def _encode_typed(name: str, dimensions: bytes) -> bytes:
+    """Name and type of an input or output: float, with these encoded dimensions."""
+    tensor_type = _encode_numbers(1, _FLOAT) + _encode_parts(2, dimensions)
+    return _encode_parts(1, name) + _encode_parts(2, _encode_parts(1, tensor_type))
+
+
 def _name_type(array: np.ndarray) -> str:
     """The type that an array gets in a file: int8, or float32 for all others."""
     return "|i1" if array.dtype == np.int8 else "<f4"
@@ -382,23 +429,46 @@ def make_probe_rows(
 
 
 def restore_raw(
-    scaler: Scaler,
+    scaler: AnyScaler,
     rows: np.ndarray,  # (..., features), scaled
 ) -> np.ndarray:  # (..., features) float32
-    """Values that the scaler maps to `rows`, up to rounding."""
+    """Values that the scaler maps to `rows`, up to rounding; see `scale_golden` for several scalers."""
+    return _map_golden(scaler, rows, _restore_rows)
+
+
+def _restore_rows(scaler: Scaler, rows: np.ndarray) -> np.ndarray:
     limit = float(np.finfo(np.float32).max)
     raw = rows.astype(np.float64) * np.array(scaler.scale) + np.array(scaler.center)
     return np.clip(raw, -limit, limit).astype(np.float32)
 
 
+def scale_golden(
+    scaler: AnyScaler,
+    rows: np.ndarray,  # (..., features), before scaling
+) -> np.ndarray:  # (..., features) float32
+    """Scale golden rows. If each market has a scaler, they take turns, so that the golden rows test all of them."""
+    return _map_golden(scaler, rows, lambda one, raw: one.scale_rows(raw))
+
+
+def _map_golden(
+    scaler: AnyScaler, rows: np.ndarray, change: Callable[[Scaler, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    scalers = scaler.scalers if isinstance(scaler, MarketScaler) else (scaler,)
+    flat = rows.reshape(-1, rows.shape[-1])
+    changed = np.empty(flat.shape, dtype=np.float32)
+    for number, one in enumerate(scalers):
+        changed[number :: len(scalers)] = change(one, flat[number :: len(scalers)])
+    return changed.reshape(rows.shape)
+
+
 def require_same_scaling(
-    scaler: Scaler,
+    scaler: AnyScaler,
     raw: np.ndarray,  # (rows, features), before scaling
     scaled: np.ndarray,  # (rows, features), as they were when the file was written
     path: FilePath,  # of the file, for the message
 ) -> None:
     """Raise `OnnxFileError` if the scaler returns other values than it did when the file was written."""
-    deviation = np.abs(scaler.scale_rows(raw) - scaled).max(axis=0, initial=0)
+    deviation = np.abs(scale_golden(scaler, raw) - scaled).max(axis=0, initial=0)
     pairs = zip(scaler.features, deviation, strict=True)
     different = [name for name, value in pairs if not value <= _SCALING_TOLERANCE]
     if different:
@@ -531,10 +601,10 @@ def decode_scaler(
     values: Mapping[str, Any],  # from `Scaler.as_dict`
     config: Config,  # of the same file
     path: FilePath,  # of the file, for the message
-) -> Scaler:
+) -> AnyScaler:
     """The scaler of a file. Raises `OnnxFileError` if it does not fit the settings of the file."""
     try:
-        scaler = Scaler.from_dict(values)
+        scaler = read_scaler(values)
         scaler.require_config(config)
     except ScalerError as error:
         raise OnnxFileError(path, f"its scaler does not fit its settings ({error})", "export it again") from error
@@ -733,6 +803,49 @@ def run_one_by_one(
     return np.concatenate(answers).astype(np.float64)
 
 
+def _make_candle_windows(config: Config, scaler: Any, candles: Any, since: datetime | None) -> np.ndarray:
+    """(windows, sequence_length, features) float32, scaled: those that end since a date. Raises `Int8Error`."""
+    if scaler is None or candles is None:
+        raise Int8Error("int8 is measured on candles: give candles of the test part, and a model with its scaler")
+    fed = FeatureStream(config, scaler.scale_rows).feed(candles)
+    chosen = (fed.run >= config.sequence_length) & ~fed.filled
+    if since is not None:
+        chosen &= fed.times >= datetime_to_ns(since)
+    rows = np.flatnonzero(chosen)
+    if not len(rows):
+        raise Int8Error("the candles complete no window of the test part: give the test part with its history")
+    views = np.lib.stride_tricks.sliding_window_view(fed.matrix, config.sequence_length, axis=0)
+    return np.ascontiguousarray(views[rows - config.sequence_length + 1].transpose(0, 2, 1))
+
+
+def _encode_integers(
+    config: Config,
+    arrays: Mapping[str, np.ndarray],  # float32
+    facts: dict[str, Any],
+    rows: np.ndarray,  # windows of the test part
+    golden: tuple[np.ndarray, np.ndarray],  # golden windows and Keras' answers
+) -> bytes:
+    """The file with integers, and what they change in it. Raises `Int8Error` if that is too much."""
+    policy = DecisionPolicy.from_dict(facts["policy"])
+    integers = quantize_arrays(arrays)
+    session, int8_session = (open_session(encode_onnx_file(config, one)) for one in (arrays, integers))
+    answers, int8_answers = run_one_by_one(session, rows), run_one_by_one(int8_session, rows)
+    decisions = [policy.choose_rows(one)["decision"] for one in (answers, int8_answers)]
+    deviation = float(np.abs(run_one_by_one(int8_session, golden[0]) - golden[1]).max())
+    report = measure_change(answers, int8_answers, *decisions, deviation)
+    require_accepted(report)
+    return encode_onnx_file(config, integers, {**facts, "int8": report.as_dict()})
+
+
+def run_one_by_one(
+    session: onnxruntime.InferenceSession,
+    windows: np.ndarray,  # (windows, sequence_length, features) float32
+) -> np.ndarray:  # (windows, 3) float64
+    """The answers to windows, each alone: with integers, the windows of a batch would share a scale."""
+    answers = [session.run(None, {INPUT: windows[row : row + 1]})[0] for row in range(len(windows))]
+    return np.concatenate(answers).astype(np.float64)
+
+
 def _collect_facts(source: Any, scaler: Any, expiry: str | None) -> dict[str, Any]:
     """The metadata of the file, without the golden windows."""
     metadata = getattr(source, "metadata", {})
@@ -750,8 +863,8 @@ def _collect_facts(source: Any, scaler: Any, expiry: str | None) -> dict[str, An
 
 
 def _require_same_features(scaler: Any, config: Config) -> None:
-    if scaler is not None and tuple(scaler.features) != config.features:
-        expected = f"the configuration has {config.features}"
+    if scaler is not None and tuple(scaler.features) != config.feature_names:
+        expected = f"the configuration has {config.feature_names}"
         raise ConfigError([f"the scaler is for the features {scaler.features}, {expected}: give both of one model"])
 
 
@@ -825,7 +938,7 @@ def _make_test_windows(config: Config, golden: np.ndarray | None, scaler: Any) -
         first = np.concatenate([golden[:GOLDEN_REAL], first])
     saved = first[::2].astype(np.float32)
     if scaler is not None:  # the scaler must return exactly these values for the raw rows that are saved
-        saved[:, -1] = scaler.scale_rows(restore_raw(scaler, saved[:, -1]))
+        saved[:, -1] = scale_golden(scaler, restore_raw(scaler, saved[:, -1]))
     count = max(1, min(48, _MAX_GOLDEN_VALUES // (length * features)))
     magnitudes = np.geomspace(0.1, 3, count)[:, None, None]
     random = np.random.default_rng(0).standard_normal((count, length, features)) * magnitudes

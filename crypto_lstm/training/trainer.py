@@ -26,15 +26,16 @@ from crypto_lstm.callbacks import (
     NonFiniteError,
     OutputFolderError,
     create_callbacks,
-    plot_training_curves,
     require_tensorboard_name,
 )
 from ..config import CLASSES, Config, OnMemory
-from ..data.windows import LabelledHistory, TrainingData, prepare, prepare_rows
+from ..data.markets import MarketsData, MarketsHistory, prepare, prepare_markets_rows
+from ..data.windows import LabelledHistory, TrainingData, prepare_rows
+from ..evaluation.album import Album, draw_album
 from ..evaluation.calibration_fit import CalibrationFit
 from ..evaluation.judgement import Answers, Judgement
-from ..evaluation.metrics import Evaluation, evaluate, plot_confusion
-from ..evaluation.record import JudgementRecord, encode_record
+from ..evaluation.metrics import Evaluation, evaluate
+from ..evaluation.record import Candles, JudgementRecord, encode_record
 from ..evaluation.report import write_report
 from ..gpu import GpuStatus, setup_gpu_memory
 from ..inference.bundle import load_bundle, save_bundle
@@ -43,7 +44,7 @@ from ..inference.policy import DecisionPolicy
 from ..memory import MemoryEstimate, Variant, estimate_memory
 from ..persistence import load_model, save_model
 from ..profiling.batch_size import MemoryBudgetError, OutOfMemoryError, fit_to_memory, halve_batch_size
-from ..profiling.memory_monitor import MemoryMonitorCallback, plot_memory_history
+from ..profiling.memory_monitor import MemoryMonitorCallback
 from ..storage.atomic import atomic_path, sha256_file, write_json
 from ..storage.manifest import MANIFEST, parse_json
 from ..storage.verified import atomic_file
@@ -69,7 +70,9 @@ from crypto_lstm.training.run_folder import (
     run_identity,
 )
 from .saved_run import load_run, predict_candles, predict_probabilities, read_pinned
+from .starting_point import StartingPoint, read_starting_point, require_later_parts, require_same_markets
 from .watch import TrainingWatch, require_verbose
+from ..utils.checks import list_first_names
 from ..utils.display import get_logger, html_table, text_table
 from ..utils.environment import require_session_dtypes, require_unforked_tensorflow
 from ..utils.system import MB, anonymous_memory_mb, memory_limit_mb, read_process_memory
@@ -143,15 +146,22 @@ class TrainingRun:
         """Highest anonymous memory of the process in any epoch, in MB; None if the monitor has no record."""
         return max((record["peak_mb"] for record in self.memory_history), default=None)
 
-    def predict(self, candles: pd.DataFrame) -> pd.DataFrame:
+    def predict(self, candles: Candles, allow_new: bool = False) -> pd.DataFrame:
         """`predict_candles` with this run's model and policy."""
-        return predict_candles(self.model, self.data.scaler, self.config, candles, self.policy)
+        return predict_candles(self.model, self.data.scaler, self.config, candles, self.policy, allow_new)
 
     def plot(self) -> dict[str, Figure]:
-        """Training curves, memory history and confusion matrices as pyplot figures, which a notebook shows."""
+        """The pictures of the album as pyplot figures, which a notebook shows on white."""
         import matplotlib.pyplot as plt
 
         return _plot_run(self, plt.figure)
+
+    def pictures(self) -> Album:
+        """Price and trades, equity, calibration, months, luck, then training, confusion and memory.
+
+        A notebook shows the album in the colours of its theme.
+        """
+        return _draw_run(self)
 
     def report(
         self,
@@ -172,14 +182,21 @@ class TrainingRun:
         return "\n\n".join([text_table(["run", ""], _report_rows(self)), str(self.judgement)])
 
     def _repr_html_(self) -> str:
-        caption = f"Training run, {self.config.pair} {self.config.timeframe}"
+        caption = f"Training run, {_name_market(self)} {self.config.timeframe}"
         return html_table(["run", ""], _report_rows(self), caption=caption) + self.judgement._repr_html_()
 
 # %% ../../nbs/training/04_trainer.ipynb #3b50ee01
+def _name_market(run: TrainingRun) -> str:
+    if not isinstance(run.data, MarketsData):
+        return run.config.pair
+    return f"{len(run.data.names)} markets: {list_first_names(run.data.names)}"
+
+
 def _describe_run(run: TrainingRun) -> dict[str, Any]:
     return {
         "crypto_lstm": crypto_lstm.__version__,
         "pair": run.config.pair,
+        **({"markets": list(run.data.names)} if isinstance(run.data, MarketsData) else {}),
         "config": run.config.as_dict(),
         "classes": list(CLASSES),
         "epochs_run": run.epochs_run,
@@ -208,6 +225,9 @@ def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:
         epochs += f", stopped by {run.stopped_by}"
     if run.interrupted:
         epochs += ": the same call resumes it"
+    start = run.identity.get("start_from")
+    if start:
+        epochs += f", from the network {start['bundle_sha256'][:16]} of an earlier run"
     memory = f"estimated {run.estimate.process_peak_mb:.0f} MB"
     if run.peak_mb is not None:
         memory += f", measured {run.peak_mb:.0f} MB"
@@ -221,28 +241,33 @@ def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:
     ]
 
 # %% ../../nbs/training/04_trainer.ipynb #eac76af8
+_FIGURE_NAMES = {  # picture of the album -> its name in FILES
+    "trades": "price_and_trades",
+    "training": "training_curves",
+    "confusion": "confusion_matrix",
+    "memory": "memory_history",
+}
+
+
+def _draw_run(run: TrainingRun) -> Album:
+    facts = {
+        "config": run.config.as_dict(),
+        "validation": run.validation.as_dict(),
+        "memory": {"estimate": run.estimate.as_dict()},
+    }
+    return draw_album(run.record, run.history, run.memory_history, facts, memory_limit_mb())
+
+
 def _plot_run(run: TrainingRun, new_figure: Callable[..., Figure]) -> dict[str, Figure]:
-    figures = {}
-    if run.epochs_run:
-        figures["training_curves"] = figure = new_figure(figsize=(10, 3.8), layout="constrained")
-        majority = run.validation.baselines["majority"]["accuracy"]
-        axes = figure.subplots(1, 2)
-        plot_training_curves(run.history, baseline=majority, axes=axes, monitor=run.config.monitor)
-    if run.memory_history:
-        figures["memory_history"] = figure = new_figure(figsize=(8, 3.8), layout="constrained")
-        ax = figure.subplots()
-        plot_memory_history(run.memory_history, estimate=run.estimate, limit_mb=memory_limit_mb(), ax=ax)
-    figures["confusion_matrix"] = figure = new_figure(figsize=(9.6, 4.2), layout="constrained")
-    for ax, evaluation in zip(figure.subplots(1, 2), (run.validation, run.test), strict=True):
-        plot_confusion(evaluation, ax=ax)
-    return figures
+    figures = _draw_run(run).figures(new_figure)
+    return {_FIGURE_NAMES.get(name, name): figure for name, figure in figures.items()}
 
 # %% ../../nbs/training/04_trainer.ipynb #62336add
 @dataclass(frozen=True, kw_only=True)
 class _Task:
     """What is trained, and how: the arguments of `train` or `train_rows`."""
 
-    candles: pd.DataFrame
+    candles: Candles
     config: Config
     prepare: Callable[[Config], TrainingData]
     facts: Mapping[str, Any] = field(default_factory=dict)  # more facts of the identity
@@ -284,13 +309,25 @@ def _prepare_data(
 
 def _prepare_batches(task: _Task, config: Config, on_memory: OnMemory, gpu: GpuStatus) -> TrainingData:
     if config.batch_size != "auto":
-        features_mb = 4 * len(task.candles) * len(config.features) / MB
+        features_mb = 4 * _count_candles(task.candles) * len(config.features) / MB
         prepared_mb = anonymous_memory_mb() + PREPARED_COPIES * features_mb
         config = _fit_to_memory(config, on_memory, gpu, prepared_mb)
     data = task.prepare(config)
     config = _fit_to_memory(config, on_memory, gpu, anonymous_memory_mb(), len(data.train.rows))
     data = data.with_batch_size(config.batch_windows)
     return replace(data, config=config)
+
+
+def _count_candles(candles: Candles) -> int:
+    """Candles of all markets."""
+    return sum(map(len, candles.values())) if isinstance(candles, Mapping) else len(candles)
+
+
+def _read_cleaning(candles: Candles) -> dict[str, Any]:
+    """What was corrected while the candles were read; of several markets by market."""
+    if isinstance(candles, Mapping):
+        return {name: frame.attrs.get("cleaning", {}) for name, frame in candles.items()}
+    return candles.attrs.get("cleaning", {})
 
 
 def _fit_to_memory(
@@ -539,13 +576,14 @@ def _write_figures(run: TrainingRun) -> None:
     from matplotlib.figure import Figure
 
     for name, figure in _plot_run(run, Figure).items():
-        with atomic_path(run.paths[name]) as temporary:
-            figure.savefig(temporary, dpi=110)
+        if name in run.paths:
+            with atomic_path(run.paths[name]) as temporary:
+                figure.savefig(temporary, dpi=110)
 
 # %% ../../nbs/training/04_trainer.ipynb #a86c7428
 @overload
 def train(
-    candles: pd.DataFrame,
+    candles: Candles,
     config: Config | None = None,
     output_dir: str | os.PathLike[str] = "crypto_lstm_run",
     *,
@@ -556,7 +594,7 @@ def train(
 
 @overload
 def train(
-    candles: pd.DataFrame,
+    candles: Candles,
     config: Config | None = None,
     output_dir: str | os.PathLike[str] = "crypto_lstm_run",
     *,
@@ -566,10 +604,11 @@ def train(
 
 
 def train(  # type: ignore[misc]  # its overloads shorten the options
-    candles: pd.DataFrame,  # date, open, high, low, close, volume
+    candles: Candles,  # date, open, high, low, close, volume; of several markets: market -> candles
     config: Config | None = None,  # default: Config()
     output_dir: str | os.PathLike[str] = "crypto_lstm_run",  # an empty or a new folder, or that of the same training
     *,
+    start_from: str | os.PathLike[str] | None = None,  # folder of an earlier run whose network is trained further
     callbacks: Sequence[keras.callbacks.Callback] = (),  # more callbacks, after those of the package
     ledger: str | os.PathLike[str] | None = None,  # counts what is judged on a test part; None: that of the user
     tensorboard: bool = True,  # write logs for TensorBoard
@@ -582,11 +621,16 @@ def train(  # type: ignore[misc]  # its overloads shorten the options
 ) -> TrainingRun | BackgroundTraining:
     """Prepare the data, train, evaluate and save. All files of the run are in `output_dir`.
 
+    Candles of several markets, `{"BTC/USDT": candles, "ETH/USDT": candles}`, train one network, and the judgement has a
+    row for each market and one for all (see `prepare`). Their names are saved with the model.
+
     After any end, `kill -9` included, the same call resumes the training from the state in the folder. Ctrl-C ends the
     training after the current step and writes all files; the same call resumes at the next step with the same batch
     size. A callback of yours keeps its state if it has `state_dict` and `load_state_dict`; for others a warning is
     logged.
 
+    With `start_from` weights and scaler are those of the earlier run; optimizer, calibration and rule start anew. The
+    new validation and test parts must lie after what that network has seen, see `StartingPoint`.
     In a notebook a live panel shows the training and leaves a picture (widgets need the extra `lab`). With `background`
     the panel has buttons to stop, and the handle has `result()` and `stop()`.
 
@@ -612,10 +656,13 @@ def train(  # type: ignore[misc]  # its overloads shorten the options
     """
     require_verbose(verbose)
     config = config or Config()
+    start = None if start_from is None else read_starting_point(start_from, config)
     task = _Task(
         candles=candles,
         config=config,
-        prepare=lambda chosen: prepare(candles, chosen),
+        prepare=lambda chosen: _prepare_candles(candles, chosen, start),
+        facts={} if start is None else {"start_from": start.as_dict()},
+        weights=None if start is None else start.weights,
         ledger=ledger,
         callbacks=callbacks,
         tensorboard=tensorboard,
@@ -635,6 +682,16 @@ def train(  # type: ignore[misc]  # its overloads shorten the options
     return train_in_background(train_watched, verbose)
 
 # %% ../../nbs/training/04_trainer.ipynb #33f1e202
+def _prepare_candles(candles: Candles, config: Config, start: StartingPoint | None) -> TrainingData:
+    """The data of `train`. Raises `StartingPointError` if the earlier network has seen a part that judges it."""
+    if start is None:
+        return prepare(candles, config)
+    require_same_markets(start, candles if isinstance(candles, Mapping) else None)
+    data = prepare(candles, config, start.scaler)
+    require_later_parts(start, data)
+    return data
+
+
 def _train(task: _Task, output_dir: str | os.PathLike[str]) -> TrainingRun:
     """Train and show it: the display ends with the run, or with the error."""
     with task.watch.reporting_errors():
@@ -674,7 +731,7 @@ def _train_in_folder(task: _Task, folder: Path, gpu: GpuStatus, identity: dict[s
     own = create_callbacks(data.config, folder, tensorboard=task.tensorboard)
     with task.stopper.listening():
         run = _run_job(job, [*own, task.stopper, *task.callbacks])
-        _write_run(run, task.candles.attrs.get("cleaning", {}))
+        _write_run(run, _read_cleaning(task.candles))
     if not run.interrupted:
         delete_training_state(folder)
     return run
@@ -691,9 +748,17 @@ def _set_up_process(config: Config, deterministic: bool) -> GpuStatus:
     return gpu
 
 # %% ../../nbs/training/04_trainer.ipynb #b1c20002
+def _prepare_fold(
+    history: LabelledHistory | MarketsHistory, rows: tuple[np.ndarray, np.ndarray, np.ndarray], config: Config
+) -> TrainingData:
+    if isinstance(history, MarketsHistory):
+        return prepare_markets_rows(history, rows, config)
+    return prepare_rows(history, rows, config)
+
+
 def train_rows(
-    history: LabelledHistory,  # from `prepare_history`
-    rows: tuple[np.ndarray, np.ndarray, np.ndarray],  # of train, validation and test, see `prepare_rows`
+    history: LabelledHistory | MarketsHistory,  # from `prepare_history` or `prepare_markets_history`
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],  # of train, validation and test; moments of several markets
     config: Config,  # of the history
     output_dir: str | os.PathLike[str],  # an empty or a new folder, or that of the same training
     *,
@@ -715,7 +780,7 @@ def train_rows(
     task = _Task(
         candles=history.filled,
         config=config,
-        prepare=lambda chosen: prepare_rows(history, rows, chosen),
+        prepare=lambda chosen: _prepare_fold(history, rows, chosen),
         facts=json.loads(json.dumps(dict(facts))),  # in the types of the saved identity
         weights=weights,
         baselines=baselines,
