@@ -243,7 +243,7 @@ def _speed(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return number
 
-
+# %% ../../nbs/commands/03_parser.ipynb #1e585b2a
 def _add_paper(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="DIR", required=True, help="folder that train wrote, or an .onnx file")
     command.add_argument("--sha256", metavar="HEX", help="accept only this bundle (or .onnx file)")

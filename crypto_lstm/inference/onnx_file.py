@@ -369,7 +369,7 @@ def encode_step_model(
     header = _encode_numbers(1, IR_VERSION) + _encode_parts(2, "crypto_lstm")
     return header + _encode_parts(7, graph) + _encode_parts(8, opset)
 
-
+# %% ../../nbs/inference/02_onnx_file.ipynb #add123d3
 def _encode_stateful_lstm(layer: LayerSpec, source: str) -> bytes:
     raw = f"{layer.name}.raw"
     inputs = [source, *(f"{layer.name}.{part}" for part in "WRB"), "", f"{layer.name}.h", f"{layer.name}.c"]
@@ -836,7 +836,7 @@ def _encode_integers(
     require_accepted(report)
     return encode_onnx_file(config, integers, {**facts, "int8": report.as_dict()})
 
-
+# %% ../../nbs/inference/02_onnx_file.ipynb #5e189e1a
 def run_one_by_one(
     session: onnxruntime.InferenceSession,
     windows: np.ndarray,  # (windows, sequence_length, features) float32

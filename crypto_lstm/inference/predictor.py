@@ -611,8 +611,7 @@ class Predictor(_ManyMarkets):
     `update("BTC/USDT", candle)`. `update_many` decides on all of them with one call of the network.
 
     `warm_up`, `update`, `update_many`, `save_state` and `load_state` share the streams and must not run in several
-    threads at once. All other methods may. A pickle, which joblib and multiprocessing send to other processes, holds
-    the path, the SHA-256 and the streams: `pickle.loads` reads the file again and refuses one that has changed.
+    threads at once. All other methods may. A pickle holds path, SHA-256 and streams; `pickle.loads` refuses another file.
 
     Example:
         >>> import crypto_lstm as cl
@@ -634,8 +633,7 @@ class Predictor(_ManyMarkets):
         calibration); `expected_long`, `expected_short` (expected return after costs in percent, NaN without a rule);
         `decision`; `filled`, the candles of the window that were missing in a short gap and are filled, as in training;
         `out_of_range`, the values of the window that the training did not cover: beyond the clip, or of a feature that
-        was constant. They equal those of `crypto_lstm.training.saved_run.predict_candles`. Raises `StreamError` and
-        `InvalidPredictionError`.
+        was constant. They equal those of `saved_run.predict_candles`. Raises `StreamError`, `InvalidPredictionError`.
         """
         return _predict_markets(self, candles, self.allow_new)
 
@@ -686,9 +684,7 @@ class Predictor(_ManyMarkets):
     ) -> Decision:
         """Add the next candle and decide: `update(candle)`, or `update(market, candle)` of a model of several markets.
 
-        A candle is closed: [ms, open, high, low, close, volume], or a mapping with date, open, high, low, close and
-        volume.
-
+        A candle is closed: [ms, open, high, low, close, volume], or a mapping with date, open, high ... volume.
         While candles are missing the answer is NO_TRADE, with their number and dates, until they are passed (late
         candles are accepted) or have left the window; with `fill_gaps` they are filled, and the reason counts them. The
         answer is NO_TRADE, too, if the candle gives no valid prediction, or if it was added before. Raises
