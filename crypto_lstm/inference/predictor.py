@@ -611,7 +611,7 @@ class Predictor(_ManyMarkets):
     `update("BTC/USDT", candle)`. `update_many` decides on all of them with one call of the network.
 
     `warm_up`, `update`, `update_many`, `save_state` and `load_state` share the streams and must not run in several
-    threads at once. All other methods may. A pickle holds path, SHA-256 and streams; `pickle.loads` refuses another file.
+    threads at once. All other methods may. A pickle holds path, SHA-256 and streams; loading refuses another file.
 
     Example:
         >>> import crypto_lstm as cl
