@@ -47,6 +47,7 @@ $(FREQTRADE):
 	@touch $(FREQTRADE)
 
 bot: setup $(FREQTRADE)
+	.venv-freqtrade/bin/python -m pip install --quiet .
 	.venv-freqtrade/bin/python -m pip install --quiet --no-deps --force-reinstall .
 	$(BIN)/python tools/freqtrade_check.py
 
