@@ -714,7 +714,7 @@ def export_onnx(
     config: Config | None = None,  # of a Keras model; None infers it from the shapes of the weights
     scaler: Any = None,  # of a Keras model: the `Scaler` of its training; None: the file accepts scaled windows only
     expires: datetime | None = None,  # no trade after it; if a bundle has an expiry too, the earlier one holds
-    int8: bool = False,  # make the LSTM layers integers: a smaller and quicker file with slightly other answers
+    int8: bool = False,  # integers in the LSTM layers: smaller, for large networks quicker, with slightly other answers
     candles: Any = None,  # for int8: the test part with the history before it, as for `Predictor.predict`
     since: datetime | None = None,  # for int8: beginning of the test part; None: all candles count
 ) -> str:  # SHA-256 of the file; keep it to pin the file
