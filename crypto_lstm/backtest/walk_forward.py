@@ -611,7 +611,7 @@ def _cut_folds(
 
 def _spread_fold(fold: Fold, history: MarketsHistory) -> Fold:
     """A fold of moments as a fold of all targets of these moments."""
-    parts = {name: history.find_places(moments) for name, moments in fold.parts.items()}
+    parts: dict[str, Any] = {name: history.find_places(moments) for name, moments in fold.parts.items()}
     edges = np.cumsum(fold.group_rows)[:-1]
     groups = np.split(fold.test, edges) if fold.group_rows else []
     return replace(fold, **parts, group_rows=tuple(len(history.find_places(group)) for group in groups))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ __all__ = ['Candles', 'MAX_POINTS', 'SIDES', 'JudgementRecord', 'make_record', '
            'tabulate_months']
 
 # %% ../../nbs/evaluation/11_record.ipynb #7c4f2450
-Candles = pd.DataFrame | Mapping[str, pd.DataFrame]  # of one market, or market -> candles
+Candles: TypeAlias = pd.DataFrame | Mapping[str, pd.DataFrame]  # of one market, or market -> candles
 MAX_POINTS = 20_000  # moments of the accounts that are kept; those between are left out
 SIDES = ("long", "short")  # codes 0 and 1
 _TRADE_TYPES = {

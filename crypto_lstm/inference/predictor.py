@@ -425,7 +425,7 @@ def _decide(
 
 
 def _decide_many(
-    network: _VerifiedNetwork,
+    network: _StreamingNetwork,
     streams: Mapping[str, tuple[LiveStream, Scaler]],  # market -> its stream and scaler
     limits: _Limits,
 ) -> dict[str, Decision]:
@@ -509,7 +509,7 @@ class _StreamingNetwork(_VerifiedNetwork):
             return self.probabilities(np.stack(list(windows.values()))) if windows else np.empty((0, len(CLASSES)))
         convert_windows(np.stack(list(windows.values())), self.config)
         try:
-            answers = self._step.answer(windows)
+            answers = self._step.answer({**windows})
         except _list_runtime_errors() as error:
             remedy = "free memory, or load the model again"
             raise InvalidPredictionError(f"onnxruntime failed ({error}): {remedy}") from error

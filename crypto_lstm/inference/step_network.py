@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class StepNetwork:
 
     def answer(
         self,
-        windows: Mapping[Hashable, np.ndarray],  # key -> (sequence_length, features) float32, finite
+        windows: Mapping[Any, np.ndarray],  # key -> (sequence_length, features) float32, finite
     ) -> np.ndarray:  # (windows, 3) float64
         """The output of the network for each window: from the prepared states where they fit, else from all rows."""
         if not windows:
