@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from ..config import CLASSES, Config
-from ..data.candle_input import StreamError
+from ..data.candle_input import MissingColumnError, StreamError
 from ..data.feature_stream import FeatureStream, count_filled
 from ..data.live_stream import LiveStream
 from ..data.scaler import Scaler
@@ -441,13 +441,17 @@ class Predictor(_VerifiedNetwork):
 
         While candles are missing the answer is NO_TRADE, with their number and dates, until they are passed (late
         candles are accepted) or have left the window; with `fill_gaps` they are filled, and the reason counts them. The
-        answer is NO_TRADE, too, if the candle gives no valid prediction, or if it was added before. Raises
-        `StreamError` for a candle that cannot be taken (too late, changed, off the timeframe, open, NaN); the stream is
-        then unchanged.
+        answer is NO_TRADE, too, if the candle gives no valid prediction, if it was added before, or if it lacks a column
+        that the features need (it was not added then: pass it again). Raises `StreamError` for a candle that cannot be
+        taken (too late, changed, off the timeframe, open, NaN); the stream is then unchanged.
         """
         stream = self._get_stream()
         require_max_age(max_age_candles)
-        if not _push(stream, candle, add_clock_skew(now, clock_skew_s)):
+        try:
+            is_new = _push(stream, candle, add_clock_skew(now, clock_skew_s))
+        except MissingColumnError as error:
+            return Decision.from_error(error)
+        if not is_new:
             reason = "the candle came before: each candle is answered once"
             return Decision(NO_TRADE, None, reason)
         return _decide(self, stream, now, max_age_candles, clock_skew_s)
