@@ -356,6 +356,15 @@ def _push(stream: LiveStream, candle: Any, closed_by: datetime) -> bool:
         raise StreamError("memory ran out, and the candle was not taken: free memory, and pass it again") from error
 
 
+def _refuse_candle(stream: LiveStream, candle: Any, closed_by: datetime) -> Decision | None:
+    """Add the candle; NO_TRADE if it is known, or lacks a column. Raises `StreamError`."""
+    try:
+        is_new = _push(stream, candle, closed_by)
+    except MissingColumnError as error:
+        return Decision.from_error(error)
+    return None if is_new else Decision(NO_TRADE, None, "the candle came before: each candle is answered once")
+
+
 def _decide(
     network: _VerifiedNetwork,
     stream: FeatureStream | LiveStream,
@@ -447,14 +456,8 @@ class Predictor(_VerifiedNetwork):
         """
         stream = self._get_stream()
         require_max_age(max_age_candles)
-        try:
-            is_new = _push(stream, candle, add_clock_skew(now, clock_skew_s))
-        except MissingColumnError as error:
-            return Decision.from_error(error)
-        if not is_new:
-            reason = "the candle came before: each candle is answered once"
-            return Decision(NO_TRADE, None, reason)
-        return _decide(self, stream, now, max_age_candles, clock_skew_s)
+        refusal = _refuse_candle(stream, candle, add_clock_skew(now, clock_skew_s))
+        return refusal or _decide(self, stream, now, max_age_candles, clock_skew_s)
 
     def save_state(self, path: FilePath) -> Path:
         """Write the stream to an .npz file in one atomic step. A restarted bot loads it. Raises `SaveError`."""
