@@ -35,12 +35,16 @@ from ..utils.errors import CryptoLSTMError
 from ..utils.expressions import MAX_NUMBER
 
 # %% auto #0
-__all__ = ['StreamError', 'parse_time', 'parse_candle', 'require_sound_candle', 'parse_candles', 'require_sound_candles',
-           'parse_sound_candle', 'parse_sound_candles']
+__all__ = ['StreamError', 'MissingColumnError', 'parse_time', 'parse_candle', 'require_sound_candle', 'parse_candles',
+           'require_sound_candles', 'parse_sound_candle', 'parse_sound_candles']
 
 # %% ../../nbs/data/06_candle_input.ipynb #5f94cea5
 class StreamError(CryptoLSTMError, ValueError):
     """A candle that a stream can't take. The state of the stream has not changed."""
+
+
+class MissingColumnError(StreamError):
+    """A candle without a column that the features of the model need."""
 
 
 def parse_time(
@@ -168,8 +172,8 @@ def _split_candle(candle: Any, extra: Sequence[str]) -> list[Any]:
     return cells
 
 
-def _no_column(name: str) -> StreamError:
-    return StreamError(f"the features of this model need the column {name}: pass it by name, beside date and close")
+def _no_column(name: str) -> MissingColumnError:
+    return MissingColumnError(f"the features of this model need the column {name}: pass it by name, beside date and close")
 
 
 def _no_candle(candle: Any) -> StreamError:

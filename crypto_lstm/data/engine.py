@@ -194,9 +194,25 @@ def _split_blocks(place: int, rows: int, span: int) -> list[slice]:
 def _restore_places(count: int, block: np.ndarray) -> np.ndarray:
     return block[: count % len(block)]
 
+
+class _BlockNode:
+    """What nodes with a block of values share."""
+
+    def copy(self, state: Any) -> Any:
+        return state._replace(block=state.block.copy())
+
+    def export(self, state: Any) -> dict[str, np.ndarray]:
+        return {"values": _export_block(state)}
+
+    def find_newest(self, state: Any) -> float:
+        return _find_newest(state)
+
+    def find_fault(self, state: Any) -> str | None:
+        return _find_block_fault(state)
+
 # %% ../../nbs/data/16_engine.ipynb #906dc0cd
 @dataclass(frozen=True)
-class _Scan:
+class _Scan(_BlockNode):
     """A sum, a minimum or a maximum over the last `span` values."""
 
     span: int
@@ -261,22 +277,11 @@ class _Scan:
             result[: self.span - 1 - count] = np.nan
         return result
 
-    def copy(self, state: _ScanState) -> _ScanState:
-        return state._replace(block=state.block.copy())
-
-    def export(self, state: _ScanState) -> dict[str, np.ndarray]:
-        return {"values": _export_block(state)}
-
     def restore(self, count: int, arrays: Mapping[str, np.ndarray]) -> _ScanState:
         block = arrays["values"].copy()
         left = self.ufunc.accumulate(np.append(self.neutral, _restore_places(count, block))).item(-1)
         return _ScanState(count, block, self._scan_back(block), left)
 
-    def find_newest(self, state: _ScanState) -> float:
-        return _find_newest(state)
-
-    def find_fault(self, state: _ScanState) -> str | None:
-        return _find_block_fault(state)
 
 
 def _export_block(state: _ScanState | _MomentState) -> np.ndarray:
@@ -338,7 +343,7 @@ def _find_moments(sums: np.ndarray, lost: np.ndarray, first: int) -> np.ndarray:
 
 # %% ../../nbs/data/16_engine.ipynb #ab32d1a0
 @dataclass(frozen=True)
-class _Moments:
+class _Moments(_BlockNode):
     """Deviation of each value from the mean of the last `span`, and their variance: (2, rows)."""
 
     span: int
@@ -372,13 +377,12 @@ class _Moments:
         lost_squares = left[3] + _find_lost(left[1], square, squares)
         mean = (total + lost) / (place + 1)
         moment = max((squares + lost_squares) - (total + lost) * mean, 0.0)
-        after = suffix.item(0, place + 1), suffix.item(1, place + 1)
+        after = suffix[:, place + 1].tolist()
         result = self._join(deviation, (mean, moment), after, suffix_anchor - anchor, place + 1)
         if place + 1 == self.span:
             suffix, suffix_anchor = self._scan_back(block)
-        left = (total, squares, lost, lost_squares)
-        state = _MomentState(count + 1, block, suffix, suffix_anchor, anchor, left)
-        return state, self._hide_first(np.array(result)[:, None], count)
+        left = total, squares, lost, lost_squares
+        return _MomentState(count + 1, block, suffix, suffix_anchor, anchor, left), self._hide_first(np.array(result)[:, None], count)
 
     def _feed_part(self, state: _MomentState, values: np.ndarray) -> tuple[_MomentState, np.ndarray]:
         """Values within one block."""
@@ -431,12 +435,6 @@ class _Moments:
             result[:, : self.span - 1 - count] = np.nan
         return result
 
-    def copy(self, state: _MomentState) -> _MomentState:
-        return state._replace(block=state.block.copy())
-
-    def export(self, state: _MomentState) -> dict[str, np.ndarray]:
-        return {"values": _export_block(state)}
-
     def restore(self, count: int, arrays: Mapping[str, np.ndarray]) -> _MomentState:
         block = arrays["values"].copy()
         suffix, suffix_anchor = self._scan_back(block)
@@ -444,11 +442,6 @@ class _Moments:
         state = _MomentState(count - len(known), block, suffix, suffix_anchor, 0.0, _NOTHING)
         return self._feed_part(state, known.copy())[0] if len(known) else state
 
-    def find_newest(self, state: _MomentState) -> float:
-        return _find_newest(state)
-
-    def find_fault(self, state: _MomentState) -> str | None:
-        return _find_block_fault(state)
 
 # %% ../../nbs/data/16_engine.ipynb #62233af5
 FORGOTTEN = 1e-9  # weight of the first value at which it does not count any more

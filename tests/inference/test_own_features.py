@@ -8,6 +8,7 @@ import pytest
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.config import Config
+from crypto_lstm.data.candle_input import StreamError
 from crypto_lstm.data.candles import read_candles
 from crypto_lstm.data.features import make_features
 from crypto_lstm.data.layouts import CandleError
@@ -79,14 +80,12 @@ def test_a_candle_without_its_column_gives_no_trade(predictor, candles, tmp_path
     predictor.warm_up(candles[:390])
     now = rows[390]["date"] + pd.Timedelta(hours=1)
     without = {name: value for name, value in rows[390].items() if name != "funding"}
-    for wrong in (
-        without,
-        rows[390] | {"funding": None},
-        rows[390] | {"funding": float("nan")},
-        list(without.values()),
-    ):
+    for wrong in (without, rows[390] | {"funding": None}, list(without.values())):
         decision = predictor.update(wrong, now=now)
-        assert decision.action == "NO_TRADE" and "funding" in decision.reason
+        assert decision.action == "NO_TRADE" and "need the column funding" in decision.reason
+    for value in (float("nan"), "0.1", np.ma.masked):
+        with pytest.raises(StreamError, match="funding"):
+            predictor.update(rows[390] | {"funding": value}, now=now)
     predictor.save_state(tmp_path / "state.npz")
     decision = predictor.update(rows[390], now=now)
     assert decision.probabilities is not None

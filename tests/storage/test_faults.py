@@ -324,15 +324,14 @@ refused(
     "fix|drop",
     command(as_feather(changed(9, volume=np.nan))),
 )
-refused(
-    NOT_FINITE,
-    "a change past float32",
-    FeatureError,
-    "volume_change must fit into float32, got inf",
-    "in row 2001 \\(20",
-    "fix or drop",
-    trained(changed(2001, frame=changed(2000, volume=1e-300), volume=1e90)),
-)
+
+
+@survived(NOT_FINITE, "a change past float32: the candle is left out, and counted")
+def changes_past_float32_are_left_out_and_counted(ground: Ground) -> None:
+    data = prepare(changed(2001, frame=changed(2000, volume=1e-300), volume=1e90), CONFIG)
+    assert data.dropped["a result that is not finite"] == 1
+    assert all(np.isfinite(part.matrix).all() for part in data.parts.values())
+
 
 for value in (0.0, -1.0):
     prices = {"open": 100.0, "high": 101.0, "low": value, "close": 100.0}
