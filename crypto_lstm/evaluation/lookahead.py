@@ -683,10 +683,10 @@ def _cut_beginning(candles: pd.DataFrame, start: int) -> pd.DataFrame:
 
 def _compare_beginning(base: _Column, later: _Column, start: int, size: float) -> _Beginning:
     before, after = base.values[start:], later.values
-    is_missing = np.isnan(after) & ~np.isnan(before)
-    warmup = int(np.argmin(is_missing)) if is_missing.any() else 0
-    if is_missing.all():
-        warmup = len(after)
+    is_unknown = np.isnan(after)
+    warmup = len(after) if is_unknown.all() else int(is_unknown.argmin())
+    if np.isnan(before[:warmup]).all():  # there is no value on all candles either
+        warmup = 0
     amounts = _relative_change(before, after, size)
     amounts[(_bits(before) == _bits(after)) | ~base.returned[start:] | ~later.returned] = 0.0
     amounts[:warmup] = 0.0

@@ -151,6 +151,12 @@ def test_what_the_beginning_changes_is_measured():
     assert audit["sum"].settled_after is None and "to the end of the data" in audit["sum"].sentence
 
 
+def test_a_history_that_begins_within_the_warm_up_is_no_dependence():
+    for seed in range(4):
+        audit = audit_lookahead(lambda frame: frame["close"].rolling(8).mean(), CANDLES.head(24), places=8, seed=seed)
+        assert (audit["close"].verdict, audit["close"].warmup) == ("causal", 7)
+
+
 def test_a_rounding_of_float32_is_no_dependence_on_the_beginning():
     def strength(frame):
         return relative_strength(frame).where(frame.index >= 330)  # where the first values have faded
