@@ -136,7 +136,7 @@ def _keep_font_size(match: re.Match[str]) -> str:
     return f"font-size: {size.group() if size else '10px'}"
 
 # %% ../../nbs/evaluation/12_report_pictures.ipynb #f7e1ba0a
-_BINS = 400  # stretches of a line
+_BINS = 260  # stretches of a line
 _RIVAL_STYLES = ((ORANGE, "-"), (GREEN, "-"), (PURPLE, "-"), (RED, "--"), (ORANGE, "--"), (GREEN, "--"))
 
 
