@@ -68,7 +68,8 @@ class Picture:
 
         width, height = self.size
         title = textwrap.fill(escape_control(self.title), int(9 * width))
-        with mpl.rc_context(_STYLE):
+        settings: Any = _STYLE
+        with mpl.rc_context(settings):
             figure = (new_figure or PlainFigure)(figsize=(width, height + 0.4), layout="constrained")
             self.draw(figure)
             figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
