@@ -166,8 +166,10 @@ class Album:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, name: str) -> Picture:
-        return self.pictures[name]
+    def __getitem__(self, names: str | tuple[str, ...]) -> Album:
+        """An album of these pictures alone: `album["equity"]` or `album["trades", "equity"]`."""
+        chosen = (names,) if isinstance(names, str) else names
+        return Album({name: self.pictures[name] for name in chosen})
 
     def figures(
         self,

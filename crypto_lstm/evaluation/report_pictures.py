@@ -68,7 +68,8 @@ class Picture:
 
         width, height = self.size
         title = textwrap.fill(escape_control(self.title), int(9 * width))
-        with mpl.rc_context(_STYLE):
+        settings: Any = _STYLE
+        with mpl.rc_context(settings):
             figure = (new_figure or PlainFigure)(figsize=(width, height + 0.4), layout="constrained")
             self.draw(figure)
             figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
@@ -136,7 +137,7 @@ def _keep_font_size(match: re.Match[str]) -> str:
     return f"font-size: {size.group() if size else '10px'}"
 
 # %% ../../nbs/evaluation/12_report_pictures.ipynb #f7e1ba0a
-_BINS = 400  # stretches of a line
+_BINS = 260  # stretches of a line
 _RIVAL_STYLES = ((ORANGE, "-"), (GREEN, "-"), (PURPLE, "-"), (RED, "--"), (ORANGE, "--"), (GREEN, "--"))
 
 

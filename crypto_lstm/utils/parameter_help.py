@@ -82,4 +82,4 @@ def add_parameter_help(
     if "IPython" not in sys.modules or not (inspect.isfunction(value) or inspect.isclass(value)):
         return
     helper: Callable[..., str] = lambda *_: write_parameter_help(value)  # noqa: E731
-    value.getdoc = staticmethod(helper) if inspect.isclass(value) else helper
+    setattr(value, "getdoc", staticmethod(helper) if inspect.isclass(value) else helper)  # noqa: B010  (a name of IPython)

@@ -54,6 +54,14 @@ def test_the_pictures_stand_in_the_order_of_a_trader():
     )
 
 
+def test_an_album_of_some_pictures_holds_them_alone():
+    album = draw_album(make_record(), HISTORY)
+    assert list(album["equity"].pictures) == ["equity"]
+    assert list(album["months", "trades"].pictures) == ["months", "trades"]
+    with pytest.raises(KeyError):
+        album["no such picture"]
+
+
 @pytest.mark.parametrize(
     ("percent", "words"),
     [(3.14, "gained 3.1 %"), (-0.4, "lost 0.4 %"), (0.04, "ended where it began"), (-1234.5, "lost 1,234.5 %")],
