@@ -91,7 +91,7 @@ _METHODS = '''
     def bot_start(self, **kwargs) -> None:
         """Refuse other pairs. In a dry run and live, warm up before the first frame comes."""
         for pair in self.dp.current_whitelist():
-            lstm.require_market(self.model.config, pair, self.timeframe, ANY_PAIR)
+            lstm.require_market(self.model.config, pair, self.timeframe, ANY_PAIR, self.model.markets)
             if not self.is_trading():
                 continue
             try:
@@ -405,12 +405,15 @@ def _find_last_candle(metadata: Mapping[str, Any]) -> str | None:
 # %% ../../nbs/commands/05_freqtrade.ipynb #8bc1a738
 def run_freqtrade(arguments: argparse.Namespace) -> Result:
     """`crypto-lstm freqtrade`."""
-    from crypto_lstm.inference.strategy import require_market
+    from crypto_lstm.inference.predictor import list_trained_markets
+    from crypto_lstm.inference.strategy import require_market, require_plain_candles
     from crypto_lstm.storage.atomic import write_json, write_text
 
     now = datetime.now(UTC)
     plan = _make_plan(arguments)
-    require_market(plan.predictor.config, plan.pair, arguments.timeframe, plan.any_pair)
+    markets = list_trained_markets(plan.predictor)
+    require_market(plan.predictor.config, plan.pair, arguments.timeframe, plan.any_pair, markets)
+    require_plain_candles(plan.predictor.config)
     require_tradable(plan, now)
     require_new_files(plan, arguments.force)
     notes = list_notes(plan)
@@ -434,11 +437,13 @@ def run_freqtrade(arguments: argparse.Namespace) -> Result:
 
 
 def _make_plan(arguments: argparse.Namespace) -> StrategyPlan:
+    from crypto_lstm.inference.predictor import list_trained_markets
+
     predictor = _load_model(Path(arguments.model), arguments.sha256)
     return StrategyPlan(
         predictor=predictor,
         output=Path(arguments.output),
-        pair=write_pair(arguments.pair or predictor.config.pair, arguments.trading_mode),
+        pair=write_pair(arguments.pair or list_trained_markets(predictor)[0], arguments.trading_mode),
         trading_mode=arguments.trading_mode,
         name=arguments.name,
         exchange=arguments.exchange,

@@ -20,8 +20,8 @@ from .console import print_status
 from .jobs import Result, load_candles
 from ..inference.decision import NO_TRADE
 from ..inference.journal import JournalEntry, read_journal
-from ..inference.live import LiveError, LiveOptions, LiveRunner, LiveSummary, normalize_pair
-from ..inference.predictor import Predictor, load_run_predictor
+from ..inference.live import LiveError, LiveOptions, LiveRunner, LiveSummary
+from ..inference.predictor import Predictor, list_trained_markets, load_run_predictor, normalize_pair
 from ..inference.replay import ReplayClock, ReplayExchange
 from ..utils.checks import list_first_names, shorten_repr
 from ..utils.extras import require_extra
@@ -111,7 +111,7 @@ def run_paper(arguments: argparse.Namespace) -> Result:
     if arguments.exchange is None and arguments.candles is None:
         raise LiveError("paper needs candles: give --exchange, or --candles with files to replay")
     predictor = _load_predictor(Path(arguments.model), arguments.sha256)
-    markets = tuple(arguments.pair or [predictor.config.pair])
+    markets = tuple(arguments.pair or list_trained_markets(predictor))
     folder = Path(arguments.output)
     journal = folder / "journal.jsonl"
     entries = read_journal(journal, newest_only=False) if journal.exists() else []

@@ -22,20 +22,26 @@ from typing import Any
 from ..data.candle_input import StreamError, parse_sound_candle
 from ..data.candle_rules import EPOCH, MINUTE_NS, datetime_to_ns, read_utc_offset
 from ..data.live_stream import LiveStream
+from ..data.market_scaler import select_scaler
 from .decision import NO_TRADE, Decision
 from .journal import Journal, JournalEntry, JournalError
-from .predictor import Predictor
+from crypto_lstm.inference.predictor import (
+    Predictor,
+    is_trained_on,
+    list_trained_markets,
+    normalize_pair,
+    select_market,
+)
 from ..storage.lock import hold_lock
 from ..storage.manifest import FilePath, SavedFileError
-from ..utils.checks import is_finite_number, is_whole_number, shorten_repr
+from ..utils.checks import is_finite_number, is_whole_number, list_first_names, shorten_repr
 from ..utils.display import get_logger
 from ..utils.errors import CryptoLSTMError
 
 _log = get_logger(__name__)
 
 # %% auto #0
-__all__ = ['Row', 'FetchCandles', 'Warn', 'LiveError', 'LiveOptions', 'require_startable', 'normalize_pair', 'LiveSummary',
-           'LiveRunner']
+__all__ = ['Row', 'FetchCandles', 'Warn', 'LiveError', 'LiveOptions', 'require_startable', 'LiveSummary', 'LiveRunner']
 
 # %% ../../nbs/inference/10_live.ipynb #34a91672
 class LiveError(CryptoLSTMError, ValueError):
@@ -83,22 +89,20 @@ def require_startable(
     if len(set(markets)) < len(markets):
         raise LiveError(f"expected each market once, got {shorten_repr(list(markets))}")
     for market in markets:
-        if not any_pair and normalize_pair(market) != normalize_pair(predictor.config.pair):
-            found = f"the model was trained on {predictor.config.pair}, got the market {shorten_repr(market)}"
+        if not any_pair and not is_trained_on(predictor, market):
+            known = list_first_names(list_trained_markets(predictor))
+            found = f"the model was trained on {known}, got the market {shorten_repr(market)}"
             raise LiveError(f"{found}: train a model for it, or allow any pair")
+    if predictor.config.feature_columns:
+        needed = list_first_names(predictor.config.feature_columns)
+        fault = f"{predictor.path.name} needs {needed} beside each candle, which no exchange serves"
+        raise LiveError(f"{fault}: pass them to Predictor.update")
     if predictor._scaler is None:
         raise LiveError(f"{predictor.path.name} has no scaler and can't read candles: export it with its scaler")
     expires = predictor.metadata["expires"]
     if expires is not None and now_s > datetime.fromisoformat(expires).timestamp():
         raise LiveError(f"{predictor.path.name} expired at {expires}: train a new model")
     _require_trading_rule(predictor)
-
-
-def normalize_pair(
-    pair: str,  # BTC/USDT, BTC/USDT:USDT, btc-usdt, BTCUSDT
-) -> str:  # BTCUSDT
-    """The letters and digits of a pair, without the currency in which a future settles."""
-    return "".join(character for character in pair.partition(":")[0].upper() if character.isalnum())
 
 
 def _require_trading_rule(predictor: Predictor) -> None:
@@ -153,7 +157,7 @@ class _Market:
 
 def _make_stream(predictor: Predictor) -> LiveStream:
     """An empty stream for this model."""
-    return LiveStream(predictor.config, predictor._require_scaler().scale_rows, predictor.fill_gaps)
+    return predictor._make_live_stream(select_scaler(predictor._require_scaler(), None))
 
 
 def _copy_stream(predictor: Predictor, stream: LiveStream) -> LiveStream:
@@ -703,7 +707,7 @@ def _restore_entries(market: _Market, entries: Sequence[JournalEntry]) -> None:
 def _replace_model(market: _Market, predictor: Predictor, shares_stream: bool) -> None:
     """Put another model in place. It decides from the next candle on."""
     newest = market.find_newest()
-    market.live = dataclasses.replace(predictor, stream=None)
+    market.live = select_market(predictor, market.name, allow_new=True)
     market.saved_time = None
     if newest is None:
         return
@@ -743,7 +747,8 @@ class _Loop:
         self.feed = _Feed(runner._fetch, clock, options, runner.keep, warn)
         self.recorder = _Recorder(journal, runner._on_decision, clock, options.max_age_candles, warn)
         self.states = _States(runner.state_dir, warn)
-        self.markets = [_Market(name, dataclasses.replace(runner.predictor, stream=None)) for name in runner.markets]
+        any_pair = runner.options.any_pair
+        self.markets = [_Market(name, select_market(runner.predictor, name, any_pair)) for name in runner.markets]
         self.next_save_s = clock.read() + options.save_every_s
 
     def restore(self) -> None:

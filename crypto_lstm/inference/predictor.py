@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -20,6 +20,14 @@ from ..config import CLASSES, Config
 from ..data.candle_input import MissingColumnError, StreamError
 from ..data.feature_stream import FeatureStream, count_filled
 from ..data.live_stream import LiveStream
+from crypto_lstm.data.market_scaler import (
+    AnyScaler,
+    MarketError,
+    MarketScaler,
+    name_markets,
+    require_markets_of,
+    select_scaler,
+)
 from ..data.scaler import Scaler
 from crypto_lstm.inference.decision import (
     CLOCK_SKEW_S,
@@ -27,13 +35,17 @@ from crypto_lstm.inference.decision import (
     Decision,
     InvalidPredictionError,
     add_clock_skew,
+    add_notes,
     convert_windows,
     decide_newest,
     describe_missing,
+    find_newest_window,
     is_expiry,
     require_max_age,
     require_probabilities,
 )
+from .int8 import Int8Report, read_report
+from .market_states import pack_states, unpack_states
 from crypto_lstm.inference.onnx_file import (
     INPUT,
     OnnxFileError,
@@ -42,8 +54,10 @@ from crypto_lstm.inference.onnx_file import (
     decode_scaler,
     describe_unfinished,
     open_session,
+    run_one_by_one,
 )
 from .policy import DecisionPolicy
+from .step_network import StepNetwork
 from ..storage.arrays import decode_npz
 from ..storage.lock import remove_stale_locks
 from crypto_lstm.storage.manifest import (
@@ -65,7 +79,8 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 # %% auto #0
-__all__ = ['GOLDEN_TOLERANCE', 'RUN_FILES', 'StateMismatchError', 'Predictor', 'load_run_predictor']
+__all__ = ['GOLDEN_TOLERANCE', 'RUN_FILES', 'StateMismatchError', 'Predictor', 'normalize_pair', 'list_trained_markets',
+           'is_trained_on', 'select_market', 'load_run_predictor']
 
 # %% ../../nbs/inference/03_predictor.ipynb #a0f92852
 _MAX_BYTES = 512 << 20  # of an ONNX file
@@ -130,8 +145,8 @@ _CHUNK = 64  # windows that one thread answers at a time
 class _Network:
     """The network in onnxruntime. Several threads may use it at once."""
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self.session = session
+    def __init__(self, session: onnxruntime.InferenceSession, is_int8: bool = False) -> None:
+        self.session, self.is_int8 = session, is_int8
 
     def predict(
         self,
@@ -150,6 +165,8 @@ class _Network:
 
     def _run(self, windows: np.ndarray) -> np.ndarray:
         try:
+            if self.is_int8:
+                return run_one_by_one(self.session, windows)
             outputs = self.session.run(None, {INPUT: windows})
         except _list_runtime_errors() as error:
             remedy = "free memory, or load the model again"
@@ -175,17 +192,24 @@ def _count_processors() -> int:
 GOLDEN_TOLERANCE = 1e-4  # of a golden probability: other processors round differently
 
 
-def _measure_deviation(network: _Network, windows: np.ndarray, expected: np.ndarray, path: FilePath) -> float:
+def _measure_deviation(
+    network: _Network,
+    windows: np.ndarray,
+    expected: np.ndarray,
+    path: FilePath,
+    int8: Int8Report | None = None,  # of a file with integers, which has a tolerance of its own
+) -> float:
     """The largest difference from Keras' answers. Raises `OnnxFileError` if it exceeds the tolerance or is NaN."""
     deviation = float(np.max(np.abs(network.predict(windows) - expected)))
-    if not deviation <= GOLDEN_TOLERANCE:
-        answers = f"expected Keras' answers within {GOLDEN_TOLERANCE:g}"
+    tolerance = GOLDEN_TOLERANCE if int8 is None else int8.tolerance
+    if not deviation <= tolerance:
+        answers = f"expected Keras' answers within {tolerance:g}"
         fault = f"the golden windows: {answers}, got a difference of {deviation:.3g}"
         raise OnnxFileError(path, fault, "use another version of onnxruntime, or export it again")
     return deviation
 
 # %% ../../nbs/inference/03_predictor.ipynb #d22e0c4e
-_MAX_STATE_BYTES = 256 << 20  # 500 features with spans of 30 days of minutes
+_MAX_STATE_BYTES = 2 << 30  # of a thousand markets
 
 
 class StateMismatchError(PinMismatchError):
@@ -197,9 +221,10 @@ class StateMismatchError(PinMismatchError):
         SavedFileError.__init__(self, path, fault, "load it with that model, or start again with warm_up")
 
 
-def _save_state(stream: LiveStream, model_sha256: str, path: FilePath) -> Path:
+def _save_state(state: Mapping[str, np.ndarray], model_sha256: str, path: FilePath) -> Path:
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, model=np.array(model_sha256), **stream.state_dict())
+    arrays: dict[str, Any] = {"model": np.array(model_sha256), **state}
+    np.savez(buffer, allow_pickle=False, **arrays)
     with atomic_file(path, needs_bytes=buffer.tell()) as file:
         file.write_bytes(buffer.getvalue())
     return Path(path)
@@ -236,8 +261,11 @@ class _VerifiedNetwork:
     golden_deviation: float  # from Keras' answers, on this machine
     policy: DecisionPolicy  # from the answers of the network to a decision
     _network: _Network
-    _scaler: Scaler | None
+    _scaler: AnyScaler | None
     fill_gaps: bool = False  # `update` treats missing candles as minutes without a trade
+    threads: int = 1  # that share the work on one window
+    _arrays: Mapping[str, np.ndarray] = field(default_factory=dict)  # the weights, for `prepare_next`
+    allow_new: bool = False  # accept markets that the model was not trained on
 
     @classmethod
     def load(
@@ -246,6 +274,7 @@ class _VerifiedNetwork:
         expected_sha256: str | None = None,  # of the file: any other file is refused
         threads: int = 1,  # that share the work on one window
         fill_gaps: bool = False,  # `update` treats missing candles as minutes without a trade; False waits for them
+        allow_new: bool = False,  # accept markets that the model was not trained on, if the markets share a scaler
     ) -> Self:
         """Read, verify and test a network.
 
@@ -254,18 +283,20 @@ class _VerifiedNetwork:
         `OSError` if the system cannot read the file.
         """
         data, sha256, verified = _read_model(path, expected_sha256)
-        facts, config, _ = decode_onnx_file(data, path)
+        facts, config, arrays = decode_onnx_file(data, path)
         _require_metadata(facts, path)
         scaler = None if facts["scaler"] is None else decode_scaler(facts["scaler"], config, path)
         policy = _read_policy(facts.get("policy"), path)
         windows, answers = _decode_golden(facts["golden"], config, path)
-        network = _Network(open_session(data, threads))
-        deviation = _measure_deviation(network, windows, answers, path)
+        int8 = read_report(facts.get("int8"))
+        network = _Network(open_session(data, threads), int8 is not None)
+        deviation = _measure_deviation(network, windows, answers, path, int8)
         metadata = {name: value for name, value in facts.items() if name != "golden"}
         unfinished = describe_unfinished(metadata)
         if unfinished:
             _log.warning("%s: %s", Path(path).name, unfinished)
-        return cls(Path(path), config, metadata, sha256, verified, deviation, policy, network, scaler, fill_gaps)
+        facts_of_file = (metadata, sha256, verified, deviation, policy)
+        return cls(Path(path), config, *facts_of_file, network, scaler, fill_gaps, threads, arrays, allow_new)
 
     def probabilities(
         self,
@@ -279,18 +310,23 @@ class _VerifiedNetwork:
         require_probabilities(answers)
         return answers
 
-    def _make_stream(self) -> FeatureStream:
-        """An empty stream of candles, scaled as in training."""
-        return FeatureStream(self.config, self._require_scaler().scale_rows)
+    @property
+    def markets(self) -> tuple[str, ...]:
+        """The markets on which the model was trained; empty for a model of one market, whose candles have no name."""
+        return self._scaler.markets if isinstance(self._scaler, MarketScaler) else ()
 
-    def _require_scaler(self) -> Scaler:
+    def _make_stream(self, scaler: Scaler) -> FeatureStream:
+        """An empty stream of candles, scaled as in training."""
+        return FeatureStream(self.config, scaler.scale_rows)
+
+    def _require_scaler(self) -> AnyScaler:
         if self._scaler is None:
             fault = "has no scaler, because it was exported without one"
             raise InvalidPredictionError(f"{self.path.name} {fault}: use probabilities with scaled windows")
         return self._scaler
 
     def __repr__(self) -> str:
-        market = f"{self.config.pair} {self.config.timeframe}"
+        market = f"{name_markets(self._scaler, self.config)} {self.config.timeframe}"
         unfinished = ", unfinished=True" if describe_unfinished(self.metadata) else ""
         return f"{type(self).__name__}({self.path.name!r}, {market!r}, sha256={self.sha256[:16]!r}{unfinished})"
 
@@ -300,19 +336,21 @@ class _VerifiedNetwork:
     def _repr_html_(self) -> str:
         return html_table((self.path.name, ""), _describe_network(self), caption=type(self).__name__)
 
-
+# %% ../../nbs/inference/03_predictor.ipynb #45e6a7bc
 def _describe_network(network: _VerifiedNetwork) -> list[tuple[str, str]]:
     """The rows of its table."""
     config = network.config
-    tested = f"golden windows within {GOLDEN_TOLERANCE:g} of Keras"
+    int8 = read_report(network.metadata.get("int8"))
+    tested = f"golden windows within {GOLDEN_TOLERANCE if int8 is None else int8.tolerance:g} of Keras"
     if not network.verified:
         tested += "; there is no manifest beside the file"
     unfinished = describe_unfinished(network.metadata)
     return [
-        ("market", f"{config.pair} {config.timeframe}, {config.sequence_length} candles"),
+        ("market", f"{name_markets(network._scaler, config)} {config.timeframe}, {config.sequence_length} candles"),
         ("decides by", str(network.policy)),
         *([("columns", f"{', '.join(config.feature_columns)}, known at the close")] if config.feature_columns else []),
         *([("warning", unfinished)] if unfinished else []),
+        *([("int8", str(int8))] if int8 else []),
         ("expires", str(network.metadata["expires"])),
         ("bundle", str(network.metadata["bundle_sha256"])),
         ("sha256", network.sha256),
@@ -323,8 +361,9 @@ def _describe_network(network: _VerifiedNetwork) -> list[tuple[str, str]]:
 _BLOCK = 4096  # windows that are in memory at a time
 
 
-def _predict_candles(network: _VerifiedNetwork, stream: FeatureStream, candles: Any) -> dict[str, np.ndarray]:
+def _predict_candles(network: _VerifiedNetwork, scaler: Scaler, candles: Any) -> dict[str, np.ndarray]:
     """The answers and decisions for every candle that completes a window and was not filled in."""
+    stream = network._make_stream(scaler)
     fed = stream.feed(candles)
     rows = np.flatnonzero((fed.run >= network.config.sequence_length) & ~fed.filled)
     if len(rows) == 0:
@@ -334,9 +373,20 @@ def _predict_candles(network: _VerifiedNetwork, stream: FeatureStream, candles: 
     columns = network.policy.choose_rows(np.concatenate(answers))
     dates = fed.times[rows].view("datetime64[ns]")
     filled = count_filled(fed.filled, network.config.sequence_length)[rows]
-    outside = network._require_scaler().count_out_of_range(fed.matrix)
+    outside = scaler.count_out_of_range(fed.matrix)
     counts = {"filled": filled, "out_of_range": count_filled(outside, network.config.sequence_length)[rows]}
     return {"date": dates, **columns, **counts}
+
+
+def _predict_markets(network: _VerifiedNetwork, candles: Any, allow_new: bool) -> dict[str, Any]:
+    """`_predict_candles` of a model of one market, or by market."""
+    scaler = network._require_scaler()
+    if not isinstance(scaler, MarketScaler):
+        return _predict_candles(network, scaler, candles)
+    found = {}
+    for market, own in require_markets_of(scaler, candles, allow_new).items():
+        found[market] = _predict_candles(network, scaler.select(market, allow_new), own)
+    return found
 
 
 def _gather_windows(matrix: np.ndarray, rows: np.ndarray, config: Config) -> np.ndarray:
@@ -356,36 +406,222 @@ def _push(stream: LiveStream, candle: Any, closed_by: datetime) -> bool:
         raise StreamError("memory ran out, and the candle was not taken: free memory, and pass it again") from error
 
 
+class _Limits(NamedTuple):
+    """When an answer counts."""
+
+    now: Any  # a date with a time zone; None reads the clock
+    max_age_candles: float
+    expires: str | None
+    clock_skew_s: float
+
+
+def _decide(
+    network: _VerifiedNetwork, stream: FeatureStream | LiveStream, scaler: Scaler, limits: _Limits
+) -> Decision:
+    """The decision for the newest candle of a stream. Any fault of the data or the network gives NO_TRADE."""
+    try:
+        return decide_newest(stream, network.probabilities, *limits, scaler, network.policy.choose)
+    except _FAULTS as error:
+        return Decision.from_error(error)
+
+
+def _decide_many(
+    network: _StreamingNetwork,
+    streams: Mapping[str, tuple[LiveStream, Scaler]],  # market -> its stream and scaler
+    limits: _Limits,
+) -> dict[str, Decision]:
+    """The decision for the newest candle of each stream, with one call of the network."""
+    decisions: dict[str, Decision] = {}
+    windows: dict[str, np.ndarray] = {}
+    for market, (stream, _) in streams.items():
+        try:
+            windows[market] = find_newest_window(stream, *limits)
+        except _FAULTS as error:
+            decisions[market] = Decision.from_error(error)
+    try:
+        answers = network._answer_windows(windows)
+        for market, answer in zip(windows, answers, strict=True):
+            stream, scaler = streams[market]
+            decisions[market] = add_notes(network.policy.choose(answer), stream, windows[market], scaler)
+    except _FAULTS as error:
+        decisions.update({market: Decision.from_error(error) for market in windows})
+    return {market: decisions[market] for market in streams}
+
+# %% ../../nbs/inference/03_predictor.ipynb #5ad0a483
+@dataclass(repr=False, eq=False)
+class _StreamingNetwork(_VerifiedNetwork):
+    """A network with the streams of its markets."""
+
+    stream: LiveStream | None = None  # the candles that `warm_up` and `update` received
+    streams: dict[str, LiveStream] = field(default_factory=dict)  # of several markets: by market
+    _step: StepNetwork | None = None  # None until `prepare_next` is called
+
+    def save_state(self, path: FilePath) -> Path:
+        """Write the streams to an .npz file in one atomic step. A restarted bot loads it. Raises `SaveError`."""
+        if self.markets:
+            return _save_state(pack_states(self.streams), self.sha256, path)
+        return _save_state(self._open_stream(None)[0].state_dict(), self.sha256, path)
+
+    def load_state(self, path: FilePath) -> Self:
+        """Continue where `save_state` was called, with all markets.
+
+        Raises `IntegrityError` for a damaged file, `StateMismatchError` for the state of another model, `StreamError`
+        for a state of another configuration, and `MarketError` for a market that the model does not know. The streams
+        are then unchanged.
+        """
+        if self.markets:
+            found = {}
+            for market, own in unpack_states(_read_state(path, self.sha256)).items():
+                found[market] = self._make_live_stream(select_scaler(self._require_scaler(), market, self.allow_new))
+                found[market].load_state_dict(own)
+            self.streams = found
+            return self
+        self._open_stream(None)[0].load_state_dict(_read_state(path, self.sha256))
+        return self
+
+    def _split_arguments(self, method: str, what: str, given: tuple[Any, ...]) -> tuple[str | None, Any]:
+        """The market, None for a model of one, and the candle or candles. Raises `MarketError`."""
+        if len(given) != (2 if self.markets else 1):
+            wanted = f"the market and {what}, for a model of {len(self.markets)} markets" if self.markets else what
+            raise MarketError(f"{method}: expected {wanted}; got {len(given)} arguments. Give `now` and limits by name")
+        return (given[0], given[1]) if self.markets else (None, given[0])
+
+    def _make_live_stream(self, scaler: Scaler) -> LiveStream:
+        return LiveStream(self.config, scaler.scale_rows, self.fill_gaps)
+
+    def _open_stream(self, market: str | None) -> tuple[LiveStream, Scaler]:
+        """The stream of a market, a new one for its first candle, and its scaler. Raises `MarketError`."""
+        scaler = select_scaler(self._require_scaler(), market, self.allow_new)
+        if market is None:
+            if self.stream is None:
+                self.stream = self._make_live_stream(scaler)
+            return self.stream, scaler
+        known = self.streams.get(market)
+        return (self._make_live_stream(scaler) if known is None else known), scaler
+
+    def _keep_stream(self, market: str | None, stream: LiveStream) -> None:
+        """Keep the stream of a market, once it has taken a candle."""
+        if market is not None:
+            self.streams[market] = stream
+
+    def _answer_windows(self, windows: Mapping[str, np.ndarray]) -> np.ndarray:
+        """`probabilities` of the newest window of each market, from prepared states where they fit."""
+        if self._step is None or not windows:
+            return self.probabilities(np.stack(list(windows.values()))) if windows else np.empty((0, len(CLASSES)))
+        convert_windows(np.stack(list(windows.values())), self.config)
+        try:
+            answers = self._step.answer({**windows})
+        except _list_runtime_errors() as error:
+            remedy = "free memory, or load the model again"
+            raise InvalidPredictionError(f"onnxruntime failed ({error}): {remedy}") from error
+        require_probabilities(answers)
+        return answers
+
+# %% ../../nbs/inference/03_predictor.ipynb #5ad0a482
+_KNOWN = "the candle came before: each candle is answered once"
+
+
 def _refuse_candle(stream: LiveStream, candle: Any, closed_by: datetime) -> Decision | None:
     """Add the candle; NO_TRADE if it is known, or lacks a column. Raises `StreamError`."""
     try:
         is_new = _push(stream, candle, closed_by)
     except MissingColumnError as error:
         return Decision.from_error(error)
-    return None if is_new else Decision(NO_TRADE, None, "the candle came before: each candle is answered once")
+    return None if is_new else Decision(NO_TRADE, None, _KNOWN)
 
 
-def _decide(
-    network: _VerifiedNetwork,
-    stream: FeatureStream | LiveStream,
-    now: Any,
-    max_age_candles: float,
-    clock_skew_s: float,
-) -> Decision:
-    """The decision for the newest candle of a stream. Any fault of the data or the network gives NO_TRADE."""
-    limits = (now, max_age_candles, network.metadata["expires"], clock_skew_s)
-    try:
-        return decide_newest(stream, network.probabilities, *limits, network._scaler, network.policy.choose)
-    except _FAULTS as error:
-        return Decision.from_error(error)
+def _require_many(predictor: _StreamingNetwork, candles: Any) -> None:
+    """Raise `MarketError` unless the model is of several markets, and these are candles by market."""
+    if not predictor.markets:
+        found = f"{predictor.path.name} is a model of one market"
+        raise MarketError(f"expected a model of several markets, and {found}: use update(candle)")
+    if not isinstance(candles, Mapping):
+        got = type(candles).__name__
+        raise MarketError(f"expected candles by market, {{'BTC/USDT': candle}}, got {got}")
+
+
+@dataclass(repr=False, eq=False)
+class _ManyMarkets(_StreamingNetwork):
+    """Decisions on many markets with one call of the network."""
+
+    def update_many(
+        self,
+        candles: Mapping[str, Any],  # market -> its next candle, as for `update`
+        now: Any = None,  # a date with a time zone; None reads the clock
+        max_age_candles: float = 1.0,  # largest accepted age of a candle since its close, in candles
+        clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
+    ) -> dict[str, Decision]:  # market -> decision, in the order of the candles
+        """Add the next candle of many markets and decide on all of them with one call of the network.
+
+        The answers equal those of `update`, market by market, to the bit. A candle that can't be taken, and a market
+        that the model does not know, give NO_TRADE with the reason for this market alone; `update` raises an error for
+        them. Each stream takes its candle whole or not at all, also if an exception from outside ends the call: the
+        candles of some markets may be taken then and those of others not, and calling again with the same candles
+        answers "came before" for the first and decides on the others; `decide_many` decides on all again. Raises
+        `MarketError` for anything but candles by market, and for a model of one market.
+        """
+        _require_many(self, candles)
+        require_max_age(max_age_candles)
+        closed_by = add_clock_skew(now, clock_skew_s)
+        decisions: dict[str, Decision] = {}
+        streams = {}
+        for market, candle in candles.items():
+            try:
+                stream, scaler = self._open_stream(market)
+                is_new = _push(stream, candle, closed_by)
+            except _FAULTS as error:
+                decisions[market] = Decision.from_error(error)
+                continue
+            self._keep_stream(market, stream)
+            if is_new:
+                streams[market] = (stream, scaler)
+            else:
+                decisions[market] = Decision(NO_TRADE, None, _KNOWN)
+        decisions |= _decide_many(
+            self, streams, _Limits(now, max_age_candles, self.metadata["expires"], clock_skew_s)
+        )
+        return {market: decisions[market] for market in candles}
+
+    def decide_many(
+        self,
+        now: Any = None,  # a date with a time zone; None reads the clock
+        max_age_candles: float = 1.0,  # largest accepted age of a candle since its close, in candles
+        clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
+    ) -> dict[str, Decision]:  # market -> decision, of every market that has a stream
+        """The decision for the newest candle of every market, without a new candle. Raises `MarketError` as above."""
+        _require_many(self, {})
+        require_max_age(max_age_candles)
+        streams = {market: self._open_stream(market) for market in self.streams}
+        return _decide_many(self, streams, _Limits(now, max_age_candles, self.metadata["expires"], clock_skew_s))
+
+    def prepare_next(self) -> int:  # markets that are prepared
+        """Read the known rows of the next windows, so that the next `update_many` is quick.
+
+        Call it when the decisions have been acted on: the next window of a market is its newest one without the first
+        row, and the new candle. For a hundred markets it takes as long as `update_many` without it, and leaves a
+        hundredth of the work of the network for the time after the candle. The answers are the same to the bit. Raises
+        `MarketError` for a model of one market.
+        """
+        _require_many(self, {})
+        if self._step is None:
+            self._step = StepNetwork(self.config, self._arrays, self._network.predict)
+        windows: dict[Hashable, np.ndarray] = {}
+        for market, stream in self.streams.items():
+            window = stream.window()
+            if window is not None and np.isfinite(window).all():
+                windows[market] = window
+        return self._step.prepare(windows)
 
 # %% ../../nbs/inference/03_predictor.ipynb #5ad0a483
 @dataclass(repr=False, eq=False)
-class Predictor(_VerifiedNetwork):
+class Predictor(_ManyMarkets):
     """Decides on candles with a verified network.
 
-    `warm_up`, `update`, `save_state` and `load_state` share one stream and must not run in several threads at once. All
-    other methods may.
+    A model of several `markets` keeps a stream for each. Its methods take the name of the market before the candle:
+    `update("BTC/USDT", candle)`. `update_many` decides on all of them with one call of the network.
+
+    `warm_up`, `update`, `update_many`, `save_state` and `load_state` share the streams and must not run in several
+    threads at once. All other methods may. A pickle holds path, SHA-256 and streams; loading refuses another file.
 
     Example:
         >>> import crypto_lstm as cl
@@ -397,22 +633,19 @@ class Predictor(_VerifiedNetwork):
         'NO_TRADE'
     """
 
-    stream: LiveStream | None = None  # the candles that `warm_up` and `update` received
-
     def predict(
         self,
         candles: Any,  # a DataFrame, names to columns, a structured array, or rows as ccxt returns them
-    ) -> dict[str, np.ndarray]:  # one value for each full window
-        """Probabilities and the decision for every candle that completes a window.
+    ) -> dict[str, Any]:  # one value for each full window; of several markets: market -> the same
+        """Probabilities and the decision for every candle that completes a window; of several markets by market.
 
         Columns: `date` (datetime64[ns], UTC); `short`, `hold`, `long` (probabilities, calibrated if the model has a
         calibration); `expected_long`, `expected_short` (expected return after costs in percent, NaN without a rule);
         `decision`; `filled`, the candles of the window that were missing in a short gap and are filled, as in training;
         `out_of_range`, the values of the window that the training did not cover: beyond the clip, or of a feature that
-        was constant. They equal those of `crypto_lstm.training.saved_run.predict_candles`. Raises `StreamError` and
-        `InvalidPredictionError`.
+        was constant. They equal those of `saved_run.predict_candles`. Raises `StreamError`, `InvalidPredictionError`.
         """
-        return _predict_candles(self, self._make_stream(), candles)
+        return _predict_markets(self, candles, self.allow_new)
 
     def decide(
         self,
@@ -420,62 +653,131 @@ class Predictor(_VerifiedNetwork):
         now: Any = None,  # a date with a time zone; None reads the clock
         max_age_candles: float = 1.0,  # largest accepted age of the last candle since its close, in candles
         clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
+        market: str | None = None,  # of the candles, if the model is of several markets
     ) -> Decision:
-        """The decision for the newest candle. Any fault of the data or the network gives NO_TRADE with a reason."""
+        """The decision for the newest candle. Any fault of the data or the network gives NO_TRADE with a reason.
+
+        A market that the model does not know gives NO_TRADE too.
+        """
         try:
-            stream = self._make_stream()
+            scaler = select_scaler(self._require_scaler(), market, self.allow_new)
+            stream = self._make_stream(scaler)
             stream.feed(candles)
         except _FAULTS as error:
             return Decision.from_error(error)
-        return _decide(self, stream, now, max_age_candles, clock_skew_s)
+        limits = _Limits(now, max_age_candles, self.metadata["expires"], clock_skew_s)
+        return _decide(self, stream, scaler, limits)
 
     def warm_up(
         self,
-        candles: Any,  # a history, as for `predict`, all closed; missing candles may be among them
+        *given: Any,  # the market if the model is of several, and a history as for `predict`, all closed
         now: Any = None,  # a date with a time zone; None reads the clock
         clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
     ) -> Self:
-        """Add many candles. Raises `StreamError` for invalid or open ones; the stream is then unchanged."""
-        self._get_stream().feed(candles, closed_by=add_clock_skew(now, clock_skew_s))
+        """Add many candles: `warm_up(candles)`, or `warm_up(market, candles)` of a model of several markets.
+
+        Missing candles may be among them. Raises `StreamError` for invalid or open ones and `MarketError` for a market
+        that the model does not know; the streams are then unchanged.
+        """
+        market, candles = self._split_arguments("warm_up", "candles", given)
+        stream, _ = self._open_stream(market)
+        stream.feed(candles, closed_by=add_clock_skew(now, clock_skew_s))
+        self._keep_stream(market, stream)
         return self
 
     def update(
         self,
-        candle: Any,  # closed: [ms, open, high, low, close, volume], or a mapping with date, open, high ... volume
+        *given: Any,  # the market if the model is of several, and the candle
         now: Any = None,  # a date with a time zone; None reads the clock
         max_age_candles: float = 1.0,  # largest accepted age of the candle since its close, in candles
         clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
     ) -> Decision:
-        """Add the next candle to the stream and decide.
+        """Add the next candle and decide: `update(candle)`, or `update(market, candle)` of a model of several markets.
 
+        A candle is closed: [ms, open, high, low, close, volume], or a mapping with date, open, high ... volume.
         While candles are missing the answer is NO_TRADE, with their number and dates, until they are passed (late
         candles are accepted) or have left the window; with `fill_gaps` they are filled, and the reason counts them. The
-        answer is NO_TRADE, too, if the candle gives no valid prediction, if it was added before, or if it lacks a column
-        that the features need (it was not added then: pass it again). Raises `StreamError` for a candle that cannot be
-        taken (too late, changed, off the timeframe, open, NaN); the stream is then unchanged.
+        answer is NO_TRADE, too, if the candle gives no valid prediction, was added before, or lacks a column that the
+        features need (it was not added then: pass it again). Raises `StreamError` for a candle that cannot be
+        taken (too late, changed, off the timeframe, open, NaN), and `MarketError` for a market that the model does not
+        know; the streams are then unchanged.
         """
-        stream = self._get_stream()
+        market, candle = self._split_arguments("update", "a candle", given)
+        stream, scaler = self._open_stream(market)
         require_max_age(max_age_candles)
         refusal = _refuse_candle(stream, candle, add_clock_skew(now, clock_skew_s))
-        return refusal or _decide(self, stream, now, max_age_candles, clock_skew_s)
+        if refusal is not None:
+            return refusal
+        self._keep_stream(market, stream)
+        return _decide(self, stream, scaler, _Limits(now, max_age_candles, self.metadata["expires"], clock_skew_s))
 
-    def save_state(self, path: FilePath) -> Path:
-        """Write the stream to an .npz file in one atomic step. A restarted bot loads it. Raises `SaveError`."""
-        return _save_state(self._get_stream(), self.sha256, path)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_pickled, _list_pickled(self)
 
-    def load_state(self, path: FilePath) -> Self:
-        """Continue where `save_state` was called.
+# %% ../../nbs/inference/03_predictor.ipynb #81e5d46d
+def _list_pickled(predictor: Predictor) -> tuple[Any, ...]:
+    """The arguments of `_load_pickled`. Another process may have another working directory."""
+    states: dict[str | None, Any] = {name: stream.state_dict() for name, stream in predictor.streams.items()}
+    if predictor.stream is not None:
+        states[None] = predictor.stream.state_dict()
+    file = str(predictor.path.absolute()), predictor.sha256
+    return type(predictor), *file, predictor.threads, predictor.fill_gaps, predictor.allow_new, states
 
-        Raises `IntegrityError` for a damaged file, `StateMismatchError` for the state of another model, and
-        `StreamError` for a state of another configuration. The stream is then unchanged.
-        """
-        self._get_stream().load_state_dict(_read_state(path, self.sha256))
-        return self
 
-    def _get_stream(self) -> LiveStream:
-        if self.stream is None:
-            self.stream = LiveStream(self.config, self._require_scaler().scale_rows, self.fill_gaps)
-        return self.stream
+def _load_pickled(
+    kind: type[Predictor],
+    path: str,
+    sha256: str,
+    threads: int,
+    fill_gaps: bool,
+    allow_new: bool,
+    states: Mapping[str | None, Mapping[str, np.ndarray]],  # market, None of a model of one -> `state_dict`
+) -> Predictor:
+    """The predictor of a pickle, from its file. Raises `PinMismatchError` if the file has changed since."""
+    predictor = kind.load(path, sha256, threads, fill_gaps, allow_new)
+    for market, state in states.items():
+        stream, _ = predictor._open_stream(market)
+        stream.load_state_dict(state)
+        predictor._keep_stream(market, stream)
+    return predictor
+
+# %% ../../nbs/inference/03_predictor.ipynb #71c4e0ac
+def normalize_pair(
+    pair: str,  # BTC/USDT, BTC/USDT:USDT, btc-usdt, BTCUSDT
+) -> str:  # BTCUSDT
+    """The letters and digits of a pair, without the currency in which a future settles."""
+    return "".join(character for character in pair.partition(":")[0].upper() if character.isalnum())
+
+
+def list_trained_markets(
+    predictor: Predictor,
+) -> tuple[str, ...]:
+    """The markets on which a model was trained."""
+    return predictor.markets or (predictor.config.pair,)
+
+
+def is_trained_on(
+    predictor: Predictor,
+    pair: str,
+) -> bool:
+    """Whether the model was trained on this pair, however it is written."""
+    return normalize_pair(pair) in map(normalize_pair, list_trained_markets(predictor))
+
+
+def select_market(
+    predictor: Predictor,
+    pair: str,
+    allow_new: bool = False,  # accept a pair that the model was not trained on
+) -> Predictor:  # of one market, without candles
+    """A predictor of one pair that shares the network of `predictor`, with the scaler of that pair.
+
+    Raises `MarketError` for a pair that a model of several markets does not know, or has no scaler for.
+    """
+    scaler = predictor._require_scaler()
+    if isinstance(scaler, MarketScaler):
+        names = {normalize_pair(name): name for name in scaler.markets}
+        scaler = scaler.select(names.get(normalize_pair(pair), pair), allow_new)
+    return replace(predictor, _scaler=scaler, stream=None, streams={})
 
 # %% ../../nbs/inference/03_predictor.ipynb #b670e3f2
 RUN_FILES: dict[str, str] = {"onnx": "model.onnx", "bundle": "bundle", "metadata": "metadata.json"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,31 +23,24 @@ from ..data.candle_rules import MINUTE_NS, format_time
 from ..data.live_stream import LiveStream
 from .decision import NO_TRADE, Decision, InvalidPredictionError
 from .policy import DecisionPolicy
-from .predictor import Predictor
+from .predictor import Predictor, list_trained_markets, normalize_pair, select_market
 from ..storage.manifest import FilePath, SavedFileError
 from ..storage.verified import manifest_path
-from ..utils.checks import shorten_repr
+from ..utils.checks import list_first_names, shorten_repr
 from ..utils.display import get_logger
 from ..utils.errors import CryptoLSTMError
 
 _log = get_logger(__name__)
 
 # %% auto #0
-__all__ = ['COLUMNS', 'ANSWER_COLUMNS', 'Fetch', 'SAVE_EVERY_S', 'StrategyError', 'simplify_pair', 'require_market', 'has_margin',
-           'find_threshold', 'find_highest_thresholds', 'choose_entries', 'find_target_ratio', 'find_stop_price',
-           'find_widest_stop', 'is_past_horizon', 'drop_fillers', 'ReasonLog', 'find_changed', 'hash_candles',
-           'merge_candles', 'MarketStream', 'StrategyModel']
+__all__ = ['COLUMNS', 'ANSWER_COLUMNS', 'Fetch', 'SAVE_EVERY_S', 'StrategyError', 'require_market', 'require_plain_candles',
+           'has_margin', 'find_threshold', 'find_highest_thresholds', 'choose_entries', 'find_target_ratio',
+           'find_stop_price', 'find_widest_stop', 'is_past_horizon', 'drop_fillers', 'ReasonLog', 'find_changed',
+           'hash_candles', 'merge_candles', 'MarketStream', 'StrategyModel']
 
 # %% ../../nbs/inference/09_strategy.ipynb #c6229473
 class StrategyError(CryptoLSTMError, ValueError):
     """A model that can't trade as the strategy asks."""
-
-
-def simplify_pair(
-    pair: str,  # such as BTC/USDT:USDT
-) -> str:  # such as BTCUSDT
-    """The name of a market without separators and without the currency of its settlement."""
-    return re.sub("[^A-Z0-9]", "", pair.upper().partition(":")[0])
 
 
 def require_market(
@@ -55,15 +48,30 @@ def require_market(
     pair: str | None,  # that is to be traded; None: any
     timeframe: str | None,  # of the strategy; None: any
     any_pair: bool = False,  # accept a pair that the model was not trained on
+    markets: Sequence[str] = (),  # on which the model was trained; empty: the pair of `config`
 ) -> None:
     """Raise `StrategyError` for a timeframe or a pair that the model was not trained on."""
     if timeframe is not None and timeframe != config.timeframe:
         fault = f"expected the timeframe {config.timeframe} of the model, got {shorten_repr(timeframe)}"
         raise StrategyError(f"{fault}: train a model on that timeframe")
-    if pair is None or any_pair or simplify_pair(pair) == simplify_pair(config.pair):
+    known = markets or (config.pair,)
+    if pair is None or any_pair or normalize_pair(pair) in map(normalize_pair, known):
         return
-    fault = f"expected the pair {config.pair} that the model was trained on, got {shorten_repr(pair)}"
+    fault = f"expected the pair {list_first_names(known)} that the model was trained on, got {shorten_repr(pair)}"
     raise StrategyError(f"{fault}: train a model on that pair, or allow any pair (--any-pair, ANY_PAIR = True)")
+
+
+def require_plain_candles(
+    config: Config,  # of the model
+) -> None:
+    """Raise `StrategyError` for a model that needs more than freqtrade's candles, or barriers that it can't place."""
+    if config.feature_columns:
+        needed = list_first_names(config.feature_columns)
+        fault = f"the model needs {needed} beside each candle, which freqtrade does not have"
+        raise StrategyError(f"{fault}: train without these features")
+    if config.barrier_scale != "1":
+        fault = f"the barriers of the model follow {shorten_repr(config.barrier_scale)}"
+        raise StrategyError(f"{fault}, and the strategy places barriers in percent: train with barrier_scale = '1'")
 
 # %% ../../nbs/inference/09_strategy.ipynb #4bdbd581
 def has_margin(
@@ -453,6 +461,7 @@ class StrategyModel:
     ) -> None:
         self.predictor = Predictor.load(path, sha256)
         require_market(self.predictor.config, None, timeframe)
+        require_plain_candles(self.predictor.config)
         self.any_pair, self.clock, self.reasons = any_pair, clock, ReasonLog()
         self.state_folder = None if state_folder is None else Path(state_folder)
         self.streams: dict[str, MarketStream] = {}
@@ -463,6 +472,11 @@ class StrategyModel:
         """The configuration of the model."""
         return self.predictor.config
 
+    @property
+    def markets(self) -> tuple[str, ...]:
+        """The markets on which the model was trained."""
+        return list_trained_markets(self.predictor)
+
     def answer_history(
         self,
         pair: str,
@@ -470,7 +484,7 @@ class StrategyModel:
         load_past: Callable[[], pd.DataFrame],  # the candles on disk; those from the first of `candles` on are not used
     ) -> pd.DataFrame:  # the candles, with the columns `lstm_...`
         """Answers for a backtest. They are cached by model, pair and last candle, and by the values of the candles."""
-        require_market(self.config, pair, None, self.any_pair)
+        require_market(self.config, pair, None, self.any_pair, self.markets)
         if not len(candles):
             return _join_answers(candles, _make_empty_answers())
         rows = drop_fillers(candles)
@@ -486,8 +500,9 @@ class StrategyModel:
         began = time.perf_counter()
         needed = self.config.month_candles + self.config.sequence_length
         before = past[past["date"] < rows["date"].iloc[0]].tail(needed)
+        own = select_market(self.predictor, pair, self.any_pair)
         try:
-            answers = _tabulate_history(self.predictor.predict(merge_candles(before, rows)))
+            answers = _tabulate_history(own.predict(merge_candles(before, rows)))
         except (StreamError, InvalidPredictionError) as error:
             self.reasons.warn(pair, str(error), time.monotonic())
             return _make_empty_answers()
@@ -497,7 +512,7 @@ class StrategyModel:
 
     def start(self, pair: str, fetch: Fetch) -> None:
         """Warm up the stream of a pair before its first frame. Raises `StreamError`, and what `fetch` raises."""
-        require_market(self.config, pair, None, self.any_pair)
+        require_market(self.config, pair, None, self.any_pair, self.markets)
         self._get_stream(pair).warm_up(fetch)
 
     def follow(
@@ -507,7 +522,7 @@ class StrategyModel:
         fetch: Fetch,
     ) -> pd.DataFrame:  # the candles, with the columns `lstm_...`
         """Answers in a dry run and live: for the newest candle, and for those that were the newest before."""
-        require_market(self.config, pair, None, self.any_pair)
+        require_market(self.config, pair, None, self.any_pair, self.markets)
         stream = self._get_stream(pair)
         decision = stream.follow(candles, fetch)
         if decision is not None and decision.action == NO_TRADE:
@@ -527,5 +542,6 @@ class StrategyModel:
             if self.state_folder is not None:
                 name = re.sub("[^A-Za-z0-9]", "_", pair)
                 state = self.state_folder / f"{name}-{self.config.timeframe}-{self.predictor.sha256[:16]}.npz"
-            self.streams[pair] = MarketStream(pair, replace(self.predictor, stream=None), state, self.clock)
+            own = select_market(self.predictor, pair, self.any_pair)
+            self.streams[pair] = MarketStream(pair, own, state, self.clock)
         return self.streams[pair]
