@@ -196,7 +196,7 @@ class Interpretation:
             pictures += make_picture_html(self.plot_losses(), self.losses_message)
         return pictures + html_table(_COLUMNS, self._table(), caption="Read most, over all windows")
 
-
+# %% ../../nbs/diagnostics/03_interpret.ipynb #2c58b28b
 _COLUMNS = ("feature", "candles", "rise of the loss", "99 % interval")
 
 

@@ -191,9 +191,9 @@ class CandleChart:
             "to": self.times[shown[1] - 1] // _NS,
             "ends": [rows[0] == 0, rows[1] == len(self.times)],
             "near": is_near,
-            "labels": self._list_labels(rows) if is_near else [],
-            "decisions": self._list_decisions(rows) if is_near else [],
-            "trades": self._list_trades(rows, span),
+            "labels": _list_labels(self, rows) if is_near else [],
+            "decisions": _list_decisions(self, rows) if is_near else [],
+            "trades": _list_trades(self, rows, span),
         }
         block = self._fill_block(bars)
         message |= {name: int(message[name]) for name in ("step", "candle", "from", "to")}
@@ -211,46 +211,6 @@ class CandleChart:
         if self.decisions is not None:
             columns.append(self.decisions.average(bars))
         return np.ascontiguousarray(np.hstack(columns))
-
-    def _list_labels(self, rows: tuple[int, int]) -> list[list[Any]]:
-        """Time, class, ends of long and short in seconds, their outcomes, and the four barriers (None if unknown)."""
-        found = self.labels
-        if found is None:
-            return []
-        begin, stop = np.searchsorted(found.rows, rows).tolist()
-        entries = found.rows[begin:stop]
-        ends = (entries[:, None] + found.offsets[begin:stop]).clip(max=len(self.times) - 1)
-        barriers = found.barriers[begin:stop].astype(object)
-        barriers[np.isnan(found.barriers[begin:stop])] = None
-        outcomes = np.array(OUTCOMES, dtype=object)[found.outcomes[begin:stop]]
-        columns = [self._seconds(entries)[:, None], found.classes[begin:stop, None], self._seconds(ends)]
-        return np.hstack([np.hstack(columns).astype(object), outcomes, barriers]).tolist()
-
-    def _list_decisions(self, rows: tuple[int, int]) -> list[list[Any]]:
-        found = self.decisions
-        if found is None:
-            return []
-        begin, stop = np.searchsorted(found.rows, rows).tolist()
-        pairs = zip(self._seconds(found.rows[begin:stop]).tolist(), found.actions[begin:stop], strict=True)
-        return [[second, str(action)] for second, action in pairs if action in ("SHORT", "LONG")]
-
-    def _list_trades(self, rows: tuple[int, int], span: int) -> list[list[Any]]:
-        """Bars and prices of entry and exit, whether it is a long, and the net return in percent."""
-        found = self.trades
-        if found is None:
-            return []
-        inside = np.flatnonzero((found.rows[:, 1] >= rows[0]) & (found.rows[:, 0] < rows[1]))
-        if len(inside) > _MAX_TRADES:
-            return []
-        bars = self._seconds(found.rows[inside].clip(rows[0], rows[1] - 1), span)
-        columns = [bars[:, 0], found.prices[inside, 0], bars[:, 1], found.prices[inside, 1]]
-        columns += [found.is_long[inside], found.net_pct[inside]]
-        return [list(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-
-    def _seconds(self, rows: np.ndarray, span: int = 1) -> np.ndarray:
-        """The begin of the bar that holds each candle, in seconds."""
-        width = span * self.step_ns
-        return self.times[rows] // width * width // _NS
 
     def plot(
         self,
@@ -278,6 +238,50 @@ class CandleChart:
             bundle |= self._widgets[0]._repr_mimebundle_()[0]
             bundle["text/plain"] = repr(self)
         return bundle
+
+# %% ../../nbs/widgets/07_chart.ipynb #16e70595
+def _list_labels(shown: CandleChart, rows: tuple[int, int]) -> list[list[Any]]:
+    """Time, class, ends of long and short in seconds, their outcomes, and the four barriers (None if unknown)."""
+    found = shown.labels
+    if found is None:
+        return []
+    begin, stop = np.searchsorted(found.rows, rows).tolist()
+    entries = found.rows[begin:stop]
+    ends = (entries[:, None] + found.offsets[begin:stop]).clip(max=len(shown.times) - 1)
+    barriers = found.barriers[begin:stop].astype(object)
+    barriers[np.isnan(found.barriers[begin:stop])] = None
+    outcomes = np.array(OUTCOMES, dtype=object)[found.outcomes[begin:stop]]
+    columns = [_to_seconds(shown, entries)[:, None], found.classes[begin:stop, None], _to_seconds(shown, ends)]
+    return np.hstack([np.hstack(columns).astype(object), outcomes, barriers]).tolist()
+
+
+def _list_decisions(shown: CandleChart, rows: tuple[int, int]) -> list[list[Any]]:
+    found = shown.decisions
+    if found is None:
+        return []
+    begin, stop = np.searchsorted(found.rows, rows).tolist()
+    pairs = zip(_to_seconds(shown, found.rows[begin:stop]).tolist(), found.actions[begin:stop], strict=True)
+    return [[second, str(action)] for second, action in pairs if action in ("SHORT", "LONG")]
+
+
+def _list_trades(shown: CandleChart, rows: tuple[int, int], span: int) -> list[list[Any]]:
+    """Bars and prices of entry and exit, whether it is a long, and the net return in percent."""
+    found = shown.trades
+    if found is None:
+        return []
+    inside = np.flatnonzero((found.rows[:, 1] >= rows[0]) & (found.rows[:, 0] < rows[1]))
+    if len(inside) > _MAX_TRADES:
+        return []
+    bars = _to_seconds(shown, found.rows[inside].clip(rows[0], rows[1] - 1), span)
+    columns = [bars[:, 0], found.prices[inside, 0], bars[:, 1], found.prices[inside, 1]]
+    columns += [found.is_long[inside], found.net_pct[inside]]
+    return [list(row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def _to_seconds(shown: CandleChart, rows: np.ndarray, span: int = 1) -> np.ndarray:
+    """The begin of the bar that holds each candle, in seconds."""
+    width = span * shown.step_ns
+    return shown.times[rows] // width * width // _NS
 
 # %% ../../nbs/widgets/07_chart.ipynb #1c0d8168
 @functools.cache
@@ -383,7 +387,7 @@ def _days(shown: CandleChart, rows: np.ndarray) -> np.ndarray:
     """Times on the axis of matplotlib: days since 1970."""
     return shown.times[rows] / (86_400 * _NS)
 
-
+# %% ../../nbs/widgets/07_chart.ipynb #b7174615
 def _draw_labels(ax: Axes, shown: CandleChart, begin: int, stop: int) -> None:
     found = shown.labels
     assert found is not None

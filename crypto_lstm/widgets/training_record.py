@@ -53,7 +53,7 @@ def find_best_epoch(
 class StepCurve:
     """Points of a curve, thinned out evenly so that there are never more than `most`."""
 
-    def __init__(self, most: int = 240) -> None:
+    def __init__(self, most: int = 160) -> None:
         self.most = most
         self.points: list[tuple[float, float]] = []
         self._stride = 1
