@@ -36,7 +36,7 @@ NOTEBOOKS = (
     "utils/02_display.ipynb",
     "data/03_synthetic.ipynb",
     "evaluation/14_album.ipynb",
-    "tutorials/06_your_first_model.ipynb",
+    "tutorials/01_your_first_model.ipynb",
 )
 TOKEN = "of-this-check-only"
 TRAINING = """

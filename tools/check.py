@@ -40,7 +40,7 @@ LONGEST = (  # these start first, so that both cores end together
     "tests/storage/test_faults.py",
     "tests/inference/test_predictor.py",
     "tests/commands/test_main.py",
-    "nbs/tutorials/01",
+    "nbs/tutorials/05",
 )
 FORKING = ("tests/storage/test_verified.py",)  # need no TensorFlow; each runs in a process of its own
 
