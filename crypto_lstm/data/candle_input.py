@@ -173,7 +173,8 @@ def _split_candle(candle: Any, extra: Sequence[str]) -> list[Any]:
 
 
 def _no_column(name: str) -> MissingColumnError:
-    return MissingColumnError(f"the features of this model need the column {name}: pass it by name, beside date and close")
+    fault = f"the features of this model need the column {name}"
+    return MissingColumnError(f"{fault}: pass it by name, beside date and close")
 
 
 def _no_candle(candle: Any) -> StreamError:

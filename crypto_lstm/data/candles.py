@@ -305,7 +305,7 @@ def fill_gaps(
 ) -> pd.DataFrame:  # (rows, 8 or more): the six columns, those of `ages`, `filled` (bool), `segment` (int32, from 0)
     """Fill gaps of up to `max_gap_minutes` with flat candles; a longer gap begins a new segment. Raises `CandleError`.
 
-    Within a segment neighbours are exactly one timeframe apart. Flat candles have the last close and no volume. A column
+    Within a segment neighbours are one timeframe apart. Flat candles have the last close and no volume. A column
     of the user's keeps its last value there, and is NaN after its age; it never takes the next value.
     """
     own = ages or {}

@@ -382,7 +382,8 @@ class _Moments(_BlockNode):
         if place + 1 == self.span:
             suffix, suffix_anchor = self._scan_back(block)
         left = total, squares, lost, lost_squares
-        return _MomentState(count + 1, block, suffix, suffix_anchor, anchor, left), self._hide_first(np.array(result)[:, None], count)
+        after = _MomentState(count + 1, block, suffix, suffix_anchor, anchor, left)
+        return after, self._hide_first(np.array(result)[:, None], count)
 
     def _feed_part(self, state: _MomentState, values: np.ndarray) -> tuple[_MomentState, np.ndarray]:
         """Values within one block."""

@@ -36,7 +36,8 @@ def rolling_mean(
     """
     columns = {"x": np.asarray(values, dtype=np.float64)}
     rows = len(values)
-    return compute_expression(f"mean(x, {span})", np.zeros(rows, dtype=np.int64), columns, np.zeros(rows, dtype=bool), 1)
+    times, starts = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=bool)
+    return compute_expression(f"mean(x, {span})", times, columns, starts, 1)
 
 # %% ../../nbs/data/05_features.ipynb #c752f4f7
 def count_warmup_candles(
@@ -149,7 +150,7 @@ def make_features(
 ) -> pd.DataFrame:  # `date` and one float32 column for each feature; index: row number in the filled candles
     """Features of every candle that has all of them, each computed from that candle and those before it.
 
-    Gaps are filled first. The first `count_warmup_candles(config)` rows are left out and, if a feature looks back within
+    Gaps are filled first. The first `count_warmup_candles(config)` rows are left out and, if a feature looks back in
     a segment, as a change does, the first rows of each segment. So is a candle for which an expression has no value, as
     after a division by zero, or one that float32 can't hold. Raises `FeatureError` for too few candles, and for values
     that no candle may have; `CandleError` for candles that are not sound, or lack a column that an expression names.

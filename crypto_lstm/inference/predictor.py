@@ -705,8 +705,7 @@ class Predictor(_ManyMarkets):
         market, candle = self._split_arguments("update", "a candle", given)
         stream, scaler = self._open_stream(market)
         require_max_age(max_age_candles)
-        refusal = _refuse_candle(stream, candle, add_clock_skew(now, clock_skew_s))
-        if refusal is not None:
+        if (refusal := _refuse_candle(stream, candle, add_clock_skew(now, clock_skew_s))) is not None:
             return refusal
         self._keep_stream(market, stream)
         return _decide(self, stream, scaler, _Limits(now, max_age_candles, self.metadata["expires"], clock_skew_s))

@@ -443,7 +443,7 @@ class MarketStream:
 # %% ../../nbs/inference/14_strategy.ipynb #1ff7496d
 _MAX_CACHED = 64  # histories
 
-
+# %% ../../nbs/inference/14_strategy.ipynb #71d50844
 class StrategyModel:
     """A pinned model in a strategy of freqtrade. It can be pickled.
 

@@ -70,7 +70,12 @@ from crypto_lstm.training.run_folder import (
     run_identity,
 )
 from .saved_run import load_run, predict_candles, predict_probabilities, read_pinned
-from .starting_point import StartingPoint, read_starting_point, require_later_parts, require_same_markets
+from crypto_lstm.training.starting_point import (
+    StartingPoint,
+    read_starting_point,
+    require_later_parts,
+    require_same_markets,
+)
 from .watch import TrainingWatch, require_verbose
 from ..utils.checks import list_first_names
 from ..utils.display import get_logger, html_table, text_table

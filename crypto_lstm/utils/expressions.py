@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .checks import shorten_repr
 from .errors import CryptoLSTMError
-from .fields import Check, FieldError
+from .fields import FieldError
 
 # %% auto #0
 __all__ = ['LANGUAGE', 'MAX_SPAN', 'Node', 'OF_ONE_CANDLE', 'WITH_THE_PAST', 'OVER_THE_LAST_N', 'WITH_MEMORY', 'SPANS',
@@ -246,7 +246,8 @@ def _require_bounded(text: str) -> None:
     symbols = sum(map(text.count, "+-*/<>=!,~:%@&|^"))
     if deepest > _MAX_BRACKETS or symbols > _MAX_SYMBOLS:
         limits = f"at most {_MAX_BRACKETS} brackets in one another, and {_MAX_SYMBOLS} operators and commas"
-        raise ExpressionError(f"an expression has {limits}; got {deepest} and {symbols}: split it into several features")
+        found = f"got {deepest} and {symbols}"
+        raise ExpressionError(f"an expression has {limits}; {found}: split it into several features")
 
 
 def _parse_python(text: str) -> ast.expr:
