@@ -381,9 +381,8 @@ class _Moments(_BlockNode):
         result = self._join(deviation, (mean, moment), after, suffix_anchor - anchor, place + 1)
         if place + 1 == self.span:
             suffix, suffix_anchor = self._scan_back(block)
-        left = total, squares, lost, lost_squares
-        after = _MomentState(count + 1, block, suffix, suffix_anchor, anchor, left)
-        return after, self._hide_first(np.array(result)[:, None], count)
+        new = _MomentState(count + 1, block, suffix, suffix_anchor, anchor, (total, squares, lost, lost_squares))
+        return new, self._hide_first(np.array(result)[:, None], count)
 
     def _feed_part(self, state: _MomentState, values: np.ndarray) -> tuple[_MomentState, np.ndarray]:
         """Values within one block."""

@@ -443,6 +443,14 @@ class MarketStream:
 # %% ../../nbs/inference/14_strategy.ipynb #1ff7496d
 _MAX_CACHED = 64  # histories
 
+
+def _load_predictor(path: FilePath, sha256: str | None, timeframe: str) -> Predictor:
+    """The predictor of a strategy. Raises `StrategyError` for another timeframe, and the errors of `Predictor.load`."""
+    predictor = Predictor.load(path, sha256)
+    require_market(predictor.config, None, timeframe)
+    require_plain_candles(predictor.config)
+    return predictor
+
 # %% ../../nbs/inference/14_strategy.ipynb #71d50844
 class StrategyModel:
     """A pinned model in a strategy of freqtrade. It can be pickled.
@@ -459,9 +467,7 @@ class StrategyModel:
         state_folder: FilePath | None = None,  # of saved streams; None: they are not saved
         clock: Callable[[], datetime] = _read_clock,
     ) -> None:
-        self.predictor = Predictor.load(path, sha256)
-        require_market(self.predictor.config, None, timeframe)
-        require_plain_candles(self.predictor.config)
+        self.predictor = _load_predictor(path, sha256, timeframe)
         self.any_pair, self.clock, self.reasons = any_pair, clock, ReasonLog()
         self.state_folder = None if state_folder is None else Path(state_folder)
         self.streams: dict[str, MarketStream] = {}
