@@ -53,8 +53,8 @@ from crypto_lstm.utils.fields import (
 
 # %% auto #0
 __all__ = ['CLASSES', 'SHORT', 'HOLD', 'LONG', 'FEATURES', 'RecurrentDropout', 'RECURRENT_DROPOUT', 'Timeframe', 'Monitor', 'Tie',
-           'ScalerKind', 'Balance', 'MarketScope', 'RuleKind', 'OnMemory', 'TIMEFRAME_MINUTES', 'ConfigError', 'Config',
-           'parse_settings']
+           'ScalerKind', 'Balance', 'MarketScope', 'RuleKind', 'LabelKind', 'OnMemory', 'TIMEFRAME_MINUTES',
+           'ConfigError', 'Config', 'parse_settings']
 
 # %% ../nbs/00_config.ipynb #ba5153e1
 CLASSES = ("SHORT", "HOLD", "LONG")  # class numbers 0, 1, 2
@@ -69,6 +69,7 @@ ScalerKind = Literal["robust", "standard", "minmax", "none"]
 Balance = Literal["undersample", "class_weights", "none"]
 MarketScope = Literal["all", "market"]  # of a scaler or of the balance: all markets together, or each by itself
 RuleKind = Literal["expected_value", "argmax"]
+LabelKind = Literal["barriers", "own"]
 OnMemory = Literal["refuse", "accumulate", "force"]  # action if a training does not fit into the memory
 TIMEFRAME_MINUTES = {
     "1m": 1,
@@ -180,6 +181,9 @@ class _Settings:
     short_sl_pct: float = make_field(0.5, _UP_TO_1000_PERCENT, "stop-loss of a short, percent above the entry")
     barrier_scale: str = make_field("1", _expect_scale, "the four above are multiples of it: percent, or an expression")
     future_window: int = make_field(120, _COUNT, "candles after entry in which a barrier may be touched")
+    labels: LabelKind = make_field(
+        "barriers", expect_one_of(get_args(LabelKind)), "targets: triple barriers, or own: passed with the candles"
+    )
     tie: Tie = make_field("stop", expect_one_of(get_args(Tie)), "outcome if one candle touches target and stop")
     max_gap_minutes: int = make_field(
         60, expect_whole_number(minimum=0), "longest gap to fill; a longer one starts a new segment"
@@ -309,7 +313,8 @@ class _FeatureSettings(_Settings):
     def column_ages(self) -> dict[str, int]:
         """Column of `feature_columns` -> candles of a gap over which its last value is carried, at most."""
         ages = dict(map(parse_age, self.column_max_age))
-        return {name: _count_age(ages.get(name), self.timeframe_minutes) for name in self.feature_columns}
+        minutes = TIMEFRAME_MINUTES[self.timeframe]
+        return {name: _count_age(ages.get(name), minutes) for name in self.feature_columns}
 
 # %% ../nbs/00_config.ipynb #86c60a6f
 class Config(_FeatureSettings):

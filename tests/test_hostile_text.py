@@ -132,6 +132,8 @@ COMMANDS = [
     (write_named_file, ("freqtrade", "--model", "{path}", "--output", "{out}")),
     (write_folder, ("paper", "--model", "{path}", "--output", "{out}", "--candles", "{path}")),
     (write_named_file, ("paper", "--model", "{path}", "--output", "{path}", "--exchange", "{path}")),
+    (write_csv, ("features", "--candles", "{path}")),
+    (write_named_file, ("audit", "--candles", "{path}", "--function", "{path}:{path}")),
 ]
 
 

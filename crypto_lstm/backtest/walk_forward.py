@@ -28,6 +28,7 @@ from ..callbacks import OutputFolderError
 from ..config import CLASSES, Config, OnMemory
 from ..data.candle_report import require_candles
 from ..data.markets import MarketsHistory, count_balanced, prepare_markets_history
+from ..data.targets import fingerprint_targets, read_targets
 from ..data.windows import DataError, LabelledHistory, balance_rows, prepare_history
 from ..evaluation.judgement import Answers, Judgement, judge
 from ..evaluation.markets import judge_markets
@@ -448,7 +449,7 @@ def _open_folder(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _describe_settings(
-    method: Method, config: Config, folds: Mapping[str, Any], **flags: bool
+    method: Method, config: Config, folds: Mapping[str, Any], **flags: Any
 ) -> dict[str, Any]:
     """The settings of a run over folds in plain values, as they are read back from its file."""
     return json.loads(json.dumps({"method": method, "config": config.as_dict(), "folds": dict(folds), **flags}))
@@ -532,6 +533,7 @@ def walk_forward(
     first_train: str | int = "60d",  # history before the first test part: training, validation and two gaps
     validation: str | int | float = 0.2,  # a duration, candles, or a share of the history
     embargo: str | int = 0,  # added to the purge gap
+    targets: Any = None,  # of your own, as in `train`; None: triple barriers
     warm_start: bool = False,  # start each fold from the weights of the fold before
     baselines: bool = True,  # fit simpler models in each fold, and compare the network with them
     ledger: str | os.PathLike[str] | None = None,  # counts what is judged on a test part; None: that of the user
@@ -560,15 +562,15 @@ def walk_forward(
     require_unforked_tensorflow()
     spans: dict[str, Any] = {"mode": mode, "step": step, "test": test, "first_train": first_train}
     spans.update(validation=validation, embargo=embargo)
-    history, folds = _cut_folds(candles, config, walk_forward_folds, spans)
+    config, targets, more = _read_own_targets(candles, config, targets)
+    history, folds = _cut_folds(candles, config, walk_forward_folds, spans, targets)
     known: dict[str, Any] = {"history": history, "folds": folds, "config": config}
+    flags = {"warm_start": warm_start, "baselines": baselines, "deterministic": deterministic, **more}
     backtest = _Backtest(
         method="walk-forward",
         **known,
         folder=Path(output_dir),
-        settings=_describe_settings(
-            "walk-forward", config, spans, warm_start=warm_start, baselines=baselines, deterministic=deterministic
-        ),
+        settings=_describe_settings("walk-forward", config, spans, **flags),
         warm_start=warm_start,
         baselines=baselines,
         deterministic=deterministic,
@@ -596,15 +598,27 @@ def _write_figure(result: WalkForward) -> None:
         figure.savefig(temporary, dpi=110)
 
 # %% ../../nbs/backtest/02_walk_forward.ipynb #f220b7c1
+def _read_own_targets(candles: Candles, config: Config, targets: Any) -> tuple[Config, Any, dict[str, Any]]:
+    """Configuration, targets and their fingerprint among the settings, for targets of the user's."""
+    if targets is None:
+        return config, None, {}
+    own = read_targets(targets, candles, config)
+    return config.replace(labels="own"), own, {"targets": fingerprint_targets(own)}
+
+
 def _cut_folds(
-    candles: Candles, config: Config, cut: Callable[..., tuple[Fold, ...]], spans: Mapping[str, Any]
+    candles: Candles,
+    config: Config,
+    cut: Callable[..., tuple[Fold, ...]],
+    spans: Mapping[str, Any],
+    targets: Any = None,  # from `read_targets`
 ) -> tuple[LabelledHistory | MarketsHistory, tuple[Fold, ...]]:
     """The history and its folds. Those of several markets are cut on the common grid of time."""
     if not isinstance(candles, Mapping):
         require_candles(candles, config.timeframe)
-        one = prepare_history(candles, config)
+        one = prepare_history(candles, config, targets)
         return one, cut(one.usable, _list_times(one), config, **spans)
-    history = prepare_markets_history(candles, config)
+    history = prepare_markets_history(candles, config, targets)
     folds = cut(np.unique(history.targets.moments), history.list_dates(), config, **spans)
     return history, tuple(_spread_fold(fold, history) for fold in folds)
 
@@ -814,6 +828,7 @@ def cross_validate(
     test_groups: int = 2,  # k
     validation: float = 0.2,  # the newest share of the rows that are left
     embargo: str | int = 0,  # after each test group
+    targets: Any = None,  # of your own, as in `train`; None: triple barriers
     callbacks: Sequence[keras.callbacks.Callback] = (),
     on_memory: OnMemory = "refuse",
     save_every_batches: int | None = None,
@@ -832,14 +847,15 @@ def cross_validate(
     config = config or Config()
     require_unforked_tensorflow()
     spans = {"groups": groups, "test_groups": test_groups, "validation": validation, "embargo": embargo}
-    history, folds = _cut_folds(candles, config, cpcv_folds, spans)
+    config, targets, more = _read_own_targets(candles, config, targets)
+    history, folds = _cut_folds(candles, config, cpcv_folds, spans, targets)
     backtest = _Backtest(
         method="cross-validation",
         history=history,
         folds=folds,
         config=config,
         folder=Path(output_dir),
-        settings=_describe_settings("cross-validation", config, spans, deterministic=deterministic),
+        settings=_describe_settings("cross-validation", config, spans, deterministic=deterministic, **more),
         warm_start=False,
         baselines=False,
         deterministic=deterministic,

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import demo, feature_jobs, first_day, freqtrade, jobs, paper
+from . import demo, feature_jobs, first_day, freqtrade, jobs
 from .console import print_result, print_status
 from .parser import make_parser, write_suggestion
 from ..utils.environment import load_tensorflow
@@ -62,6 +62,13 @@ def _report_error(error: BaseException, arguments: argparse.Namespace, exit_code
     return exit_code
 
 # %% ../../nbs/commands/06_main.ipynb #e9aea071
+def _run_paper(arguments: argparse.Namespace) -> jobs.Result:
+    """`crypto-lstm paper`, whose module loads NumPy."""
+    from crypto_lstm.commands.paper import run_paper
+
+    return run_paper(arguments)
+
+
 _JOBS = {
     "new": first_day.run_new,
     "download": first_day.run_download,
@@ -76,7 +83,7 @@ _JOBS = {
     "predict": jobs.run_predict,
     "export": jobs.run_export,
     "freqtrade": freqtrade.run_freqtrade,
-    "paper": paper.run_paper,
+    "paper": _run_paper,
     "verify": jobs.run_verify,
     "settings": jobs.run_settings,
     "doctor": jobs.run_doctor,

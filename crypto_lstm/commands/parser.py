@@ -63,7 +63,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 def _add_candles(command: argparse.ArgumentParser, required: bool = True) -> None:
     command.add_argument(
-        "--candles", metavar="FILE", nargs="+", action="extend", required=True,
+        "--candles", metavar="FILE", nargs="+", action="extend", required=required,
         help="CSV, JSON, parquet or feather; several files, a folder or '*.zip' are one history. Of several markets: "
         "BTC/USDT=FILE ETH/USDT=FILE, or a folder with freqtrade's files",
     )  # fmt: skip

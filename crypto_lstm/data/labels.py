@@ -160,6 +160,8 @@ def label_filled(
     scale: np.ndarray | None = None,  # (candles,) from `compute_barrier_scale`; None: it is computed
 ) -> pd.DataFrame:  # as `make_labels` returns it
     """`make_labels` for candles that are filled. Raises `LabelError`."""
+    if config.labels == "own":
+        raise LabelError("labels = 'own': the targets are yours, pass them (targets=...); no barriers are touched")
     has_future = _find_labelled(filled["segment"].to_numpy(), config)
     scale = compute_barrier_scale(filled, config) if scale is None else scale
     has_future = has_future if scale is None else _find_scaled(has_future, scale, config)

@@ -42,7 +42,7 @@ def parse_freqtrade_name(
 
 def find_market_files(
     words: Sequence[str | os.PathLike[str]],  # as given to --candles
-    timeframe: str,  # of the files in a folder
+    timeframe: str | None,  # of the files in a folder; None: a folder is one history
 ) -> dict[str, list[str]] | None:  # market -> files in their order; None: all words are one history
     """The files of each market, from words such as BTC/USDT=FILE or a folder of freqtrade's.
 
@@ -71,7 +71,7 @@ def _collect_named(texts: Sequence[str], named: Sequence[tuple[str, str] | None]
     return files
 
 
-def _list_folder(text: str, timeframe: str) -> dict[str, list[str]] | None:
+def _list_folder(text: str, timeframe: str | None) -> dict[str, list[str]] | None:
     """freqtrade's files of at least two pairs; None for any other folder or file."""
     if "\0" in text or not Path(text).is_dir():
         return None

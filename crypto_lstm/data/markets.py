@@ -19,9 +19,9 @@ from ..config import CLASSES, Config
 from .candle_report import require_candles
 from .candle_rules import MINUTE_NS
 from .candles import ensure_filled, is_filled
-from .labels import label_filled
 from .market_scaler import MarketError, MarketScaler, fit_columns, require_market_names
 from .scaler import Scaler
+from .targets import read_targets
 from crypto_lstm.data.windows import (
     DataError,
     LabelledHistory,
@@ -30,6 +30,7 @@ from crypto_lstm.data.windows import (
     describe_still_price,
     find_training_spans,
     make_dataset,
+    make_outcomes,
     make_training_set,
     prepare_history,
     require_batch,
@@ -244,11 +245,13 @@ def _stack_markets(
     return stack
 
 
-def _prepare_histories(frames: Mapping[str, pd.DataFrame], config: Config) -> Iterator[tuple[str, LabelledHistory]]:
+def _prepare_histories(
+    frames: Mapping[str, pd.DataFrame], config: Config, targets: Any = None
+) -> Iterator[tuple[str, LabelledHistory]]:
     """Each market with its features and labels, one at a time. Raises `MarketError` with the name of the market."""
     for name, frame in frames.items():
         try:
-            history = prepare_history(frame, config)
+            history = prepare_history(frame, config, None if targets is None else targets[name])
         except CryptoLSTMError as error:
             raise MarketError(f"the candles of {name}: {error}") from error
         if not len(history.usable):
@@ -277,7 +280,7 @@ class MarketsData(TrainingData):
         return tuple(market.name for market in self.markets)
 
     @property
-    def candles(self) -> int:
+    def candle_count(self) -> int:
         """Filled candles of all markets."""
         return len(self.train.matrix)
 
@@ -332,7 +335,7 @@ class MarketsData(TrainingData):
 
     def as_dict(self) -> dict[str, Any]:
         """Counts and spans as plain values, for reports."""
-        return {**super().as_dict(), "candles": self.candles, "markets": _list_market_values(self)}
+        return {**super().as_dict(), "candles": self.candle_count, "markets": _list_market_values(self)}
 
     def _spans(self) -> dict[str, list[str]]:
         """The dates of the first and the last window of each part, of all markets."""
@@ -345,7 +348,7 @@ class MarketsData(TrainingData):
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{len(part.rows)} {name}" for name, part in self.parts.items())
-        return f"MarketsData({counts} windows of {self.candles} candles, {len(self.markets)} markets)"
+        return f"MarketsData({counts} windows of {self.candle_count} candles, {len(self.markets)} markets)"
 
     def __str__(self) -> str:
         table = text_table(_MARKET_COLUMNS, _list_market_rows(self))
@@ -427,7 +430,7 @@ def _describe_candles(data: MarketsData) -> dict[str, Any]:
         digest.update(np.concatenate([market.segment_rows, times]).astype("<i8").tobytes())
     digest.update(data.train.matrix.astype("<f4", copy=False).data)
     first, last = (date.isoformat() for date in data.dates)
-    facts = {"sha256": digest.hexdigest(), "candles": data.candles, "first_candle": first, "last_candle": last}
+    facts = {"sha256": digest.hexdigest(), "candles": data.candle_count, "first_candle": first, "last_candle": last}
     return {**facts, "prior": list(map(float, data.prior))}
 
 # %% ../../nbs/data/22_markets.ipynb #470c3131
@@ -571,6 +574,7 @@ def prepare(
     candles: pd.DataFrame | Mapping[str, pd.DataFrame],  # of one market, or market -> candles
     config: Config | None = None,  # default: Config()
     scaler: Any = None,  # of an earlier run on the same markets that is continued; None: fitted on the training rows
+    targets: Any = None,  # of the user's, see `data.targets`; None: triple barriers
 ) -> TrainingData:  # train, validation and test, ready for `fit`; `MarketsData` of several markets
     """Turn candles into training data: fill gaps, compute features and labels, split in time, scale, balance.
 
@@ -597,11 +601,12 @@ def prepare(
     """
     config = config or Config()
     if not isinstance(candles, Mapping):
-        return prepare_one_market(candles, config, scaler)
+        return prepare_one_market(candles, config, scaler, targets)
     frames = require_markets(candles, config)
     grid = make_grid(frames, config)
     rows = sum(_count_filled(frame, config) for frame in frames.values())
-    stack = _stack_markets(_prepare_histories(frames, config), rows, config, grid)
+    own: Any = None if targets is None else read_targets(targets, frames, config)
+    stack = _stack_markets(_prepare_histories(frames, config, own), rows, config, grid)
     split = split_by_date(
         [m.find_moments(usable) for m, usable in zip(stack.markets, stack.usable, strict=True)], config
     )
@@ -611,7 +616,8 @@ def prepare(
         parts.append((train, validation, test))
 
     def read_outcomes(name: str) -> pd.DataFrame:
-        return label_filled(ensure_filled(frames[name], config), config)
+        filled = ensure_filled(frames[name], config)
+        return make_outcomes(frames[name], filled, config, None if own is None else own[name])
 
     return _finish(stack, parts, config, grid, read_outcomes, scaler)
 
@@ -707,10 +713,12 @@ class MarketsHistory:
 def prepare_markets_history(
     candles: Mapping[str, pd.DataFrame],  # market -> candles
     config: Config,
+    targets: Any = None,  # of the user's, see `data.targets`; None: triple barriers
 ) -> MarketsHistory:
     """Fill gaps, compute features and labels of each market. Raises `MarketError`."""
     frames = require_markets(candles, config)
-    return MarketsHistory(dict(_prepare_histories(frames, config)), make_grid(frames, config))
+    own = None if targets is None else read_targets(targets, frames, config)
+    return MarketsHistory(dict(_prepare_histories(frames, config, own)), make_grid(frames, config))
 
 
 def prepare_markets_rows(

@@ -26,15 +26,16 @@ from .feature_stream import count_filled
 from .features import compute_features, make_feature_matrix
 from .labels import label_filled
 from .scaler import Scaler
+from .targets import Targets, read_targets
 from ..utils.checks import shorten_repr
 from ..utils.display import html_table, text_table
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
 __all__ = ['DataError', 'find_window_ends', 'split_rows', 'balance_rows', 'compute_class_weights', 'epoch_order', 'WindowDataset',
-           'tf_dataset', 'TrainingData', 'prepare', 'LabelledHistory', 'prepare_history', 'prepare_rows',
-           'find_training_spans', 'make_dataset', 'make_training_set', 'scale_in_place', 'require_batch', 'find_doubts',
-           'describe_still_price', 'prediction_windows']
+           'tf_dataset', 'TrainingData', 'prepare', 'LabelledHistory', 'make_outcomes', 'prepare_history',
+           'prepare_rows', 'find_training_spans', 'make_dataset', 'make_training_set', 'scale_in_place',
+           'require_batch', 'find_doubts', 'describe_still_price', 'prediction_windows']
 
 # %% ../../nbs/data/10_windows.ipynb #a29ed83d
 class DataError(CryptoLSTMError, ValueError):
@@ -350,6 +351,7 @@ def prepare(
     candles: pd.DataFrame,  # date, open, high, low, close, volume
     config: Config | None = None,  # default: Config()
     scaler: Scaler | None = None,  # of an earlier run that is continued; None: fitted on the training rows
+    targets: Any = None,  # of the user's, see `data.targets`; None: triple barriers
 ) -> TrainingData:  # train, validation and test, ready for `fit`
     """Turn candles into training data: fill gaps, compute features and labels, split in time, scale, balance.
 
@@ -368,7 +370,7 @@ def prepare(
         ((64, 12, 8), (64, 3))
     """
     config = config or Config()
-    history = prepare_history(candles, config)
+    history = prepare_history(candles, config, targets)
     data = _prepare_parts(history, split_rows(history.usable, config), config, history.matrix, scaler)
     return replace(data, candles=candles)
 
@@ -426,16 +428,32 @@ class LabelledHistory:
         return f"LabelledHistory({len(self.filled)} candles, {len(self.usable)} targets)"
 
 
+def make_outcomes(
+    candles: pd.DataFrame,
+    filled: pd.DataFrame,  # the same candles, filled
+    config: Config,
+    targets: Any = None,  # of the user's; None: triple barriers
+    scale: np.ndarray | None = None,  # of the barriers
+) -> pd.DataFrame:  # as `make_labels` returns it
+    """The outcomes of barriers, or of targets of the user's. Raises `LabelError` or `TargetError`."""
+    if targets is None:
+        return label_filled(filled, config, scale)
+    own = read_targets(targets, candles, config)
+    assert isinstance(own, Targets)
+    return own.select_outcomes(filled, config)
+
+
 def prepare_history(
     candles: pd.DataFrame,  # date, open, high, low, close, volume
     config: Config,  # features, barriers, sequence_length
+    targets: Any = None,  # of the user's, see `data.targets`; None: triple barriers
 ) -> LabelledHistory:
-    """Fill gaps, compute features and labels. Raises `CandleError`, `FeatureError` or `LabelError`."""
+    """Fill gaps, compute features and labels. Raises `CandleError`, `FeatureError`, `LabelError` or `TargetError`."""
     filled = ensure_filled(candles, config)
     found = compute_features(filled, config)
     has_features = found.usable
-    scale = compute_barrier_scale(filled, config)
-    outcomes = label_filled(filled, config, scale)
+    scale = None if targets is not None else compute_barrier_scale(filled, config)
+    outcomes = make_outcomes(candles, filled, config, targets, scale)
     ends = find_window_ends(has_features, filled["segment"].to_numpy(), config.sequence_length)
     classes = _spread_labels(outcomes["label"], len(filled))
     is_traded = ~filled["filled"].to_numpy()

@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..config import CLASSES, Config
 from ..data.candles import ensure_filled
+from ..data.targets import read_holding
 from .baselines import BaselineComparison, compare_baselines, describe_comparisons
 from .calibration_fit import CalibrationFit, fit_calibration
 from .intervals import Interval, Intervals, metric_intervals, stretch_interval, trade_interval
@@ -499,10 +500,13 @@ def judge(
     for some in (answers, *rivals):
         _require_same_rows(some, len(labels))
     filled = ensure_filled(candles, config)
-    model = simulate(filled, rows, answers.decisions, config, random_runs=random_runs, seed=config.seed)
+    options: dict[str, Any] = {"seed": config.seed}
+    if config.labels == "own":
+        options["holding"] = read_holding(outcomes)
+    model = simulate(filled, rows, answers.decisions, config, random_runs=random_runs, **options)
     simulations = [model]
     for rival in rivals:
-        own = simulate(filled, rows, rival.decisions, config, random_runs=0, seed=config.seed)
+        own = simulate(filled, rows, rival.decisions, config, random_runs=0, **options)
         shared = {name: getattr(model, name) for name in ("comparisons", "comparison_equity")}
         simulations.append(replace(own, **shared))  # equal values, in memory once
     returns = _spread_returns(model, rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -94,6 +95,7 @@ class _Market(NamedTuple):
     slippage: np.ndarray  # percent of a market fill
     funding: np.ndarray  # running sum of rate x open, percent x price
     scale: np.ndarray | None = None  # of the barriers of an entry at each open, known before; None: 1
+    holding: Mapping[str, np.ndarray] | None = None  # side -> (candles,) from a signal to its exit; None: barriers
 
 
 def _read_market(
@@ -238,7 +240,7 @@ def _end_trades(
 ) -> _Trades:
     count = len(market.times)
     entry = market.next_real[rows + 1].astype(np.int64)
-    limit = rows + config.future_window
+    limit = rows + (config.future_window if market.holding is None else market.holding[side][rows])
     known = np.minimum(entry, count - 1)
     is_entered = (entry < count) & (market.segment[known] == market.segment[rows]) & (entry <= limit)
     if market.scale is not None:
@@ -248,7 +250,7 @@ def _end_trades(
     touched_at = np.minimum(target_at, stop_at)
     last = market.segment_end[rows].astype(np.int64)
     exits, price, reason, at_open = _end_by_time(market, limit, last)
-    touched = touched_at <= np.minimum(limit, last)
+    touched = (touched_at <= np.minimum(limit, last)) & (market.holding is None)
     target, stop = _fill_prices(market, side, config, known, np.minimum(touched_at, count - 1))
     exits = np.where(touched, touched_at, exits)
     price = np.where(touched, np.where(won, target, stop), price)
@@ -774,6 +776,7 @@ def simulate(
     config: Config,  # barriers, future_window, tie, timeframe, max_gap_minutes
     costs: Costs | None = None,  # None: the fee of `config`
     max_positions: int = 1,  # open at the same time
+    holding: Mapping[str, npt.ArrayLike] | None = None,  # long, short -> (rows,) candles to the exit; None: barriers
     random_runs: int = 1000,  # accounts that trade as often at random times
     seed: int = 0,  # of the random accounts
 ) -> Simulation:
@@ -790,6 +793,8 @@ def simulate(
     margin = config.future_window + config.max_gap_minutes // config.timeframe_minutes + 3
     span = slice(first, min(int(places[-1]) + margin, len(filled)))
     market = _read_market(candles, filled, span, config, costs)
+    if holding is not None:
+        market = market._replace(holding=_spread_holding(holding, places - first, len(market.times), config))
     is_entered, ends = _find_ends(market, places - first, config, costs)
     if not is_entered.any():
         raise SimulationError("no decision has a later candle to trade in (no future): give the candles after them")
@@ -840,6 +845,22 @@ def _count_ignored(classes: np.ndarray, is_entered: np.ndarray, book: _Book) -> 
     signals = int(np.count_nonzero(classes[is_entered] != HOLD))
     late = int(np.count_nonzero(classes != HOLD)) - signals
     return {"no later candle": late, "a position was open": signals - len(book.rows)}
+
+
+def _spread_holding(
+    holding: Mapping[str, npt.ArrayLike], rows: np.ndarray, candles: int, config: Config
+) -> dict[str, np.ndarray]:
+    """Side -> (candles,) how long a trade lasts whose signal is at this candle. Raises `SimulationError`."""
+    spread = {}
+    for side in _SIDES:
+        values = np.asarray(holding[side])
+        is_whole = values.shape == rows.shape and values.dtype.kind in "iu"
+        if not is_whole or (values < 1).any() or (values > config.future_window).any():
+            wanted = f"one whole number from 1 to {config.future_window} for each of {len(rows)} decisions"
+            raise SimulationError(f"holding of {side}: expected {wanted}, got {shorten_repr(values)}")
+        spread[side] = np.full(candles, config.future_window, dtype=np.int64)
+        spread[side][rows] = values
+    return spread
 
 
 def _require_counts(max_positions: Any, random_runs: Any) -> None:

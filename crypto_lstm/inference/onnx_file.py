@@ -802,50 +802,7 @@ def run_one_by_one(
     answers = [session.run(None, {INPUT: windows[row : row + 1]})[0] for row in range(len(windows))]
     return np.concatenate(answers).astype(np.float64)
 
-
-def _make_candle_windows(config: Config, scaler: Any, candles: Any, since: datetime | None) -> np.ndarray:
-    """(windows, sequence_length, features) float32, scaled: those that end since a date. Raises `Int8Error`."""
-    if scaler is None or candles is None:
-        raise Int8Error("int8 is measured on candles: give candles of the test part, and a model with its scaler")
-    fed = FeatureStream(config, scaler.scale_rows).feed(candles)
-    chosen = (fed.run >= config.sequence_length) & ~fed.filled
-    if since is not None:
-        chosen &= fed.times >= datetime_to_ns(since)
-    rows = np.flatnonzero(chosen)
-    if not len(rows):
-        raise Int8Error("the candles complete no window of the test part: give the test part with its history")
-    views = np.lib.stride_tricks.sliding_window_view(fed.matrix, config.sequence_length, axis=0)
-    return np.ascontiguousarray(views[rows - config.sequence_length + 1].transpose(0, 2, 1))
-
-
-def _encode_integers(
-    config: Config,
-    arrays: Mapping[str, np.ndarray],  # float32
-    facts: dict[str, Any],
-    rows: np.ndarray,  # windows of the test part
-    golden: tuple[np.ndarray, np.ndarray],  # golden windows and Keras' answers
-) -> bytes:
-    """The file with integers, and what they change in it. Raises `Int8Error` if that is too much."""
-    policy = DecisionPolicy.from_dict(facts["policy"])
-    integers = quantize_arrays(arrays)
-    session, int8_session = (open_session(encode_onnx_file(config, one)) for one in (arrays, integers))
-    answers, int8_answers = run_one_by_one(session, rows), run_one_by_one(int8_session, rows)
-    decisions = [policy.choose_rows(one)["decision"] for one in (answers, int8_answers)]
-    deviation = float(np.abs(run_one_by_one(int8_session, golden[0]) - golden[1]).max())
-    report = measure_change(answers, int8_answers, *decisions, deviation)
-    require_accepted(report)
-    return encode_onnx_file(config, integers, {**facts, "int8": report.as_dict()})
-
 # %% ../../nbs/inference/02_onnx_file.ipynb #5e189e1a
-def run_one_by_one(
-    session: onnxruntime.InferenceSession,
-    windows: np.ndarray,  # (windows, sequence_length, features) float32
-) -> np.ndarray:  # (windows, 3) float64
-    """The answers to windows, each alone: with integers, the windows of a batch would share a scale."""
-    answers = [session.run(None, {INPUT: windows[row : row + 1]})[0] for row in range(len(windows))]
-    return np.concatenate(answers).astype(np.float64)
-
-
 def _collect_facts(source: Any, scaler: Any, expiry: str | None) -> dict[str, Any]:
     """The metadata of the file, without the golden windows."""
     metadata = getattr(source, "metadata", {})

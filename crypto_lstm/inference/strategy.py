@@ -69,6 +69,9 @@ def require_plain_candles(
         needed = list_first_names(config.feature_columns)
         fault = f"the model needs {needed} beside each candle, which freqtrade does not have"
         raise StrategyError(f"{fault}: train without these features")
+    if config.labels == "own":
+        fault = "the model has targets of your own (labels = 'own')"
+        raise StrategyError(f"{fault}, and the strategy places barriers: write a strategy with your exits")
     if config.barrier_scale != "1":
         fault = f"the barriers of the model follow {shorten_repr(config.barrier_scale)}"
         raise StrategyError(f"{fault}, and the strategy places barriers in percent: train with barrier_scale = '1'")

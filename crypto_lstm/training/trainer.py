@@ -30,6 +30,7 @@ from crypto_lstm.callbacks import (
 )
 from ..config import CLASSES, Config, OnMemory
 from ..data.markets import MarketsData, MarketsHistory, prepare, prepare_markets_rows
+from ..data.targets import fingerprint_targets, read_targets
 from ..data.windows import LabelledHistory, TrainingData, prepare_rows
 from ..evaluation.album import Album, draw_album
 from ..evaluation.calibration_fit import CalibrationFit
@@ -613,6 +614,7 @@ def train(  # type: ignore[misc]  # its overloads shorten the options
     config: Config | None = None,  # default: Config()
     output_dir: str | os.PathLike[str] = "crypto_lstm_run",  # an empty or a new folder, or that of the same training
     *,
+    targets: Any = None,  # of your own: a function of the candles or a table, see `data.targets`; None: barriers
     start_from: str | os.PathLike[str] | None = None,  # folder of an earlier run whose network is trained further
     callbacks: Sequence[keras.callbacks.Callback] = (),  # more callbacks, after those of the package
     ledger: str | os.PathLike[str] | None = None,  # counts what is judged on a test part; None: that of the user
@@ -634,8 +636,7 @@ def train(  # type: ignore[misc]  # its overloads shorten the options
     size. A callback of yours keeps its state if it has `state_dict` and `load_state_dict`; for others a warning is
     logged.
 
-    With `start_from` weights and scaler are those of the earlier run; optimizer, calibration and rule start anew. The
-    new validation and test parts must lie after what that network has seen, see `StartingPoint`.
+    With `start_from` weights and scaler are those of an earlier run, the rest starts anew, see `StartingPoint`.
     In a notebook a live panel shows the training and leaves a picture (widgets need the extra `lab`). With `background`
     the panel has buttons to stop, and the handle has `result()` and `stop()`.
 
@@ -660,13 +661,13 @@ def train(  # type: ignore[misc]  # its overloads shorten the options
     1
     """
     require_verbose(verbose)
-    config = config or Config()
+    config, targets = _read_own_targets(candles, config or Config(), targets)
     start = None if start_from is None else read_starting_point(start_from, config)
     task = _Task(
         candles=candles,
         config=config,
-        prepare=lambda chosen: _prepare_candles(candles, chosen, start),
-        facts={} if start is None else {"start_from": start.as_dict()},
+        prepare=lambda chosen: _prepare_candles(candles, chosen, start, targets),
+        facts=_list_facts(start, targets),
         weights=None if start is None else start.weights,
         ledger=ledger,
         callbacks=callbacks,
@@ -687,12 +688,27 @@ def train(  # type: ignore[misc]  # its overloads shorten the options
     return train_in_background(train_watched, verbose)
 
 # %% ../../nbs/training/04_trainer.ipynb #33f1e202
-def _prepare_candles(candles: Candles, config: Config, start: StartingPoint | None) -> TrainingData:
+def _read_own_targets(candles: Candles, config: Config, targets: Any) -> tuple[Config, Any]:
+    """The configuration and the targets, if the user gives some."""
+    if targets is None:
+        return config, None
+    return config.replace(labels="own"), read_targets(targets, candles, config)
+
+
+def _list_facts(start: StartingPoint | None, targets: Any) -> dict[str, Any]:
+    """What a resume compares beside candles and settings."""
+    facts: dict[str, Any] = {} if start is None else {"start_from": start.as_dict()}
+    return facts if targets is None else {**facts, "targets": fingerprint_targets(targets)}
+
+
+def _prepare_candles(
+    candles: Candles, config: Config, start: StartingPoint | None, targets: Any = None
+) -> TrainingData:
     """The data of `train`. Raises `StartingPointError` if the earlier network has seen a part that judges it."""
     if start is None:
-        return prepare(candles, config)
+        return prepare(candles, config, targets=targets)
     require_same_markets(start, candles if isinstance(candles, Mapping) else None)
-    data = prepare(candles, config, start.scaler)
+    data = prepare(candles, config, start.scaler, targets)
     require_later_parts(start, data)
     return data
 

@@ -114,7 +114,8 @@ def test_config_reports_unknown_names_and_bad_values_together():
 def test_the_types_of_choices_name_exactly_what_the_check_allows():
     hints = typing.get_type_hints(Config)
     choices = {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
-    assert set(choices) == {"timeframe", "recurrent_dropout", "monitor", "tie", "scaler", "balance", "rule"}
+    known = {"timeframe", "recurrent_dropout", "monitor", "tie", "labels", "scaler", "scale_by", "balance", "rule"}
+    assert set(choices) == known | {"balance_by"}
     for name, words in choices.items():
         assert [getattr(Config(**{name: word}), name) for word in words] == list(words)
         with pytest.raises(ConfigError, match=f"one of {', '.join(words)}, got 'other'"):
@@ -351,6 +352,7 @@ SHOWN = [
     ["verify", "missing"],
     ["export", "--model", "run", "--output", "copy-{width}.onnx"],
     ["freqtrade", "--model", "run", "--output", "strategies", "--force"],
+    ["paper", "--model", "run", "--output", "paper-{width}", "--candles", "BTCUSDT-1h.feather"],
     ["freqtrade", "--model", "run", "--output", "strategies", "--pair", "DOGE/USDT"],
     ["predict", "--model", "run", "--candles", "ETH_USDT-1h.feather"],
     ["predict", "--model", "run", "--candles", "BTCUSDT-1h.feather", "--output", "out-{width}.csv"],

@@ -200,5 +200,5 @@ def test_a_part_of_the_data_holds_about_forty_bytes_a_candle():
     data = prepare(markets, CONFIG)
     arrays = [array for part in data.parts.values() for array in (part.rows, part.labels)]
     kept = sum(array.nbytes for array in arrays) + sum(market.segment_rows.nbytes for market in data.markets)
-    assert data.train.matrix.nbytes == data.candles * 2 * 4
-    assert kept / data.candles < 8
+    assert data.train.matrix.nbytes == data.candle_count * 2 * 4
+    assert kept / data.candle_count < 8

@@ -161,7 +161,7 @@ def test_a_part_with_gaps_in_time_is_fitted():
         ({"labels": np.zeros(8999, dtype=int)}, "same windows"),
         ({"labels": np.full(9000, 3)}, "labels 0, 1 or 2"),
         ({"labels": np.zeros(9000)}, "labels 0, 1 or 2"),
-        ({"rows": np.zeros(9000, dtype=int)}, "ascending"),
+        ({"rows": np.arange(9000)[::-1]}, "ascending"),
         ({"trained_on": [0.5, 0.5]}, "trained_on"),
         ({"prior": [0.5, 0.5, 0.5]}, "prior"),
     ],
