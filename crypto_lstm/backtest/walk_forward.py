@@ -583,7 +583,8 @@ def walk_forward(
     )
     windows = backtest.count_windows()
     with _open_folder(backtest.folder, backtest.settings):
-        result = _judge_folds(backtest, _run_folds(backtest, windows), fingerprint_candles(candles), ledger)
+        facts = fingerprint_candles(candles, config.feature_columns)
+        result = _judge_folds(backtest, _run_folds(backtest, windows), facts, ledger)
         _write_figure(result)
         write_json(result.path, result.as_dict())
     return result
@@ -872,7 +873,7 @@ def cross_validate(
         result = CrossValidation(
             config=config,
             settings=backtest.settings,
-            data=fingerprint_candles(candles),
+            data=fingerprint_candles(candles, config.feature_columns),
             folds=tuple(fold.result for fold in done),
             paths=tuple(_judge_paths(backtest, done)),
             output_dir=backtest.folder,

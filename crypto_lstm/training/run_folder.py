@@ -22,6 +22,7 @@ import crypto_lstm
 from ..callbacks import CHECKPOINT_NAME, OutputFolderError
 from ..config import Config
 from ..data.candle_report import require_candles
+from ..data.candles import require_own_columns
 from ..data.markets import require_markets
 from ..evaluation.report import HISTORY_FILE, MEMORY_FILE, RECORD_FILE, REPORT_FILE
 from ..gpu import GpuStatus
@@ -194,14 +195,18 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 # %% ../../nbs/training/01_run_folder.ipynb #1bad4e0c
 def fingerprint_candles(
     candles: pd.DataFrame | Mapping[str, pd.DataFrame],  # date, open, high, low, close, volume; or market -> candles
+    columns: Sequence[str] = (),  # further columns that the features need: `config.feature_columns`
 ) -> dict[str, Any]:  # sha256 of the values, number of candles, first and last date; of several markets also of each
     """SHA-256 of dates (nanoseconds) and values (float64, little-endian), independent of the file format."""
     if isinstance(candles, Mapping):
-        return _fingerprint_markets({str(name): fingerprint_candles(frame) for name, frame in candles.items()})
+        return _fingerprint_markets({str(name): fingerprint_candles(one, columns) for name, one in candles.items()})
+    require_own_columns(candles, columns)
     dates = candles["date"].astype("datetime64[ns, UTC]").astype("int64").to_numpy()
     digest = hashlib.sha256(dates.astype("<i8").tobytes())
     for name in ("open", "high", "low", "close", "volume"):
         digest.update(candles[name].to_numpy(dtype="<f8").tobytes())
+    for name in columns:
+        digest.update(name.encode() + candles[name].to_numpy(dtype="<f8", na_value=float("nan")).tobytes())
     return {
         "sha256": digest.hexdigest(),
         "candles": len(candles),
@@ -247,7 +252,7 @@ def run_identity(
     device = "GPU" if gpu else "CPU"
     facts = {
         "config": config.as_dict(),
-        "data": fingerprint_candles(candles),
+        "data": fingerprint_candles(candles, config.feature_columns),
         "versions": {"crypto_lstm": crypto_lstm.__version__, **list_versions()},
         "deterministic": deterministic,
         "device": device if deterministic else None,
