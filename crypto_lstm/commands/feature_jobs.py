@@ -14,6 +14,7 @@ from typing import Any
 
 from .console import print_status
 from .jobs import Result, load_candles, load_config
+from ..config import ConfigError
 from ..utils.checks import shorten_repr
 from ..utils.environment import load_tensorflow
 from ..utils.errors import CryptoLSTMError
@@ -71,6 +72,8 @@ def run_features(arguments: argparse.Namespace) -> Result:
 
     config = load_config(arguments)
     candles = None
+    if not arguments.candles and (arguments.timezone or arguments.last):
+        raise ConfigError("--timezone and --last say how candles are read: give --candles with a file")
     if arguments.candles:
         candles = load_candles(arguments, config.timeframe, config.feature_columns)
     table = describe_features(config, candles)

@@ -163,7 +163,7 @@ def _make_source(
     record = make_record(judgement, candles, labels, answers, data.config)
     facts: dict[str, Any] = {
         "crypto_lstm": crypto_lstm.__version__,
-        "identity": {"data": fingerprint_candles(candles, config.feature_columns)},
+        "identity": {"data": fingerprint_candles(candles, data.config.feature_columns)},
         "calibration": fit.calibration.as_dict(),
         "windows": data.as_dict(),
         "versions": list_versions(),

@@ -585,6 +585,6 @@ def find_function(
 
 def expect_language(value: Any) -> str:
     """Return the name of this language, or raise `FieldError` for another one."""
-    if value != LANGUAGE:
+    if not isinstance(value, str) or value != LANGUAGE:
         raise FieldError(f"{LANGUAGE!r}, the expression language of this version")
     return LANGUAGE
