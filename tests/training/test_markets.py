@@ -15,6 +15,8 @@ from crypto_lstm.evaluation.report import describe_report, read_report_source
 from crypto_lstm.training.run_folder import fingerprint_candles
 from crypto_lstm.training.saved_run import predict_probabilities
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 HOUR = pd.Timedelta("1h")
 CONFIG = cl.Config(
     timeframe="1h",

@@ -23,6 +23,8 @@ from crypto_lstm.training.starting_point import (
 )
 from crypto_lstm.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONFIG = Config(
     timeframe="1h", sequence_length=12, future_window=24, lstm_units=(4,), dense_units=(), epochs=1, batch_size=64,
     long_tp_pct=2, long_sl_pct=2, short_tp_pct=2, short_sl_pct=2,
