@@ -45,7 +45,8 @@ import crypto_lstm as cl
 candles = cl.synthetic_candles(12_000, seed=1, edge=0.7, timeframe="15m")
 config = cl.Config(
     timeframe="15m", sequence_length=24, future_window=48, long_tp_pct=2.0, long_sl_pct=1.5, short_tp_pct=2.0,
-    short_sl_pct=1.5, lstm_units=(16,), dense_units=(8,), batch_size=32, epochs=4, test_split=0.3,
+    short_sl_pct=1.5, lstm_units=(16,), dense_units=(8,), batch_size=32, epochs=20, test_split=0.3,
+    early_stopping_patience=50,
 )
 run = cl.train(candles, config, "run", tensorboard=False, ledger="ledger.jsonl", save_every_batches=20)
 print("interrupted:", run.interrupted, "resumed:", run.resumed_at)
