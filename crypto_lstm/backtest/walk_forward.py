@@ -28,7 +28,7 @@ from ..callbacks import OutputFolderError
 from ..config import CLASSES, Config, OnMemory
 from ..data.candle_report import require_candles
 from ..data.markets import MarketsHistory, count_balanced, prepare_markets_history
-from ..data.targets import fingerprint_targets, read_targets
+from ..data.targets import read_own_targets
 from ..data.windows import DataError, LabelledHistory, balance_rows, prepare_history
 from ..evaluation.judgement import Answers, Judgement, judge
 from ..evaluation.markets import judge_markets
@@ -235,6 +235,8 @@ class _Backtest:
         started = {"fold": parent.number, "bundle": parent.bundle_sha256} if parent else None
         counts = {name: len(part) for name, part in fold.parts.items()}
         facts = {"method": self.method, "number": fold.number, "rows": counts, "rows_sha256": digest.hexdigest()}
+        if self.config.labels == "own":
+            facts["targets_sha256"] = _hash_targets(self, fold)
         return {"fold": {**facts, "warm_start": started, "baselines": self.baselines}}
 
 
@@ -252,6 +254,18 @@ def _count_windows(backtest: _Backtest, fold: Fold) -> int:
         found = f"batch_size is {config.batch_size}, but only {count} training windows are left in fold {fold.number}"
         raise DataError(f"{found}. Set batch_size to {count} or less")
     return count
+
+
+def _hash_targets(backtest: _Backtest, fold: Fold) -> str:
+    """SHA-256 of the targets of the user's in a fold: more candles after it do not change them."""
+    digest = hashlib.sha256()
+    for rows in fold.parts.values():
+        outcomes = _select_outcomes(backtest.history, rows)
+        for side in ("long", "short"):
+            digest.update(outcomes[f"{side}_return"].to_numpy("<f4").tobytes())
+            digest.update(outcomes[f"{side}_offset"].to_numpy("<i4").tobytes())
+        digest.update(outcomes["label"].to_numpy("<i1").tobytes())
+    return digest.hexdigest()
 
 # %% ../../nbs/backtest/02_walk_forward.ipynb #f211b7c1
 _MAX_ANSWERS = 2 << 30  # bytes
@@ -449,7 +463,7 @@ def _open_folder(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _describe_settings(
-    method: Method, config: Config, folds: Mapping[str, Any], **flags: Any
+    method: Method, config: Config, folds: Mapping[str, Any], **flags: bool
 ) -> dict[str, Any]:
     """The settings of a run over folds in plain values, as they are read back from its file."""
     return json.loads(json.dumps({"method": method, "config": config.as_dict(), "folds": dict(folds), **flags}))
@@ -558,32 +572,15 @@ def walk_forward(
 
     Source: Pardo 2008, The Evaluation and Optimization of Trading Strategies, ch. 11.
     """
-    config = config or Config()
-    require_unforked_tensorflow()
     spans: dict[str, Any] = {"mode": mode, "step": step, "test": test, "first_train": first_train}
     spans.update(validation=validation, embargo=embargo)
-    config, targets, more = _read_own_targets(candles, config, targets)
-    history, folds = _cut_folds(candles, config, walk_forward_folds, spans, targets)
-    known: dict[str, Any] = {"history": history, "folds": folds, "config": config}
-    flags = {"warm_start": warm_start, "baselines": baselines, "deterministic": deterministic, **more}
-    backtest = _Backtest(
-        method="walk-forward",
-        **known,
-        folder=Path(output_dir),
-        settings=_describe_settings("walk-forward", config, spans, **flags),
-        warm_start=warm_start,
-        baselines=baselines,
-        deterministic=deterministic,
-        options={
-            "callbacks": callbacks,
-            "on_memory": on_memory,
-            "save_every_batches": save_every_batches,
-            "verbose": verbose,
-        },
-    )
+    flags = {"warm_start": warm_start, "baselines": baselines, "deterministic": deterministic}
+    options = {"callbacks": callbacks, "on_memory": on_memory, "save_every_batches": save_every_batches}
+    source = _Source(candles, config or Config(), targets, Path(output_dir))
+    backtest = _make_backtest("walk-forward", source, spans, flags, {**options, "verbose": verbose})
     windows = backtest.count_windows()
     with _open_folder(backtest.folder, backtest.settings):
-        facts = fingerprint_candles(candles, config.feature_columns)
+        facts = fingerprint_candles(candles, backtest.config.feature_columns)
         result = _judge_folds(backtest, _run_folds(backtest, windows), facts, ledger)
         _write_figure(result)
         write_json(result.path, result.as_dict())
@@ -599,12 +596,38 @@ def _write_figure(result: WalkForward) -> None:
         figure.savefig(temporary, dpi=110)
 
 # %% ../../nbs/backtest/02_walk_forward.ipynb #f220b7c1
-def _read_own_targets(candles: Candles, config: Config, targets: Any) -> tuple[Config, Any, dict[str, Any]]:
-    """Configuration, targets and their fingerprint among the settings, for targets of the user's."""
-    if targets is None:
-        return config, None, {}
-    own = read_targets(targets, candles, config)
-    return config.replace(labels="own"), own, {"targets": fingerprint_targets(own)}
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What a run over folds is made from, and where."""
+
+    candles: Candles
+    config: Config
+    targets: Any  # of the user's; None: triple barriers
+    folder: Path
+
+
+def _make_backtest(
+    method: Method,
+    source: _Source,
+    spans: Mapping[str, Any],  # of the folds
+    flags: Mapping[str, bool],  # deterministic, and of a walk-forward run warm_start and baselines
+    options: dict[str, Any],  # of `train_rows`
+) -> _Backtest:
+    """The history and its folds. Raises the errors of `walk_forward` before anything is written."""
+    require_unforked_tensorflow()
+    config, targets = read_own_targets(source.candles, source.config, source.targets)
+    cut = walk_forward_folds if method == "walk-forward" else cpcv_folds
+    history, folds = _cut_folds(source.candles, config, cut, spans, targets)
+    return _Backtest(
+        method=method,
+        history=history,
+        folds=folds,
+        config=config,
+        folder=source.folder,
+        settings=_describe_settings(method, config, spans, **flags),
+        options=options,
+        **{"warm_start": False, "baselines": False, **flags},
+    )
 
 
 def _cut_folds(
@@ -646,10 +669,11 @@ def _judge_rows(
     cautions: Sequence[str] = (),
 ) -> Judgement:
     history, config = backtest.history, backtest.config
+    outcomes = _select_outcomes(history, rows)
     if isinstance(history, MarketsHistory):
-        outcomes, own_rows = history.select_outcomes(rows), history.targets.rows[rows]
+        own_rows = history.targets.rows[rows]
         return judge_markets(name, history.filled, outcomes, own_rows, answers, config, rivals, cautions)
-    return judge(name, history.filled, _select_outcomes(history, rows), answers, config, rivals, cautions)
+    return judge(name, history.filled, outcomes, answers, config, rivals, cautions)
 
 # %% ../../nbs/backtest/02_walk_forward.ipynb #02aa0002
 def _judge_folds(
@@ -686,7 +710,9 @@ def _judge_folds(
     )
 
 
-def _select_outcomes(history: LabelledHistory, rows: np.ndarray) -> pd.DataFrame:
+def _select_outcomes(history: LabelledHistory | MarketsHistory, rows: np.ndarray) -> pd.DataFrame:
+    if isinstance(history, MarketsHistory):
+        return history.select_outcomes(rows)
     return history.outcomes.iloc[history.outcomes.index.searchsorted(rows)]
 
 
@@ -845,35 +871,18 @@ def cross_validate(
 
     Source: López de Prado 2018, Advances in Financial Machine Learning, ch. 12.
     """
-    config = config or Config()
-    require_unforked_tensorflow()
     spans = {"groups": groups, "test_groups": test_groups, "validation": validation, "embargo": embargo}
-    config, targets, more = _read_own_targets(candles, config, targets)
-    history, folds = _cut_folds(candles, config, cpcv_folds, spans, targets)
-    backtest = _Backtest(
-        method="cross-validation",
-        history=history,
-        folds=folds,
-        config=config,
-        folder=Path(output_dir),
-        settings=_describe_settings("cross-validation", config, spans, deterministic=deterministic, **more),
-        warm_start=False,
-        baselines=False,
-        deterministic=deterministic,
-        options={
-            "callbacks": callbacks,
-            "on_memory": on_memory,
-            "save_every_batches": save_every_batches,
-            "verbose": verbose,
-        },
-    )
+    flags = {"deterministic": deterministic}
+    options = {"callbacks": callbacks, "on_memory": on_memory, "save_every_batches": save_every_batches}
+    source = _Source(candles, config or Config(), targets, Path(output_dir))
+    backtest = _make_backtest("cross-validation", source, spans, flags, {**options, "verbose": verbose})
     windows = backtest.count_windows()
     with _open_folder(backtest.folder, backtest.settings):
         done = _run_folds(backtest, windows)
         result = CrossValidation(
-            config=config,
+            config=backtest.config,
             settings=backtest.settings,
-            data=fingerprint_candles(candles, config.feature_columns),
+            data=fingerprint_candles(candles, backtest.config.feature_columns),
             folds=tuple(fold.result for fold in done),
             paths=tuple(_judge_paths(backtest, done)),
             output_dir=backtest.folder,

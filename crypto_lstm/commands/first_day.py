@@ -17,7 +17,7 @@ from typing import Any
 from .console import print_status
 from .jobs import Result
 from ..config import Config
-from ..storage.atomic import atomic_path, check_file_name
+from ..storage.atomic import atomic_path, check_file_name, find_unwritable_folder
 from ..utils.checks import shorten_repr
 from ..utils.display import text_table
 from ..utils.errors import CryptoLSTMError
@@ -189,9 +189,9 @@ def _require_free(path: str | os.PathLike[str]) -> Path:
         raise ProjectError(f"can't make the folder {shown}: {error.strerror}; choose another name") from error
     if os.path.lexists(folder):
         raise ProjectError(f"{shown} exists and nothing is overwritten: choose another name")
-    parent = next(one for one in folder.absolute().parents if one.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ProjectError(f"can't make {shown}: {shorten_repr(str(parent), 80)} is not a writable folder")
+    unwritable = find_unwritable_folder(folder)
+    if unwritable is not None:
+        raise ProjectError(f"can't make {shown}: {shorten_repr(str(unwritable), 80)} is not a writable folder")
     return folder
 
 # %% ../../nbs/commands/09_first_day.ipynb #231d542a

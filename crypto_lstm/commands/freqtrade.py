@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .console import print_status
 from .jobs import OutputFileError, Result
 from ..config import Config
+from ..storage.atomic import find_unwritable_folder
 from ..utils.checks import shorten_repr
 from ..utils.errors import CryptoLSTMError
 
@@ -253,9 +254,9 @@ def require_new_files(
         found = " and ".join(map(repr, existing))
         verb = "exist" if len(existing) > 1 else "exists"
         raise OutputFileError(f"{found} {verb}, nothing is overwritten: give another --name, or add --force")
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputFileError(f"can't write to {str(folder)!r}: {str(parent)!r} is no writable folder: choose another")
+    unwritable = find_unwritable_folder(folder)
+    if unwritable is not None:
+        raise OutputFileError(f"can't write to {str(folder)!r}: {str(unwritable)!r} is no writable folder: choose another")
 
 # %% ../../nbs/commands/08_freqtrade.ipynb #37750a87
 def write_strategy(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import re
 import shlex
 import time
@@ -21,6 +20,7 @@ import crypto_lstm
 from .console import TrainingProgress, print_status, show_training_log
 from .parser import tabulate_settings
 from ..config import CLASSES, Config, OnMemory
+from ..storage.atomic import find_unwritable_folder
 from ..utils.display import format_duration, text_table
 from ..utils.environment import load_tensorflow
 from ..utils.errors import CryptoLSTMError
@@ -275,9 +275,9 @@ def _check_new_file(name: str, suffixes: tuple[str, ...]) -> Path:
         raise OutputFileError(f"the output file must end in {' or '.join(suffixes)}, got {name!r}")
     if path.exists():
         raise OutputFileError(f"{name!r} exists and nothing is overwritten; choose another name")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputFileError(f"cannot write {name!r}: {str(parent)!r} is not a writable folder; choose another folder")
+    folder = find_unwritable_folder(path.parent)
+    if folder is not None:
+        raise OutputFileError(f"cannot write {name!r}: {str(folder)!r} is not a writable folder; choose another folder")
     return path
 
 

@@ -23,7 +23,7 @@ from ..config import TIMEFRAME_MINUTES
 from .candle_report import check_candles
 from .candles import read_candles
 from .readers import CandleError
-from ..storage.atomic import atomic_path
+from ..storage.atomic import atomic_path, find_unwritable_folder
 from ..storage.lock import LockedError, hold_lock
 from ..storage.manifest import FilePath
 from ..utils.checks import is_whole_number, shorten_repr
@@ -347,8 +347,8 @@ def _require_target(path: FilePath) -> Path:
         raise DownloadError(f"the file must end in {', '.join(_SUFFIXES)}, got {shown}")
     if target.is_dir():
         raise DownloadError(f"{shown} is a folder: give the name of a file in it")
-    folder = next(parent for parent in target.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    folder = find_unwritable_folder(target.parent)
+    if folder is not None:
         raise DownloadError(f"cannot write {shown}: {shorten_repr(str(folder), 80)} is not a writable folder")
     return target
 

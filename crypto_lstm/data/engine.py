@@ -196,7 +196,24 @@ def _restore_places(count: int, block: np.ndarray) -> np.ndarray:
 
 
 class _BlockNode:
-    """What nodes with a block of values share."""
+    """What nodes with a block of values share. Each takes one value, values within a block, or whole blocks."""
+
+    span: int
+    _feed_one: Callable[..., tuple[Any, np.ndarray]]
+    _feed_part: Callable[..., tuple[Any, np.ndarray]]
+    _feed_whole: Callable[..., tuple[Any, np.ndarray]]
+
+    def feed(self, state: Any, values: np.ndarray, since: np.ndarray) -> tuple[Any, np.ndarray]:
+        if len(values) == 1:
+            return self._feed_one(state, values.item())
+        state = state._replace(block=state.block.copy())
+        found = []
+        for part in _split_blocks(state.taken % self.span, len(values), self.span):
+            is_whole = state.taken % self.span == 0 and part.stop - part.start >= self.span
+            step = self._feed_whole if is_whole else self._feed_part
+            state, result = step(state, values[part])
+            found.append(result)
+        return state, np.concatenate(found, axis=-1)
 
     def copy(self, state: Any) -> Any:
         return state._replace(block=state.block.copy())
@@ -224,16 +241,8 @@ class _Scan(_BlockNode):
         return _ScanState(0, np.zeros(self.span), np.full(self.span + 1, self.neutral), self.neutral)
 
     def feed(self, state: _ScanState, values: np.ndarray, since: np.ndarray) -> tuple[_ScanState, np.ndarray]:
-        if len(values) == 1:
-            return self._feed_one(state, values.item())
-        state = state._replace(block=state.block.copy())
-        found = []
-        for part in _split_blocks(state.taken % self.span, len(values), self.span):
-            is_whole = state.taken % self.span == 0 and part.stop - part.start >= self.span
-            step = self._feed_whole if is_whole else self._feed_part
-            state, result = step(state, values[part])
-            found.append(result)
-        return state, np.concatenate(found) + 0.0  # of 0.0 and -0.0 a minimum is either
+        state, result = super().feed(state, values, since)
+        return state, result + 0.0  # of 0.0 and -0.0 a minimum is either
 
     def _feed_one(self, state: _ScanState, value: float) -> tuple[_ScanState, np.ndarray]:
         """One value. An earlier state does not need the one that it replaces."""
@@ -350,18 +359,6 @@ class _Moments(_BlockNode):
 
     def start(self) -> _MomentState:
         return _MomentState(0, np.zeros(self.span), np.zeros((2, self.span + 1)), 0.0, 0.0, _NOTHING)
-
-    def feed(self, state: _MomentState, values: np.ndarray, since: np.ndarray) -> tuple[_MomentState, np.ndarray]:
-        if len(values) == 1:
-            return self._feed_one(state, values.item())
-        state = state._replace(block=state.block.copy())
-        found = []
-        for part in _split_blocks(state.taken % self.span, len(values), self.span):
-            is_whole = state.taken % self.span == 0 and part.stop - part.start >= self.span
-            step = self._feed_whole if is_whole else self._feed_part
-            state, result = step(state, values[part])
-            found.append(result)
-        return state, np.concatenate(found, axis=1)
 
     def _feed_one(self, state: _MomentState, value: float) -> tuple[_MomentState, np.ndarray]:
         """One value. An earlier state does not need the one that it replaces."""

@@ -20,7 +20,7 @@ from ..utils.checks import list_first_names, shorten_repr
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
-__all__ = ['TargetError', 'Targets', 'read_targets', 'fingerprint_targets', 'read_holding']
+__all__ = ['TargetError', 'Targets', 'read_targets', 'read_own_targets', 'fingerprint_targets', 'read_holding']
 
 # %% ../../nbs/data/24_targets.ipynb #223ce8d7
 class TargetError(CryptoLSTMError, ValueError):
@@ -194,6 +194,17 @@ def _read_holding(table: pd.DataFrame, classes: np.ndarray, config: Config) -> n
     return known.astype(np.int32)
 
 # %% ../../nbs/data/24_targets.ipynb #ccc7483d
+def read_own_targets(
+    candles: pd.DataFrame | Mapping[str, pd.DataFrame],
+    config: Config,
+    targets: Any,  # as for `read_targets`; None: triple barriers
+) -> tuple[Config, Targets | dict[str, Targets] | None]:
+    """The configuration of a run, which states whose targets it has, and the targets. Raises `TargetError`."""
+    if targets is None:
+        return config, None
+    return config.replace(labels="own"), read_targets(targets, candles, config)
+
+
 def fingerprint_targets(
     targets: Targets | Mapping[str, Targets],
 ) -> str | dict[str, str]:  # of several markets: market -> SHA-256

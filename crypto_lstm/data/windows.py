@@ -353,21 +353,10 @@ def prepare(
     scaler: Scaler | None = None,  # of an earlier run that is continued; None: fitted on the training rows
     targets: Any = None,  # of the user's, see `data.targets`; None: triple barriers
 ) -> TrainingData:  # train, validation and test, ready for `fit`
-    """Turn candles into training data: fill gaps, compute features and labels, split in time, scale, balance.
+    """`data.markets.prepare`, which is `cl.prepare`, for one market.
 
     The split is purged (`split_rows`), and the scaler is fitted on training rows only, so no part looks ahead into the
     next. Raises `CandleError`, `FeatureError`, `LabelError` or `DataError`, each naming what is missing.
-
-    Example:
-        >>> import crypto_lstm as cl
-        >>> config = cl.Config(
-        ...     timeframe="1h", sequence_length=12, future_window=24, lstm_units=(8, 4), dense_units=(4,),
-        ...     long_tp_pct=2, long_sl_pct=2, short_tp_pct=2, short_sl_pct=2, batch_size=64, epochs=1,
-        ... )
-        >>> data = cl.prepare(cl.synthetic_candles(3000, seed=3, timeframe="1h"), config)
-        >>> windows, labels = data.train[0]
-        >>> windows.shape, labels.shape
-        ((64, 12, 8), (64, 3))
     """
     config = config or Config()
     history = prepare_history(candles, config, targets)

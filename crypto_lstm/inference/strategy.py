@@ -175,12 +175,6 @@ def _to_rows(candles: pd.DataFrame) -> np.ndarray:
     """(candles, 5) float64"""
     return candles[list(COLUMNS[1:])].to_numpy(np.float64)
 
-
-def _to_dates(times: np.ndarray | list[int], like: pd.Series) -> pd.Series:
-    """Nanoseconds as dates of the type of another column."""
-    dates = pd.to_datetime(np.asarray(times, dtype=np.int64), unit="ns", utc=True)
-    return pd.Series(dates).astype(like.dtype)
-
 # %% ../../nbs/inference/14_strategy.ipynb #40c68298
 @dataclass
 class ReasonLog:

@@ -28,7 +28,8 @@ _log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['SaveError', 'sync_to_disk', 'write_new_file', 'displaced_path', 'find_kept', 'move_into_place', 'restore_kept',
-           'exclusive_write', 'check_file_name', 'atomic_path', 'write_text', 'write_json', 'sha256_file']
+           'exclusive_write', 'check_file_name', 'find_unwritable_folder', 'atomic_path', 'write_text', 'write_json',
+           'sha256_file']
 
 # %% ../../nbs/storage/03_atomic.ipynb #ee216810
 class SaveError(CryptoLSTMError, OSError):
@@ -360,6 +361,14 @@ def _count_bytes(folder: Path) -> int:
     with contextlib.suppress(OSError):
         return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
     return 0
+
+
+def find_unwritable_folder(
+    folder: Path,  # it may not exist yet
+) -> Path | None:
+    """The folder at or above `folder` that exists, if nothing can be made in it; None if it can."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return None if existing.is_dir() and os.access(existing, os.W_OK) else existing
 
 # %% ../../nbs/storage/03_atomic.ipynb #6a01ec1c
 _WAIT_S = 10.0

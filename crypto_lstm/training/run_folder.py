@@ -27,6 +27,7 @@ from ..data.markets import require_markets
 from ..evaluation.report import HISTORY_FILE, MEMORY_FILE, RECORD_FILE, REPORT_FILE
 from ..gpu import GpuStatus
 from ..inference.predictor import RUN_FILES
+from ..storage.atomic import find_unwritable_folder
 from ..storage.checkpoints import CheckpointStore
 from ..storage.lock import LockedError, hold_lock, remove_stale_locks
 from ..storage.manifest import IntegrityError, SavedFileError, read_json
@@ -111,9 +112,9 @@ def _require_own_run(folder: Path, resume: bool) -> None:
 
 
 def _require_writable_parent(folder: Path) -> None:
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        fault = f"{str(parent)!r} is no folder that may be written to"
+    unwritable = find_unwritable_folder(folder)
+    if unwritable is not None:
+        fault = f"{str(unwritable)!r} is no folder that may be written to"
         raise OutputFolderError(f"can't write to {str(folder)!r}: {fault}; choose another")
 
 

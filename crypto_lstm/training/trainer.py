@@ -30,7 +30,7 @@ from crypto_lstm.callbacks import (
 )
 from ..config import CLASSES, Config, OnMemory
 from ..data.markets import MarketsData, MarketsHistory, prepare, prepare_markets_rows
-from ..data.targets import fingerprint_targets, read_targets
+from ..data.targets import fingerprint_targets, read_own_targets
 from ..data.windows import LabelledHistory, TrainingData, prepare_rows
 from ..evaluation.album import Album, draw_album
 from ..evaluation.calibration_fit import CalibrationFit
@@ -661,7 +661,7 @@ def train(  # type: ignore[misc]  # its overloads shorten the options
     1
     """
     require_verbose(verbose)
-    config, targets = _read_own_targets(candles, config or Config(), targets)
+    config, targets = read_own_targets(candles, config or Config(), targets)
     start = None if start_from is None else read_starting_point(start_from, config)
     task = _Task(
         candles=candles,
@@ -688,13 +688,6 @@ def train(  # type: ignore[misc]  # its overloads shorten the options
     return train_in_background(train_watched, verbose)
 
 # %% ../../nbs/training/04_trainer.ipynb #33f1e202
-def _read_own_targets(candles: Candles, config: Config, targets: Any) -> tuple[Config, Any]:
-    """The configuration and the targets, if the user gives some."""
-    if targets is None:
-        return config, None
-    return config.replace(labels="own"), read_targets(targets, candles, config)
-
-
 def _list_facts(start: StartingPoint | None, targets: Any) -> dict[str, Any]:
     """What a resume compares beside candles and settings."""
     facts: dict[str, Any] = {} if start is None else {"start_from": start.as_dict()}
