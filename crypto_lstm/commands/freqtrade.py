@@ -256,7 +256,8 @@ def require_new_files(
         raise OutputFileError(f"{found} {verb}, nothing is overwritten: give another --name, or add --force")
     unwritable = find_unwritable_folder(folder)
     if unwritable is not None:
-        raise OutputFileError(f"can't write to {str(folder)!r}: {str(unwritable)!r} is no writable folder: choose another")
+        fault = f"can't write to {str(folder)!r}: {str(unwritable)!r} is no writable folder"
+        raise OutputFileError(f"{fault}: choose another")
 
 # %% ../../nbs/commands/08_freqtrade.ipynb #37750a87
 def write_strategy(

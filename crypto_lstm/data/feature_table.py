@@ -85,9 +85,10 @@ class FeatureTable:
     @property
     def summary(self) -> str:
         """One sentence about all features."""
-        on = "" if self.candles is None else f" {self.candles:,} candles;"
-        state = f"a bot keeps {_write_bytes(self.state_bytes)} for all"
-        return f"{len(self.features)} features:{on} the first {self.warmup:,} candles lack some; {state}."
+        count = "1 feature" if len(self.features) == 1 else f"{len(self.features)} features"
+        on = "" if self.candles is None else f" on {self.candles:,} candles"
+        warmup = f"A window begins after the first {self.warmup:,} candles, when all have a value."
+        return f"{count}{on}. {warmup} A bot keeps {_write_bytes(self.state_bytes)} for them."
 
     def __repr__(self) -> str:
         return f"FeatureTable({len(self.features)} features, {len(self.warnings)} warnings)"
