@@ -54,11 +54,20 @@ def find_fault(output: dict) -> str:
     return found.group() if found else ""
 
 
-def find_half_folded() -> list[str]:
-    """Notebooks whose exported cells are not folded, where another notebook is folded already."""
-    faults = fold.find_unfolded(ROOT)
-    is_begun = len(faults) < len(fold.list_notebooks(ROOT))
-    return faults if is_begun else []
+MAX_KB = 300
+
+
+def find_heavy_notebooks() -> list[str]:
+    """Notebooks that are larger than a page may be, or hold the state of a widget, which a closed page can't show."""
+    faults = []
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        text = path.read_text(encoding="utf-8")
+        kilobytes = len(text.encode()) / 1000
+        if kilobytes > MAX_KB:
+            faults.append(f"{path.relative_to(ROOT)}: {kilobytes:,.0f} KB, at most {MAX_KB}")
+        if "widgets" in json.loads(text)["metadata"]:
+            faults.append(f"{path.relative_to(ROOT)}: the state of a widget; delete it from the metadata")
+    return faults
 
 
 MAX_CELL_LINES = 100
@@ -79,18 +88,17 @@ def find_long_cells() -> list[str]:
 
 
 def main() -> int:
-    faults = find_bad_outputs()
-    if faults:
-        print("outputs that a notebook must not hold; run it again or change it:", *faults, sep="\n")
-        return 1
-    faults = find_long_cells()
-    if faults:
-        print(f"exported cells of more than {MAX_CELL_LINES} lines; move work into functions:", *faults, sep="\n")
-        return 1
-    faults = find_half_folded()
-    if faults:
-        print("exported cells that are not folded, run `make notebooks`:", *faults, sep="\n")
-        return 1
+    checks = {
+        "outputs that a notebook must not hold; run it again or change it": find_bad_outputs,
+        f"exported cells of more than {MAX_CELL_LINES} lines; move work into functions": find_long_cells,
+        "notebooks that are too heavy": find_heavy_notebooks,
+        "exported cells that are not folded, run `make notebooks`": lambda: fold.find_unfolded(ROOT),
+    }
+    for title, find in checks.items():
+        faults = find()
+        if faults:
+            print(f"{title}:", *faults, sep="\n")
+            return 1
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / "crypto_lstm"
         copy.mkdir()

@@ -209,7 +209,8 @@ def _measure_deviation(
     return deviation
 
 # %% ../../nbs/inference/03_predictor.ipynb #d22e0c4e
-_MAX_STATE_BYTES = 2 << 30  # of a thousand markets
+_MAX_STATE_BYTES = 256 << 20  # of one market: 500 features with spans of 30 days of minutes
+_MAX_STATES_BYTES = 2 << 30  # of several markets
 
 
 class StateMismatchError(PinMismatchError):
@@ -233,9 +234,9 @@ def _save_state(state: Mapping[str, np.ndarray], model_sha256: str, path: FilePa
 _WARM_UP = "start again with warm_up"
 
 
-def _read_state(path: FilePath, model_sha256: str) -> dict[str, np.ndarray]:
+def _read_state(path: FilePath, model_sha256: str, max_bytes: int = _MAX_STATE_BYTES) -> dict[str, np.ndarray]:
     """The state of a stream of this model. Raises `IntegrityError` and `StateMismatchError`."""
-    content = read_file(path, max_bytes=_MAX_STATE_BYTES)
+    content = read_file(path, max_bytes=max_bytes)
     try:
         state = decode_npz(content.files[Path(path).name], path)
     except IntegrityError as error:
@@ -471,7 +472,7 @@ class _StreamingNetwork(_VerifiedNetwork):
         """
         if self.markets:
             found = {}
-            for market, own in unpack_states(_read_state(path, self.sha256)).items():
+            for market, own in unpack_states(_read_state(path, self.sha256, _MAX_STATES_BYTES)).items():
                 found[market] = self._make_live_stream(select_scaler(self._require_scaler(), market, self.allow_new))
                 found[market].load_state_dict(own)
             self.streams = found
@@ -612,7 +613,7 @@ class _ManyMarkets(_StreamingNetwork):
                 windows[market] = window
         return self._step.prepare(windows)
 
-# %% ../../nbs/inference/03_predictor.ipynb #5ad0a483
+# %% ../../nbs/inference/03_predictor.ipynb #b25370b2
 @dataclass(repr=False, eq=False)
 class Predictor(_ManyMarkets):
     """Decides on candles with a verified network.
