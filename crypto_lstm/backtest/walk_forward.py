@@ -51,7 +51,16 @@ from crypto_lstm.training.run_folder import (
 )
 from ..training.saved_run import load_run
 from ..training.trainer import TrainingRun, train_rows
-from ..utils.display import BLUE, GREY, format_duration, get_logger, html_table, new_axes, text_table
+from crypto_lstm.utils.display import (
+    BLUE,
+    GREY,
+    format_duration,
+    get_logger,
+    html_table,
+    new_axes,
+    text_table,
+    write_png,
+)
 from ..utils.environment import require_unforked_tensorflow
 from ..utils.errors import CryptoLSTMError, escape_control
 from ..utils.system import MB, anonymous_memory_mb
@@ -593,7 +602,7 @@ def _write_figure(result: WalkForward) -> None:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     result.plot(figure.subplots())
     with atomic_path(result.path.with_suffix(".png")) as temporary:
-        figure.savefig(temporary, dpi=110)
+        write_png(figure, temporary)
 
 # %% ../../nbs/backtest/02_walk_forward.ipynb #f220b7c1
 @dataclass(frozen=True, eq=False)

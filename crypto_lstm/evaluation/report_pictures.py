@@ -48,14 +48,15 @@ class Picture:
     def svg(self) -> str:
         """The picture for an HTML page, in the colours of that page. The same input gives the same bytes."""
         import matplotlib as mpl
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 
-        settings: Any = {**_STYLE, "svg.hashsalt": self.name}
+        settings: Any = {**_STYLE, **_TRANSPARENT, "svg.hashsalt": self.name}
         with mpl.rc_context(settings):
             figure = Figure(figsize=self.size, layout="constrained")
             self.draw(figure)
             buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})  # `savefig` draws twice
         return _adapt_svg(buffer.getvalue(), self.alt)
 
     def to_figure(
@@ -86,6 +87,7 @@ COLOUR_VARIABLES = {  # name of the CSS variable -> colour in the light and in t
     "purple": ("#A8517F", "#E39AC4"),
     "grey": ("#6E6E6E", "#A6A6A6"),
 }
+_TRANSPARENT = {"figure.facecolor": "none", "axes.facecolor": "none"}
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a name may hold a dollar sign

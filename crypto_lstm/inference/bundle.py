@@ -13,8 +13,9 @@ import json
 import math
 import platform
 import threading
+import weakref
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +48,7 @@ from crypto_lstm.inference.onnx_file import (
     OnnxFileError,
     describe_unfinished,
     disable_tf32,
+    export_onnx,
     is_in_calendar,
     is_training_fact,
     make_probe_rows,
@@ -56,7 +58,6 @@ from crypto_lstm.inference.onnx_file import (
 )
 from .policy import DecisionPolicy
 from ..saving.compatibility import validate_model
-from ..saving.model_schema import silence_keras
 from ..storage.arrays import decode_npz
 from ..storage.manifest import FilePath, IntegrityError, SavedFileError, parse_json
 from ..storage.verified import FolderReport, atomic_folder, read_folder, verify_folder
@@ -72,7 +73,8 @@ _log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['FILES', 'GOLDEN', 'TOLERANCE', 'Shapes', 'BundleError', 'list_weight_shapes', 'encode_weights', 'decode_weights',
-           'build_facts', 'describe_columns', 'save_bundle', 'Bundle', 'load_bundle', 'VerifyReport', 'verify_bundle']
+           'build_facts', 'describe_columns', 'run_network', 'save_bundle', 'Bundle', 'load_bundle',
+           'export_saved_bundle', 'VerifyReport', 'verify_bundle']
 
 # %% ../../nbs/inference/04_bundle.ipynb #6d1740bc
 class BundleError(IntegrityError):
@@ -282,6 +284,32 @@ def _assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray]) -> ke
     return model
 
 
+_FUNCTIONS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of each network
+
+
+def run_network(
+    model: keras.Model,
+    windows: np.ndarray,  # (batch, sequence_length, features) float32, scaled
+) -> np.ndarray:  # (batch, classes) float64
+    """The answers of the network to one batch.
+
+    One graph serves batches of every size. `model.predict` makes a graph for each new size, so its answers would depend
+    in the last bits on what was asked before.
+    """
+    function = _FUNCTIONS.get(model)
+    if function is None:
+        function = _FUNCTIONS[model] = _compile_network(model)
+    return function(windows).numpy().astype(np.float64)
+
+
+def _compile_network(model: keras.Model) -> Any:
+    import tensorflow as tf
+
+    network = weakref.proxy(model)  # the function must not keep the network in memory
+    signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
+    return tf.function(lambda windows: network(windows, training=False), [signature], autograph=False)
+
+
 def _predict_golden(model: keras.Model, windows: np.ndarray) -> np.ndarray:
     """`_predict_batches`, in full float32 on every GPU."""
     with disable_tf32():
@@ -303,9 +331,7 @@ def _predict_batches(model: keras.Model, windows: np.ndarray) -> np.ndarray:
     for start in range(0, len(windows), GOLDEN):
         batch = windows[start : start + GOLDEN]
         padding = np.zeros((GOLDEN - len(batch), *batch.shape[1:]), dtype=np.float32)
-        with silence_keras():
-            answers = model.predict_on_batch(np.concatenate([batch, padding]))
-        parts.append(np.asarray(answers, dtype=np.float64)[: len(batch)])
+        parts.append(run_network(model, np.concatenate([batch, padding]))[: len(batch)])
     return np.concatenate(parts)
 
 
@@ -686,9 +712,23 @@ def load_bundle(
         12
     """
     require_unforked_tensorflow()
+    return _open_bundle(path, expected_sha256, _build_network)
+
+
+def export_saved_bundle(
+    path: FilePath,  # a bundle that this process has just saved
+    expected_sha256: str | None,  # of the bundle
+    target: FilePath,  # the .onnx file to create or replace
+) -> str:  # SHA-256 of the file
+    """`export_onnx` of a bundle that is read back from its folder, with the network that tested it before."""
+    with _CACHE_LOCK:
+        return export_onnx(_open_bundle(path, expected_sha256, _build_cached_network), target)
+
+
+def _open_bundle(path: FilePath, expected_sha256: str | None, build: Callable[[Config], keras.Model]) -> Bundle:
     found = read_folder(path, expected_sha256=expected_sha256, max_bytes=8 * MAX_PARAMETERS)
     content = _parse_bundle(found.path, found.facts, found.files)
-    model = _assign_weights(_build_network(content.config), content.weights)
+    model = _assign_weights(build(content.config), content.weights)
     deviation = _test_golden(model, content.golden, found.path)
     windows = _join_golden(content.golden)
     metadata = {**found.facts, "created": found.created}

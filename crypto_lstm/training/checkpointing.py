@@ -624,6 +624,15 @@ def _plan_fits(train: WindowDataset, epochs: int, saved: SavedState | None) -> l
     return [fit for fit in fits if fit.first < fit.end]
 
 
+def _build_variables(model: keras.Model) -> None:
+    """Make the variables of optimizer and metrics. Keras traces the step twice if they are made while it traces."""
+    model.optimizer.build(model.trainable_variables)
+    if not all(getattr(metric, "built", True) for metric in model.metrics):
+        answer = np.eye(1, model.output_shape[-1], dtype=np.float32)
+        model.compute_metrics(None, answer, answer)
+        model.reset_metrics()
+
+
 def resume_fit(
     model: keras.Model,  # compiled; with `saved`, after `restore_training`
     train: WindowDataset,
@@ -642,7 +651,7 @@ def resume_fit(
         steps=len(train),
         model=model,
     )
-    model.optimizer.build(model.trainable_variables)
+    _build_variables(model)
     if not saved:
         backup.save(0, 0)
     train.epoch = (saved.epoch if saved else 0) - 1

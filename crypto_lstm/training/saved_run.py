@@ -19,12 +19,12 @@ import pandas as pd
 from ..config import Config
 from ..data.market_scaler import AnyScaler, MarketScaler, refuse_markets, require_markets_of
 from ..data.scaler import Scaler
-from ..data.windows import WindowDataset, prediction_windows, tf_dataset
-from ..inference.bundle import Bundle, VerifyReport, load_bundle, verify_bundle
+from ..data.windows import WindowDataset, prediction_windows
+from ..inference.bundle import Bundle, VerifyReport, load_bundle, run_network, verify_bundle
 from ..inference.decision import require_probabilities
 from ..inference.policy import DecisionPolicy
 from ..persistence import read_metadata
-from ..saving.model_schema import ModelFileError, silence_keras
+from ..saving.model_schema import ModelFileError
 from ..storage.lock import remove_stale_locks
 from crypto_lstm.storage.manifest import (
     MANIFEST,
@@ -57,8 +57,8 @@ def predict_probabilities(
     `ForkedTensorFlowError` in a fork of a process that has used TensorFlow.
     """
     require_unforked_tensorflow()
-    with silence_keras():
-        answers = model.predict(tf_dataset(windows), verbose=0).astype(np.float64)
+    windows.on_epoch_begin()
+    answers = np.concatenate([run_network(model, windows[index][0]) for index in range(len(windows))])
     require_probabilities(answers)
     return answers
 

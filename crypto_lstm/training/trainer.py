@@ -39,8 +39,7 @@ from ..evaluation.metrics import Evaluation, evaluate
 from ..evaluation.record import Candles, JudgementRecord, encode_record
 from ..evaluation.report import write_report
 from ..gpu import GpuStatus, setup_gpu_memory
-from ..inference.bundle import load_bundle, save_bundle
-from ..inference.onnx_file import export_onnx
+from ..inference.bundle import export_saved_bundle, save_bundle
 from ..inference.policy import DecisionPolicy
 from ..memory import MemoryEstimate, Variant, estimate_memory
 from ..persistence import load_model, save_model
@@ -79,7 +78,7 @@ from crypto_lstm.training.starting_point import (
 )
 from .watch import TrainingWatch, require_verbose
 from ..utils.checks import list_first_names
-from ..utils.display import get_logger, html_table, text_table
+from ..utils.display import get_logger, html_table, text_table, write_png
 from ..utils.environment import require_session_dtypes, require_unforked_tensorflow
 from ..utils.system import MB, anonymous_memory_mb, memory_limit_mb, read_process_memory
 
@@ -556,7 +555,7 @@ def _write_run(run: TrainingRun, cleaning: dict[str, Any]) -> None:
         hashes[name] = sha256_file(run.paths[name])
     if run.epochs_finished:
         hashes["bundle"] = save_bundle(run, run.paths["bundle"]).sha256
-        hashes["onnx"] = export_onnx(load_bundle(run.paths["bundle"], hashes["bundle"]), run.paths["onnx"])
+        hashes["onnx"] = export_saved_bundle(run.paths["bundle"], hashes["bundle"], run.paths["onnx"])
     else:
         _log.warning("no epoch was finished: there is no bundle and no ONNX file; the same call resumes the training")
     head = {
@@ -584,7 +583,7 @@ def _write_figures(run: TrainingRun) -> None:
     for name, figure in _plot_run(run, Figure).items():
         if name in run.paths:
             with atomic_path(run.paths[name]) as temporary:
-                figure.savefig(temporary, dpi=110)
+                write_png(figure, temporary)
 
 # %% ../../nbs/training/04_trainer.ipynb #a86c7428
 @overload

@@ -16,10 +16,11 @@ from .errors import escape_control
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'GREY', 'CLASS_COLOURS', 'limit_width', 'text_table', 'html_table',
-           'new_axes', 'format_duration', 'get_logger']
+           'new_axes', 'write_png', 'format_duration', 'get_logger']
 
 # %% ../../nbs/utils/02_display.ipynb #0a6954e6
 _GAP = "  "  # between two columns
@@ -156,6 +157,18 @@ def new_axes(
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=figsize, layout="constrained")[1]
+
+
+def write_png(
+    figure: Figure,
+    target: Any,  # a path, or a file that is open for bytes
+    dpi: float = 110,
+) -> None:
+    """Lay a figure out, draw it once and write it. `Figure.savefig` gives the same picture and draws twice."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(dpi)
+    FigureCanvasAgg(figure).print_png(target)
 
 # %% ../../nbs/utils/02_display.ipynb #c1d00002
 def format_duration(

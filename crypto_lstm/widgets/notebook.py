@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from ..utils.display import write_png
 from ..utils.errors import escape_control
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def make_picture_bundle(
 ) -> dict[str, str]:
     """A figure as PNG, with a text."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    write_png(figure, buffer)
     return {"image/png": base64.b64encode(buffer.getvalue()).decode("ascii"), "text/plain": escape_control(text)}
 
 # %% ../../nbs/widgets/03_notebook.ipynb #f3c75ab1

@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 from support import crash_injection as faults
+from support.answers import replace_answers
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.config import CLASSES, Config
@@ -445,7 +446,7 @@ def test_invalid_network_output_gives_no_trade(answer, bundle, monkeypatch):
             raise answer(None, None, "OOM when allocating tensor")
         return np.tile(np.float32(answer), (len(windows), 1))
 
-    monkeypatch.setattr(bundle.model, "predict_on_batch", said)
+    replace_answers(monkeypatch, bundle.model, said)
     decision = bundle.decide(CANDLES, now=CLOSE)
     assert decision.action == NO_TRADE and decision.reason
 

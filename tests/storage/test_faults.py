@@ -27,6 +27,7 @@ import pytest
 import tensorflow as tf
 from inference.test_bundle import FIRST, WEIGHTS, config_with, forged, weights_of
 from support import forked
+from support.answers import replace_answers
 from support.attacks import (
     CONFIG_ATTACKS,
     WEIGHT,
@@ -2104,11 +2105,8 @@ def decided(frame: Any = HOURLY, now: Any = CLOSE, answer: Any = None) -> Arrang
 
     def arrange(ground: Ground) -> Act:
         if answer is not None:
-            ground.patch.setattr(
-                ground.world.bundle.model,
-                "predict_on_batch",
-                lambda windows: np.tile(np.float32(answer), (len(windows), 1)),
-            )
+            said = np.float32(answer)
+            replace_answers(ground.patch, ground.world.bundle.model, lambda windows: np.tile(said, (len(windows), 1)))
         return lambda: ground.world.bundle.decide(frame, now=now)
 
     return arrange

@@ -21,6 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from support.answers import replace_answers
 from support.attacks import _archive, _members, digest
 from support.kill_and_resume import CONFIG, candles
 
@@ -108,9 +109,7 @@ def test_a_manifest_that_describes_no_file_is_refused(versions, tmp_path):
 
 
 def test_a_bundle_that_answers_differently_from_the_model_in_memory_is_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        run.model, "predict_on_batch", lambda windows: np.tile(np.float32([1, 0, 0]), (len(windows), 1))
-    )
+    replace_answers(monkeypatch, run.model, lambda windows: np.tile(np.float32([1, 0, 0]), (len(windows), 1)))
     with pytest.raises(BundleError, match="the golden windows: expected the answers of the saved network"):
         save_bundle(run, tmp_path / "btc")
     assert not list(tmp_path.iterdir())

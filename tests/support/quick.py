@@ -30,18 +30,18 @@ _entered = ExitStack()
 @contextmanager
 def skip_pictures() -> Iterator[None]:
     """Draw nothing inside the block, in this process, its forks and its children."""
-    from matplotlib.figure import Figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     from crypto_lstm.evaluation import report
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(state, "pictures", False)
-        patch.setattr(Figure, "savefig", write_one_pixel)
+        patch.setattr(FigureCanvasAgg, "print_png", write_one_pixel)
         patch.setattr(report, "_draw_pictures", lambda source: {})
         yield
 
 
-def write_one_pixel(figure: Any, target: Any, **_: Any) -> None:
+def write_one_pixel(canvas: Any, target: Any, **_: Any) -> None:
     target.write_bytes(ONE_PIXEL)
 
 
