@@ -283,7 +283,7 @@ def _assign_weights(model: keras.Model, weights: Mapping[str, np.ndarray]) -> ke
             variable.assign(weights[f"{layer.name}.{variable.name}"])
     return model
 
-
+# %% ../../nbs/inference/04_bundle.ipynb #5f2438c0
 _FUNCTIONS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of each network
 
 
