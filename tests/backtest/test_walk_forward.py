@@ -54,7 +54,7 @@ CONFIG = Config(
 SPANS = {"first_train": "25d", "test": "8d", "step": "8d", "validation": 0.25}
 CANDLES = 1030
 
-pytestmark = pytest.mark.usefixtures("no_pictures", "no_graphs")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def make_candles(count: int = CANDLES) -> pd.DataFrame:

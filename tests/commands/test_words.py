@@ -25,8 +25,6 @@ from crypto_lstm.widgets.progress import TrainingProgress, fit_line, wrap_senten
 WORDS = ["timeframe=1h", "sequence_length=12", "future_window=24", "lstm_units=8,4", "dense_units=4", "batch_size=64"]
 WORDS += ["epochs=2", "long_tp_pct=2", "short_tp_pct=2", "long_sl_pct=2", "short_sl_pct=2"]
 
-pytestmark = pytest.mark.usefixtures("no_graphs")
-
 
 def hourly(rows: int = 3000) -> pd.DataFrame:
     return synthetic_candles(rows, seed=3, timeframe="1h")
@@ -38,6 +36,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("words")
     hourly().head(2500).to_feather(folder / "BTCUSDT-1h.feather")
     hourly().to_feather(folder / "ETH_USDT-1h.feather")
+    (folder / "few").mkdir()
+    hourly().iloc[1700:2500].reset_index(drop=True).to_feather(folder / "few" / "BTCUSDT-1h.feather")
     words = ["train", "--candles", "BTCUSDT-1h.feather", "--output", "run", "--no-tensorboard", "--set", *WORDS]
     return folder, run_main(folder, *words)
 
@@ -352,7 +352,7 @@ SHOWN = [
     ["verify", "missing"],
     ["export", "--model", "run", "--output", "copy-{width}.onnx"],
     ["freqtrade", "--model", "run", "--output", "strategies", "--force"],
-    ["paper", "--model", "run", "--output", "paper-{width}", "--candles", "BTCUSDT-1h.feather"],
+    ["paper", "--model", "run", "--output", "paper-{width}", "--candles", "few/BTCUSDT-1h.feather"],
     ["freqtrade", "--model", "run", "--output", "strategies", "--pair", "DOGE/USDT"],
     ["predict", "--model", "run", "--candles", "ETH_USDT-1h.feather"],
     ["predict", "--model", "run", "--candles", "BTCUSDT-1h.feather", "--output", "out-{width}.csv"],
