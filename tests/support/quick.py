@@ -1,14 +1,11 @@
 """Trainings without what a test does not look at: pictures, and graphs.
 
-A training of two epochs spends a third of its processor time on pictures and another third on tracing graphs.
-
-- `train` writes three pictures, and a report with up to six. The notebooks of the trainer, of walk-forward and of the
-  report draw all of them, and so do `tests/evaluation/test_report.py`, `tests/commands/test_words.py` and
-  `tools/wheel.py`. With the fixture `no_pictures` the files are there, as small as a picture can be, and the report
-  holds its words and tables.
-- Keras computes a step as a graph. `tests/training/test_checkpointing.py`, `test_controls.py`, the notebooks,
-  `tools/wheel.py` and `python -m benchmarks reliability` train so. With the fixture `no_graphs` TensorFlow runs the
-  same operations one by one.
+- `train` writes up to eight pictures and a report that holds them, for about 3 seconds of a core. The notebooks of the
+  trainer, of walk-forward and of the report draw all of them, and so do `tests/evaluation/test_report.py`,
+  `tests/commands/test_words.py` and `tools/wheel.py`. With the fixture `no_pictures` the files are there, as small as a
+  picture can be, and the report holds its words and tables.
+- Keras computes a step as a graph, which takes a second to make. With the fixture `no_graphs` TensorFlow runs the same
+  operations one by one, which is quicker only for networks of a few timesteps that train for a few steps.
 """
 
 from __future__ import annotations
