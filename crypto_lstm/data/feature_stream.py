@@ -29,6 +29,7 @@ from crypto_lstm.data.candle_rules import (
     is_in_date_range,
 )
 from crypto_lstm.data.engine import (
+    FeatureBlock,
     ProgramState,
     compile_features,
     export_nodes,
@@ -40,8 +41,8 @@ from crypto_lstm.data.engine import (
 from .grid import Grid, fill_grid
 
 # %% auto #0
-__all__ = ['count_filled', 'FeatureRows', 'StreamState', 'append_candle', 'append_candles', 'find_window', 'count_missing',
-           'describe_doubt', 'export_state', 'restore_state', 'FeatureStream']
+__all__ = ['count_filled', 'FeatureRows', 'StreamState', 'append_candle', 'append_each', 'append_candles', 'find_window',
+           'count_missing', 'describe_doubt', 'export_state', 'restore_state', 'FeatureStream']
 
 # %% ../../nbs/data/07_feature_stream.ipynb #8e680da5
 _Object = TypeVar("_Object")
@@ -162,12 +163,19 @@ class StreamState:
         """The values of the last candle by name; empty where there was none."""
         return dict(zip(self.columns, self.row, strict=True)) if self.row else {}
 
-    def take_next(self, time: int, row: tuple[float, ...]) -> None:
-        """Take one candle that is one step after the last."""
-        cells = np.array(row)
-        columns = {name: cells[number : number + 1] for number, name in enumerate(self.columns)}
-        nothing = np.zeros(1, dtype=bool)
-        self._take_grid(Grid(np.array([time]), columns, nothing, nothing))
+    def take_next(
+        self,
+        time: int,
+        row: tuple[float, ...],
+        progress: ProgramState,  # after this candle
+        scaled: np.ndarray,  # (1, features) float32 of this candle
+        is_usable: bool,  # the candle has all features
+    ) -> None:
+        """Take one candle that is one step after the last, once its features are known."""
+        self.progress = progress
+        self.ring.append(scaled)
+        self.run = self.run + 1 if is_usable else 0
+        self.filled = self.filled << 1 & (1 << self.ring.length) - 1
         self.time, self.row = time, row
         self.spacing.note_next()
 
@@ -187,10 +195,8 @@ class StreamState:
     def _take_grid(self, grid: Grid) -> FeatureRows:
         """Take candles without gaps."""
         self.progress, block = self.program.feed(self.progress, grid.times, grid.columns, grid.starts)
-        matrix = np.concatenate(block.columns).reshape(len(block.columns), -1).T
-        usable = ~np.isnan(matrix).any(axis=1)
-        matrix = np.where(usable[:, None], matrix, 0.0).astype(np.float32)
-        scaled = np.where(usable[:, None], self.transform(matrix), np.float32(0))
+        matrix, usable = _collect_rows(block)
+        scaled = _hide_rows(self.transform(matrix), usable)
         run = _count_runs(usable, grid.starts, self.run)
         self.ring.append(scaled)
         self.run = int(run[-1])
@@ -214,6 +220,26 @@ class StreamState:
         return times[1:], rows[1:]
 
 # %% ../../nbs/data/07_feature_stream.ipynb #34a83695
+def _collect_rows(block: FeatureBlock) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, features) float32, zero where a candle lacks a feature; (rows,) bool: the candle has all."""
+    matrix = np.concatenate(block.columns).reshape(len(block.columns), -1).T
+    usable = ~np.isnan(matrix).any(axis=1)
+    return np.where(usable[:, None], matrix, 0.0).astype(np.float32), usable
+
+
+def _hide_rows(scaled: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """The scaled rows, zero where a candle lacks a feature."""
+    return np.where(usable[:, None], scaled, np.float32(0))
+
+
+def _scale_each(states: Sequence[StreamState], matrix: np.ndarray) -> np.ndarray:
+    """(states, features) each row scaled by its state, in one call if all have the same transform."""
+    first = states[0].transform
+    if all(state.transform == first for state in states):
+        return first(matrix)
+    return np.concatenate([state.transform(matrix[place : place + 1]) for place, state in enumerate(states)])
+
+
 def _count_runs(usable: np.ndarray, starts: np.ndarray, run: int) -> np.ndarray:
     """(rows,) usable candles in a row up to each one, in one segment, after `run` of them before the first."""
     row = np.arange(len(usable))
@@ -230,8 +256,28 @@ def append_candle(
 
     `state` does not change, but both share arrays: continue with only one of them.
     """
-    after = state.fork()
-    after.take_next(time, row)
+    return append_each([state], np.array([time]), np.array([row]))[0]
+
+
+def append_each(
+    states: Sequence[StreamState],  # of one configuration, such as those of many markets; at least one
+    times: np.ndarray,  # (states,) int64 nanoseconds: one step after the newest candle of each state
+    rows: np.ndarray,  # (states, 5 or more): open, high, low, close, volume, and the further columns
+) -> list[StreamState]:
+    """Each state after its next sound candle, with one pass through the program for all of them.
+
+    The states do not change, but share arrays with the result: continue with only one of both.
+    """
+    first, cells = states[0], np.ascontiguousarray(rows.T)
+    columns = dict(zip(first.columns, cells, strict=True))
+    nothing = np.zeros(len(times), dtype=bool)
+    progress, block = first.program.feed_each([state.progress for state in states], times, columns, nothing)
+    matrix, usable = _collect_rows(block)
+    scaled = _hide_rows(_scale_each(states, matrix), usable)
+    values = zip(times.tolist(), map(tuple, rows.tolist()), progress, scaled[:, None], usable.tolist(), strict=True)
+    after = [state.fork() for state in states]
+    for state, own in zip(after, values, strict=True):
+        state.take_next(*own)
     return after
 
 

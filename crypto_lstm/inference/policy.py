@@ -49,14 +49,20 @@ class DecisionPolicy:
         answer: np.ndarray,  # (3,) of the network
     ) -> Decision:
         """The decision for one window."""
-        probabilities = self.calibrate(answer[None])[0]
+        return self.choose_each(answer[None])[0]
+
+    def choose_each(
+        self,
+        answers: np.ndarray,  # (rows, 3) of the network
+    ) -> list[Decision]:
+        """`choose` for many windows, such as the newest ones of many markets."""
+        probabilities = self.calibrate(answers)
         if self.rule is None:
-            return choose_action(probabilities)
-        expected = self.rule.expected_returns(probabilities)
-        number = int(self.rule.choose_classes(probabilities))
-        shares = dict(zip(CLASSES, probabilities.tolist(), strict=True))
-        returns = dict(zip(_SIDE_NAMES, expected.tolist(), strict=True))
-        return Decision(CLASSES[number], shares, _explain(self.rule, number, shares, returns), returns)
+            return list(map(choose_action, probabilities))
+        expected = self.rule.expected_returns(probabilities).tolist()
+        numbers = self.rule.choose_classes(probabilities).tolist()
+        rows = zip(numbers, probabilities.tolist(), expected, strict=True)
+        return [_decide_by_rule(self.rule, *row) for row in rows]
 
     def choose_rows(
         self,
@@ -105,6 +111,13 @@ class DecisionPolicy:
         return f"expected return above {self.rule.margin_pct:g} % after costs of {self.rule.cost_pct:g} %"
 
 # %% ../../nbs/inference/07_policy.ipynb #8758d71f
+def _decide_by_rule(rule: TradeRule, number: int, probabilities: list[float], expected: list[float]) -> Decision:
+    """The decision for a class, with the probabilities of the classes and the expected returns of the sides."""
+    shares = dict(zip(CLASSES, probabilities, strict=True))
+    returns = dict(zip(_SIDE_NAMES, expected, strict=True))
+    return Decision(CLASSES[number], shares, _explain(rule, number, shares, returns), returns)
+
+
 def _explain(rule: TradeRule, number: int, shares: Mapping[str, float], returns: Mapping[str, float]) -> str:
     """Why the rule decides for a class."""
     long, short = returns["LONG"], returns["SHORT"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from ..config import CLASSES, Config
 from ..data.candle_input import MissingColumnError, StreamError
 from ..data.feature_stream import FeatureStream, count_filled
-from ..data.live_stream import LiveStream
+from ..data.live_stream import LiveStream, NextStep, compute_steps
 from crypto_lstm.data.market_scaler import (
     AnyScaler,
     MarketError,
@@ -28,21 +28,22 @@ from crypto_lstm.data.market_scaler import (
     require_markets_of,
     select_scaler,
 )
-from ..data.scaler import Scaler
+from ..data.scaler import Scaler, describe_windows
 from crypto_lstm.inference.decision import (
     CLOCK_SKEW_S,
     NO_TRADE,
     Decision,
     InvalidPredictionError,
     add_clock_skew,
-    add_notes,
+    add_reasons,
     convert_windows,
     decide_newest,
     describe_missing,
-    find_newest_window,
     is_expiry,
+    require_fresh,
     require_max_age,
     require_probabilities,
+    require_window,
 )
 from .int8 import Int8Report, read_report
 from .market_states import pack_states, unpack_states
@@ -400,9 +401,9 @@ def _gather_windows(matrix: np.ndarray, rows: np.ndarray, config: Config) -> np.
 _FAULTS = (CryptoLSTMError, MemoryError, ArithmeticError)  # of data and network: the decision is then NO_TRADE
 
 
-def _push(stream: LiveStream, candle: Any, closed_by: datetime) -> bool:
+def _push(stream: LiveStream, candle: Any, closed_by: datetime, step: NextStep | None = None) -> bool:
     try:
-        return stream.push(candle, closed_by=closed_by)
+        return stream.push(candle, closed_by, step)
     except MemoryError as error:
         raise StreamError("memory ran out, and the candle was not taken: free memory, and pass it again") from error
 
@@ -434,19 +435,51 @@ def _decide_many(
     """The decision for the newest candle of each stream, with one call of the network."""
     decisions: dict[str, Decision] = {}
     windows: dict[str, np.ndarray] = {}
+    faults: dict[int, Exception | None] = {}  # of a candle of this time; most markets have the same
     for market, (stream, _) in streams.items():
         try:
-            windows[market] = find_newest_window(stream, *limits)
+            windows[market] = _find_window(stream, limits, faults)
         except _FAULTS as error:
             decisions[market] = Decision.from_error(error)
     try:
-        answers = network._answer_windows(windows)
-        for market, answer in zip(windows, answers, strict=True):
-            stream, scaler = streams[market]
-            decisions[market] = add_notes(network.policy.choose(answer), stream, windows[market], scaler)
+        decisions |= _decide_windows(network, streams, windows)
     except _FAULTS as error:
         decisions.update({market: Decision.from_error(error) for market in windows})
     return {market: decisions[market] for market in streams}
+
+
+def _find_window(stream: LiveStream, limits: _Limits, faults: dict[int, Exception | None]) -> np.ndarray:
+    """`find_newest_window`, which finds once for each time whether its candle is fresh."""
+    time = stream.time or 0
+    if time not in faults:
+        faults[time] = _find_age_fault(time, stream.config, limits)
+    fault = faults[time]
+    if fault is not None:
+        raise fault
+    return require_window(stream)
+
+
+def _find_age_fault(time: int, config: Config, limits: _Limits) -> Exception | None:
+    try:
+        require_fresh(time, config, *limits)
+    except _FAULTS as error:
+        return error
+    return None
+
+
+def _decide_windows(
+    network: _StreamingNetwork,
+    streams: Mapping[str, tuple[LiveStream, Scaler]],  # market -> its stream and scaler
+    windows: Mapping[str, np.ndarray],  # market -> its newest window
+) -> dict[str, Decision]:
+    """The decision for each window, with one call of the network."""
+    if not windows:
+        return {}
+    stacked = np.stack(list(windows.values()))
+    decisions = network.policy.choose_each(network._answer_windows(list(windows), stacked))
+    outside = describe_windows([streams[market][1] for market in windows], stacked)
+    rows = zip(windows, decisions, outside, strict=True)
+    return {market: add_reasons(decision, streams[market][0], text) for market, decision, text in rows}
 
 # %% ../../nbs/inference/03_predictor.ipynb #5ad0a483
 @dataclass(repr=False, eq=False)
@@ -505,13 +538,12 @@ class _StreamingNetwork(_VerifiedNetwork):
         if market is not None:
             self.streams[market] = stream
 
-    def _answer_windows(self, windows: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _answer_windows(self, markets: Sequence[str], stacked: np.ndarray) -> np.ndarray:
         """`probabilities` of the newest window of each market, from prepared states where they fit."""
-        if self._step is None or not windows:
-            return self.probabilities(np.stack(list(windows.values()))) if windows else np.empty((0, len(CLASSES)))
-        convert_windows(np.stack(list(windows.values())), self.config)
+        if self._step is None:
+            return self.probabilities(stacked)
         try:
-            answers = self._step.answer({**windows})
+            answers = self._step.answer_stacked(markets, convert_windows(stacked, self.config))
         except _list_runtime_errors() as error:
             remedy = "free memory, or load the model again"
             raise InvalidPredictionError(f"onnxruntime failed ({error}): {remedy}") from error
@@ -541,6 +573,19 @@ def _require_many(predictor: _StreamingNetwork, candles: Any) -> None:
         raise MarketError(f"expected candles by market, {{'BTC/USDT': candle}}, got {got}")
 
 
+def _compute_steps(
+    predictor: _StreamingNetwork, candles: Mapping[str, Any], closed_by: datetime
+) -> dict[str, NextStep | None]:
+    """The steps of the streams that take the next candle. A market without one is pushed alone."""
+    known = [market for market in candles if market in predictor.streams]
+    streams = [predictor.streams[market] for market in known]
+    try:
+        steps = compute_steps(streams, [candles[market] for market in known], closed_by)
+    except _FAULTS:  # of one market: pushed alone, it names its fault
+        return {}
+    return dict(zip(known, steps, strict=True))
+
+
 @dataclass(repr=False, eq=False)
 class _ManyMarkets(_StreamingNetwork):
     """Decisions on many markets with one call of the network."""
@@ -566,10 +611,11 @@ class _ManyMarkets(_StreamingNetwork):
         closed_by = add_clock_skew(now, clock_skew_s)
         decisions: dict[str, Decision] = {}
         streams = {}
+        steps = _compute_steps(self, candles, closed_by)
         for market, candle in candles.items():
             try:
                 stream, scaler = self._open_stream(market)
-                is_new = _push(stream, candle, closed_by)
+                is_new = _push(stream, candle, closed_by, steps.get(market))
             except _FAULTS as error:
                 decisions[market] = Decision.from_error(error)
                 continue
