@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['FIXED', 'BarrierError', 'has_fixed_barriers', 'compute_barrier_scale']
+__all__ = ['FIXED', 'BarrierError', 'has_fixed_barriers', 'compute_barrier_scale', 'keep_positive']
 
 # %% ../../nbs/data/18_barriers.ipynb #2ca193dd
 class BarrierError(CryptoLSTMError, ValueError):
@@ -55,6 +55,12 @@ def compute_barrier_scale(
     times = filled["date"].dt.as_unit("ns").astype("int64").to_numpy()
     segment = filled["segment"].to_numpy()
     starts = np.diff(segment, prepend=segment[:1] - 1) != 0
-    scale = compute_expression(config.barrier_scale, times, columns, starts, config.timeframe_minutes)
+    return keep_positive(compute_expression(config.barrier_scale, times, columns, starts, config.timeframe_minutes))
+
+
+def keep_positive(
+    scale: np.ndarray,  # values of the expression
+) -> np.ndarray:
+    """The scale where it is finite and above 0, NaN elsewhere."""
     with np.errstate(invalid="ignore"):
         return np.where(np.isfinite(scale) & (scale > 0), scale, np.nan)

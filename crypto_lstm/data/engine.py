@@ -30,9 +30,9 @@ from crypto_lstm.utils.expressions import (
 )
 
 # %% auto #0
-__all__ = ['CAUSES', 'FORGOTTEN', 'Step', 'ProgramState', 'FeatureBlock', 'count_causes', 'Program', 'compile_trees',
-           'compile_features', 'compute_expression', 'export_nodes', 'restore_nodes', 'find_count_fault',
-           'find_node_fault', 'list_column_blocks']
+__all__ = ['CAUSES', 'FORGOTTEN', 'SCALE_NAME', 'Step', 'ProgramState', 'FeatureBlock', 'count_causes', 'Program',
+           'compile_trees', 'compile_features', 'compute_expression', 'export_nodes', 'restore_nodes',
+           'find_count_fault', 'find_node_fault', 'list_column_blocks']
 
 # %% ../../nbs/data/16_engine.ipynb #36881573
 _UNKNOWN = np.array([np.nan])
@@ -870,16 +870,22 @@ def compile_trees(
     return Program(tuple(trees), tuple(compiler.steps), roots, tuple(columns))
 
 
+SCALE_NAME = "barrier scale"  # of its column; no feature can have a name with a space
+
+
 @lru_cache(maxsize=64)
 def _compile_entries(entries: tuple[tuple[str, str], ...], timeframe_minutes: int) -> Program:
     return compile_trees({name: parse_expression(text) for name, text in entries}, timeframe_minutes)
 
 
 def compile_features(
-    config: Config,  # features, timeframe
+    config: Config,  # features, timeframe, barrier_scale
+    with_scale: bool = False,  # add the scale of the barriers as a last column
 ) -> Program:
     """The program of a configuration."""
     entries = tuple((feature.name, feature.text) for feature in config.list_features())
+    if with_scale:
+        entries += ((SCALE_NAME, config.barrier_scale),)
     return _compile_entries(entries, config.timeframe_minutes)
 
 

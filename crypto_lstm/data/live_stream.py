@@ -184,10 +184,11 @@ class LiveStream:
         config: Config,  # features, timeframe, sequence_length, max_gap_minutes
         transform: Callable[[np.ndarray], np.ndarray] | None = None,  # scales features, as for `FeatureStream`
         fill_gaps: bool = False,  # treat missing candles as minutes without a trade
+        with_scale: bool = False,  # compute the scale of the barriers too
     ) -> None:
         self.config = config
         self.fill_gaps = fill_gaps
-        state = StreamState(config, transform)
+        state = StreamState(config, transform, with_scale)
         self._live = _Live(state, np.empty(0, dtype=np.int64), np.empty((0, len(state.columns))))
 
     @property
@@ -208,6 +209,11 @@ class LiveStream:
         """(sequence_length, features) float32 up to the newest candle; None if it is not full or has a hole."""
         live = self._live
         return None if len(live.times) else find_window(live.state)
+
+    def barrier_scale(self) -> float | None:
+        """The scale of the barriers at the newest candle, NaN where there is none; None if it was not asked for."""
+        state = self._live.state
+        return state.scale if state.with_scale else None
 
     def filled_in_window(self) -> int:
         """Candles of the window that were filled because the exchange published none."""

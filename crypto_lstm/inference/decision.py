@@ -262,7 +262,7 @@ def decide_newest(
     expires: str | None = None,  # expiry of the model
     clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
     scaler: Scaler | None = None,  # of the stream: the reason states a window out of the range of its training
-    choose: Callable[[np.ndarray], Decision] = choose_action,  # probabilities (3,) -> decision: `DecisionPolicy.choose`
+    choose: Callable[..., Decision] = choose_action,  # probabilities (3,) -> decision: `DecisionPolicy.choose`
 ) -> Decision:
     """The decision for the newest candle, shared by `Bundle` and `Predictor`.
 
@@ -270,7 +270,9 @@ def decide_newest(
     has a hole, and if the model has expired.
     """
     window = find_newest_window(stream, now, max_age_candles, expires, clock_skew_s)
-    return add_notes(choose(predict(window[None])[0]), stream, window, scaler)
+    answer, scale = predict(window[None])[0], stream.barrier_scale()
+    decision = choose(answer) if scale is None else choose(answer, scale)
+    return add_notes(decision, stream, window, scaler)
 
 
 def find_newest_window(

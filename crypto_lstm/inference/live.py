@@ -108,8 +108,8 @@ def require_startable(
 def _require_trading_rule(predictor: Predictor) -> None:
     """Raise `LiveError` if no probability gives an expected return above the margin."""
     rule = predictor.policy.rule
-    if rule is None or rule.kind == "argmax":
-        return
+    if rule is None or rule.kind == "argmax" or rule.mean_scale is not None:
+        return  # with a barrier scale the expected return has no upper limit
     best_pct = max(map(max, rule.mean_returns)) - rule.cost_pct
     if best_pct <= rule.margin_pct:
         most = f"the most that a trade can be expected to return is {best_pct:+.3f} % after costs"

@@ -20,7 +20,7 @@ from .. import __version__
 from ..architecture import LayerSpec, require_saveable_plan
 from ..config import CLASSES, Config, ConfigError
 from ..data.candle_rules import datetime_to_ns, read_utc_offset
-from ..data.feature_stream import FeatureStream
+from ..data.feature_stream import FeatureRows, FeatureStream
 from ..data.market_scaler import AnyScaler, MarketScaler, read_scaler
 from ..data.scaler import Scaler, ScalerError
 from crypto_lstm.inference.int8 import (
@@ -754,7 +754,8 @@ def export_onnx(
     _check_export(data, windows, answers, path)
     if int8:
         rows = _make_candle_windows(config, scaler, candles, since)
-        data = _encode_integers(config, arrays, facts, rows, (windows[:golden], answers[:golden]))
+        scale = _make_candle_scales(config, facts, candles, since)
+        data = _encode_integers(config, arrays, facts, rows, (windows[:golden], answers[:golden]), scale)
     with atomic_file(path, facts={"bundle_sha256": facts["bundle_sha256"]}, needs_bytes=len(data)) as file:
         file.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
@@ -765,14 +766,29 @@ def _make_candle_windows(config: Config, scaler: Any, candles: Any, since: datet
     if scaler is None or candles is None:
         raise Int8Error("int8 is measured on candles: give candles of the test part, and a model with its scaler")
     fed = FeatureStream(config, scaler.scale_rows).feed(candles)
+    rows = _find_window_rows(fed, config, since)
+    views = np.lib.stride_tricks.sliding_window_view(fed.matrix, config.sequence_length, axis=0)
+    return np.ascontiguousarray(views[rows - config.sequence_length + 1].transpose(0, 2, 1))
+
+
+def _make_candle_scales(config: Config, facts: dict[str, Any], candles: Any, since: datetime | None) -> Any:
+    """(windows,) the scale of the barriers at these windows; None for a policy that does not need it."""
+    if not DecisionPolicy.from_dict(facts["policy"]).needs_scale:
+        return None
+    fed = FeatureStream(config, with_scale=True).feed(candles)
+    assert fed.scale is not None
+    return fed.scale[_find_window_rows(fed, config, since)]
+
+
+def _find_window_rows(fed: FeatureRows, config: Config, since: datetime | None) -> np.ndarray:
+    """The rows at which the windows end. Raises `Int8Error` where there is none."""
     chosen = (fed.run >= config.sequence_length) & ~fed.filled
     if since is not None:
         chosen &= fed.times >= datetime_to_ns(since)
     rows = np.flatnonzero(chosen)
     if not len(rows):
         raise Int8Error("the candles complete no window of the test part: give the test part with its history")
-    views = np.lib.stride_tricks.sliding_window_view(fed.matrix, config.sequence_length, axis=0)
-    return np.ascontiguousarray(views[rows - config.sequence_length + 1].transpose(0, 2, 1))
+    return rows
 
 
 def _encode_integers(
@@ -781,13 +797,14 @@ def _encode_integers(
     facts: dict[str, Any],
     rows: np.ndarray,  # windows of the test part
     golden: tuple[np.ndarray, np.ndarray],  # golden windows and Keras' answers
+    scale: np.ndarray | None = None,  # of the barriers at the windows of the test part, if the policy needs it
 ) -> bytes:
     """The file with integers, and what they change in it. Raises `Int8Error` if that is too much."""
     policy = DecisionPolicy.from_dict(facts["policy"])
     integers = quantize_arrays(arrays)
     session, int8_session = (open_session(encode_onnx_file(config, one)) for one in (arrays, integers))
     answers, int8_answers = run_one_by_one(session, rows), run_one_by_one(int8_session, rows)
-    decisions, int8_decisions = (policy.choose_rows(one)["decision"] for one in (answers, int8_answers))
+    decisions, int8_decisions = (policy.choose_rows(one, scale)["decision"] for one in (answers, int8_answers))
     deviation = float(np.abs(run_one_by_one(int8_session, golden[0]) - golden[1]).max())
     report = measure_change(answers, int8_answers, decisions, int8_decisions, deviation)
     require_accepted(report)

@@ -319,7 +319,7 @@ class _VerifiedNetwork:
 
     def _make_stream(self, scaler: Scaler) -> FeatureStream:
         """An empty stream of candles, scaled as in training."""
-        return FeatureStream(self.config, scaler.scale_rows)
+        return FeatureStream(self.config, scaler.scale_rows, self.policy.needs_scale)
 
     def _require_scaler(self) -> AnyScaler:
         if self._scaler is None:
@@ -372,7 +372,7 @@ def _predict_candles(network: _VerifiedNetwork, scaler: Scaler, candles: Any) ->
         raise InvalidPredictionError(f"no candle completes a window, {describe_missing(stream)}")
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
     answers = [network.probabilities(_gather_windows(fed.matrix, block, network.config)) for block in blocks]
-    columns = network.policy.choose_rows(np.concatenate(answers))
+    columns = network.policy.choose_rows(np.concatenate(answers), None if fed.scale is None else fed.scale[rows])
     dates = fed.times[rows].view("datetime64[ns]")
     filled = count_filled(fed.filled, network.config.sequence_length)[rows]
     outside = scaler.count_out_of_range(fed.matrix)
@@ -476,7 +476,10 @@ def _decide_windows(
     if not windows:
         return {}
     stacked = np.stack(list(windows.values()))
-    decisions = network.policy.choose_each(network._answer_windows(list(windows), stacked))
+    answers, scale = network._answer_windows(list(windows), stacked), None
+    if network.policy.needs_scale:
+        scale = np.array([streams[market][0].barrier_scale() for market in windows], dtype=np.float64)
+    decisions = network.policy.choose_each(answers, scale)
     outside = describe_windows([streams[market][1] for market in windows], stacked)
     rows = zip(windows, decisions, outside, strict=True)
     return {market: add_reasons(decision, streams[market][0], text) for market, decision, text in rows}
@@ -521,7 +524,7 @@ class _StreamingNetwork(_VerifiedNetwork):
         return (given[0], given[1]) if self.markets else (None, given[0])
 
     def _make_live_stream(self, scaler: Scaler) -> LiveStream:
-        return LiveStream(self.config, scaler.scale_rows, self.fill_gaps)
+        return LiveStream(self.config, scaler.scale_rows, self.fill_gaps, self.policy.needs_scale)
 
     def _open_stream(self, market: str | None) -> tuple[LiveStream, Scaler]:
         """The stream of a market, a new one for its first candle, and its scaler. Raises `MarketError`."""
