@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..config import Config
-from .engine import compute_expression
+from .engine import compute_expression, keep_positive
 from ..utils.checks import list_first_names
 from ..utils.errors import CryptoLSTMError
 from ..utils.expressions import list_columns, parse_expression
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['FIXED', 'BarrierError', 'has_fixed_barriers', 'compute_barrier_scale', 'keep_positive']
+__all__ = ['FIXED', 'BarrierError', 'has_fixed_barriers', 'compute_barrier_scale']
 
 # %% ../../nbs/data/18_barriers.ipynb #2ca193dd
 class BarrierError(CryptoLSTMError, ValueError):
@@ -57,10 +57,3 @@ def compute_barrier_scale(
     starts = np.diff(segment, prepend=segment[:1] - 1) != 0
     return keep_positive(compute_expression(config.barrier_scale, times, columns, starts, config.timeframe_minutes))
 
-
-def keep_positive(
-    scale: np.ndarray,  # values of the expression
-) -> np.ndarray:
-    """The scale where it is finite and above 0, NaN elsewhere."""
-    with np.errstate(invalid="ignore"):
-        return np.where(np.isfinite(scale) & (scale > 0), scale, np.nan)

@@ -31,7 +31,7 @@ from crypto_lstm.utils.expressions import (
 
 # %% auto #0
 __all__ = ['CAUSES', 'FORGOTTEN', 'SCALE_NAME', 'Step', 'ProgramState', 'FeatureBlock', 'count_causes', 'Program',
-           'compile_trees', 'compile_features', 'compute_expression', 'export_nodes', 'restore_nodes',
+           'compile_trees', 'keep_positive', 'compile_features', 'compute_expression', 'export_nodes', 'restore_nodes',
            'find_count_fault', 'find_node_fault', 'list_column_blocks']
 
 # %% ../../nbs/data/16_engine.ipynb #36881573
@@ -871,6 +871,14 @@ def compile_trees(
 
 
 SCALE_NAME = "barrier scale"  # of its column; no feature can have a name with a space
+
+
+def keep_positive(
+    scale: np.ndarray,  # of the barriers
+) -> np.ndarray:
+    """The scale where it is finite and above 0, NaN elsewhere."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(scale) & (scale > 0), scale, np.nan)
 
 
 @lru_cache(maxsize=64)

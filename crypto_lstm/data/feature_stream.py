@@ -36,10 +36,10 @@ from crypto_lstm.data.engine import (
     export_nodes,
     find_count_fault,
     find_node_fault,
+    keep_positive,
     list_column_blocks,
     restore_nodes,
 )
-from .barriers import keep_positive
 from .grid import Grid, fill_grid
 
 # %% auto #0

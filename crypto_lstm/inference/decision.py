@@ -296,8 +296,8 @@ def require_window(
         raise InvalidPredictionError(fault)
     window = stream.window()
     if window is None:
-        missing = describe_missing(stream)
-        raise InvalidPredictionError(f"the newest candle ({format_time(stream.time or 0)}) does not complete a window, {missing}")
+        candle = f"the newest candle ({format_time(stream.time or 0)})"
+        raise InvalidPredictionError(f"{candle} does not complete a window, {describe_missing(stream)}")
     return window
 
 
