@@ -740,7 +740,7 @@ class Program:
             nodes.append(after)
             return value
 
-        block = self._compute(times, columns, feed_node)
+        block = _compute_steps(self, times, columns, feed_node)
         return ProgramState(state.rows + len(times), int(since[-1]), tuple(nodes)), block
 
     def feed_each(
@@ -763,32 +763,10 @@ class Program:
             nodes.append(after)
             return value
 
-        block = self._compute(times, columns, feed_node)
+        block = _compute_steps(self, times, columns, feed_node)
         own = zip(*nodes, strict=True) if nodes else [()] * len(states)
         parts = zip(states, since, own, strict=True)
         return [ProgramState(state.rows + 1, age, tuple(after)) for state, age, after in parts], block
-
-    def _compute(
-        self,
-        times: np.ndarray,
-        columns: Mapping[str, np.ndarray],
-        feed_node: Callable[[_Stateful, np.ndarray], np.ndarray],  # a node and its input -> its result
-    ) -> FeatureBlock:
-        """Go through the steps once."""
-        rows = len(times)
-        keep_known = _keep_known_one if rows == 1 else _keep_known
-        values: list[Any] = []
-        with np.errstate(all="ignore"):
-            for step in self.steps:
-                if step.compute is not None:
-                    value = keep_known(step.compute(values))
-                elif step.operation in _STATEFUL:
-                    value = feed_node(step.detail, _to_series(values[step.inputs[0]], rows))
-                else:
-                    value = _find_source(step, times, columns)
-                values.append(value)
-            found = tuple(_keep_narrow(_to_series(values[root], rows)) for root in self.roots)
-        return FeatureBlock(self.names, found, self.steps, values)
 
     def measure_state_bytes(self) -> int:
         """Bytes of the arrays of a state."""
@@ -796,6 +774,29 @@ class Program:
         return sum(array.nbytes for array in arrays)
 
 # %% ../../nbs/data/16_engine.ipynb #8a6244f6
+def _compute_steps(
+    program: Program,
+    times: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    feed_node: Callable[[_Stateful, np.ndarray], np.ndarray],  # a node and its input -> its result
+) -> FeatureBlock:
+    """Go through the steps once."""
+    rows = len(times)
+    keep_known = _keep_known_one if rows == 1 else _keep_known
+    values: list[Any] = []
+    with np.errstate(all="ignore"):
+        for step in program.steps:
+            if step.compute is not None:
+                value = keep_known(step.compute(values))
+            elif step.operation in _STATEFUL:
+                value = feed_node(step.detail, _to_series(values[step.inputs[0]], rows))
+            else:
+                value = _find_source(step, times, columns)
+            values.append(value)
+        found = tuple(_keep_narrow(_to_series(values[root], rows)) for root in program.roots)
+    return FeatureBlock(program.names, found, program.steps, values)
+
+
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 

@@ -187,7 +187,7 @@ class StreamState:
 
     def take(self, times: np.ndarray, rows: np.ndarray) -> FeatureRows:
         """Take candles that rise in time; the first may be the last one again."""
-        times, rows = self._drop_known(times, rows)
+        times, rows = _drop_known(self, times, rows)
         if not len(times):
             matrix = np.empty((0, len(self.config.features)), dtype=np.float32)
             return FeatureRows(times, matrix, times, times.astype(bool), np.empty(0) if self.with_scale else None)
@@ -213,21 +213,22 @@ class StreamState:
             self.filled = (self.filled << 1 | is_filled) & bits
         return FeatureRows(grid.times, scaled, run, grid.filled, scale)
 
-    def _drop_known(self, times: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Drop the first candle if it is the last one again. Raises `StreamError` if it is older or differs."""
-        if self.time is None or times[0] > self.time:
-            return times, rows
-        date, values = format_time(int(times[0])), tuple(rows[0].tolist())
-        if times[0] < self.time:
-            newest = f"the newest is of {format_time(self.time)}"
-            advice = "leave it out, or start a new stream with the history in order"
-            raise StreamError(f"the candle of {date} comes late, {newest}: {advice}")
-        if values != self.row:
-            found = f"came before with other values, {self.row}, now {values}"
-            raise StreamError(f"the candle of {date} {found}: give candles only once they are closed")
-        return times[1:], rows[1:]
-
 # %% ../../nbs/data/07_feature_stream.ipynb #34a83695
+def _drop_known(state: StreamState, times: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Drop the first candle if it is the last one again. Raises `StreamError` if it is older or differs."""
+    if state.time is None or times[0] > state.time:
+        return times, rows
+    date, values = format_time(int(times[0])), tuple(rows[0].tolist())
+    if times[0] < state.time:
+        newest = f"the newest is of {format_time(state.time)}"
+        advice = "leave it out, or start a new stream with the history in order"
+        raise StreamError(f"the candle of {date} comes late, {newest}: {advice}")
+    if values != state.row:
+        found = f"came before with other values, {state.row}, now {values}"
+        raise StreamError(f"the candle of {date} {found}: give candles only once they are closed")
+    return times[1:], rows[1:]
+
+
 def _collect_rows(block: FeatureBlock, features: int) -> tuple[np.ndarray, np.ndarray]:
     """(rows, features) float32, zero where a candle lacks a feature; (rows,) bool: the candle has all."""
     matrix = np.concatenate(block.columns[:features]).reshape(features, -1).T

@@ -588,7 +588,7 @@ def _compute_steps(
         return {}
     return dict(zip(known, steps, strict=True))
 
-
+# %% ../../nbs/inference/03_predictor.ipynb #5ad0a484
 @dataclass(repr=False, eq=False)
 class _ManyMarkets(_StreamingNetwork):
     """Decisions on many markets with one call of the network."""

@@ -23,6 +23,8 @@ __all__ = ['SIDES', 'RuleError', 'barrier_break_even', 'TradeRule', 'kelly_share
 # %% ../../nbs/inference/06_rule.ipynb #bcb68025
 SIDES = ("long", "short")
 _OWN_CLASS = (LONG, SHORT)  # the class that each side waits for
+_FIELDS = ("kind", "mean_returns", "cost_pct", "margin_pct", "class_shares")
+_LATER = {"mean_scale"}  # written where it has a value: earlier versions did not have it
 
 
 class RuleError(CryptoLSTMError, ValueError):
@@ -38,10 +40,6 @@ def barrier_break_even(
     return (stop_pct + cost_pct) / (target_pct + stop_pct)
 
 # %% ../../nbs/inference/06_rule.ipynb #04e4b0e6
-_FIELDS = ("kind", "mean_returns", "cost_pct", "margin_pct", "class_shares")
-_LATER = {"mean_scale"}  # written where it has a value: earlier versions did not have it
-
-
 @dataclass(frozen=True)
 class TradeRule:
     """When to trade, and on which side. Percentages are percent of the value of the position at entry.
@@ -99,11 +97,7 @@ class TradeRule:
         It is NaN where the scale is. Raises `RuleError` without a scale if the rule needs one.
         """
         q = _read_rows(probabilities)
-        sizes = _read_scale(self, scale, len(q))
-        returns = np.empty((len(q), len(SIDES)))
-        for side, means in enumerate(self.mean_returns):
-            gross = q[:, SHORT] * means[SHORT] + q[:, HOLD] * means[HOLD] + q[:, LONG] * means[LONG]
-            returns[:, side] = (gross if sizes is None else gross * sizes) - self.cost_pct
+        returns = _expect_returns(self, q, _read_scale(self, scale, len(q)))
         return returns[0] if np.ndim(probabilities) == 1 else returns
 
     def choose_classes(
@@ -123,20 +117,14 @@ class TradeRule:
         """Side -> probability of its class at which its expected net return is zero; None if it never is.
 
         The other two classes keep the ratio of `class_shares`. With a `mean_scale` it is that of a candle of this
-        scale. With timeouts it is lower than `barrier_break_even`
-        if a trade in HOLD loses less than its stop-loss.
+        scale. With timeouts it is lower than `barrier_break_even` if a trade in HOLD loses less than its stop-loss.
         """
         values = zip(SIDES, self.mean_returns, _OWN_CLASS, strict=True)
         return {side: _find_break_even(self, means, own) for side, means, own in values}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
-        if self.mean_scale is not None:
-            values["mean_scale"] = self.mean_scale
-        values["mean_returns"] = [list(row) for row in self.mean_returns]
-        values["class_shares"] = list(self.class_shares)
-        return values
+        return _list_values(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -152,6 +140,24 @@ class TradeRule:
         return html_table(_HEADER, _list_sides(self), caption=_describe(self))
 
 # %% ../../nbs/inference/06_rule.ipynb #ba5e08a0
+def _expect_returns(rule: TradeRule, q: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
+    """(rows, 2) the expected net return of a long and a short."""
+    returns = np.empty((len(q), len(SIDES)))
+    for side, means in enumerate(rule.mean_returns):
+        gross = q[:, SHORT] * means[SHORT] + q[:, HOLD] * means[HOLD] + q[:, LONG] * means[LONG]
+        returns[:, side] = (gross if scale is None else gross * scale) - rule.cost_pct
+    return returns
+
+
+def _list_values(rule: TradeRule) -> dict[str, Any]:
+    values: dict[str, Any] = {name: getattr(rule, name) for name in _FIELDS}
+    if rule.mean_scale is not None:
+        values["mean_scale"] = rule.mean_scale
+    values["mean_returns"] = [list(row) for row in rule.mean_returns]
+    values["class_shares"] = list(rule.class_shares)
+    return values
+
+
 def _choose_side(expected: np.ndarray, margin_pct: float) -> np.ndarray:
     """(rows,) int8: LONG or SHORT where that side has the higher expected return and it is above the margin."""
     long, short = expected[:, 0], expected[:, 1]
