@@ -271,7 +271,7 @@ def decide_newest(
     """
     window = find_newest_window(stream, now, max_age_candles, expires, clock_skew_s)
     answer, scale = predict(window[None])[0], stream.barrier_scale()
-    decision = choose(answer) if scale is None else choose(answer, scale)
+    decision = choose(answer) if scale is None else choose(answer, scale=scale)
     return add_notes(decision, stream, window, scaler)
 
 

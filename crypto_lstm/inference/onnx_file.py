@@ -755,7 +755,7 @@ def export_onnx(
     if int8:
         rows = _make_candle_windows(config, scaler, candles, since)
         scale = _make_candle_scales(config, facts, candles, since)
-        data = _encode_integers(config, arrays, facts, rows, (windows[:golden], answers[:golden]), scale)
+        data = _encode_integers(config, arrays, facts, rows, (windows[:golden], answers[:golden]), scale=scale)
     with atomic_file(path, facts={"bundle_sha256": facts["bundle_sha256"]}, needs_bytes=len(data)) as file:
         file.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
@@ -804,7 +804,7 @@ def _encode_integers(
     integers = quantize_arrays(arrays)
     session, int8_session = (open_session(encode_onnx_file(config, one)) for one in (arrays, integers))
     answers, int8_answers = run_one_by_one(session, rows), run_one_by_one(int8_session, rows)
-    decisions, int8_decisions = (policy.choose_rows(one, scale)["decision"] for one in (answers, int8_answers))
+    decisions, int8_decisions = (policy.choose_rows(one, scale=scale)["decision"] for one in (answers, int8_answers))
     deviation = float(np.abs(run_one_by_one(int8_session, golden[0]) - golden[1]).max())
     report = measure_change(answers, int8_answers, decisions, int8_decisions, deviation)
     require_accepted(report)

@@ -56,7 +56,7 @@ class DecisionPolicy:
         scale: float | None = None,  # of the barriers at the candle, if `needs_scale`; NaN: unknown
     ) -> Decision:
         """The decision for one window. Without a known scale that the rule needs it is NO_TRADE."""
-        return self.choose_each(answer[None], None if scale is None else np.array([scale]))[0]
+        return self.choose_each(answer[None], scale=None if scale is None else np.array([scale]))[0]
 
     def choose_each(
         self,

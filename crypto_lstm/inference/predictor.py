@@ -372,7 +372,8 @@ def _predict_candles(network: _VerifiedNetwork, scaler: Scaler, candles: Any) ->
         raise InvalidPredictionError(f"no candle completes a window, {describe_missing(stream)}")
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
     answers = [network.probabilities(_gather_windows(fed.matrix, block, network.config)) for block in blocks]
-    columns = network.policy.choose_rows(np.concatenate(answers), None if fed.scale is None else fed.scale[rows])
+    scale = None if fed.scale is None else fed.scale[rows]
+    columns = network.policy.choose_rows(np.concatenate(answers), scale=scale)
     dates = fed.times[rows].view("datetime64[ns]")
     filled = count_filled(fed.filled, network.config.sequence_length)[rows]
     outside = scaler.count_out_of_range(fed.matrix)
@@ -479,7 +480,7 @@ def _decide_windows(
     answers, scale = network._answer_windows(list(windows), stacked), None
     if network.policy.needs_scale:
         scale = np.array([streams[market][0].barrier_scale() for market in windows], dtype=np.float64)
-    decisions = network.policy.choose_each(answers, scale)
+    decisions = network.policy.choose_each(answers, scale=scale)
     outside = describe_windows([streams[market][1] for market in windows], stacked)
     rows = zip(windows, decisions, outside, strict=True)
     return {market: add_reasons(decision, streams[market][0], text) for market, decision, text in rows}

@@ -128,7 +128,7 @@ def judge_baselines(
     for name, baseline in fit_baselines(data).items():
         fits[name] = fit_model_policy(data, baseline.validation, baseline.trained_on)
         scale = read_scale(data.outcomes_of("test"))
-        answers[name] = Answers.from_policy(name, baseline.test, fits[name].policy, scale)
+        answers[name] = Answers.from_policy(name, baseline.test, fits[name].policy, scale=scale)
     references = {name: [] if name == "class prior" else ["class prior"] for name in answers}
     judgements = {name: _judge_beside(candles, data, answers, name, references[name]) for name in answers}
     best = min(judgements, key=lambda name: judgements[name].model.log_loss)

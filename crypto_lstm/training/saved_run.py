@@ -115,7 +115,7 @@ def _predict_market(
     answers = predict_probabilities(model, windows)
     policy = policy or DecisionPolicy()
     scale = _find_scale(candles, config, windows.rows) if policy.needs_scale else None
-    columns = policy.choose_rows(answers, scale)
+    columns = policy.choose_rows(answers, scale=scale)
     counts = {name: ends[name].to_numpy() for name in ("filled", "out_of_range")}
     return pd.DataFrame({"date": ends["date"], **columns, **counts})
 

@@ -99,7 +99,7 @@ def test_scales_that_fit_no_row_are_refused(bad):
     with pytest.raises(RuleError, match="barrier scale"):
         RULE.expected_returns(np.full((2, 3), 1 / 3), bad)
     with pytest.raises(RuleError, match="barrier scale"):
-        POLICY.choose_rows(np.full((2, 3), 1 / 3), bad)
+        POLICY.choose_rows(np.full((2, 3), 1 / 3), scale=bad)
 
 
 def test_the_fit_beside_a_plain_loop():
@@ -121,7 +121,7 @@ def test_the_fit_beside_a_plain_loop():
 def test_answers_of_a_judgement_beside_a_plain_loop():
     outcomes = make_labels(CANDLES, CONFIG)
     raw = np.random.default_rng(1).dirichlet([1, 1, 1], len(outcomes))
-    answers = Answers.from_policy("model", raw, POLICY, read_scale(outcomes))
+    answers = Answers.from_policy("model", raw, POLICY, scale=read_scale(outcomes))
     rows = zip(answers.probabilities, outcomes["barrier_scale"], strict=True)
     assert [CLASSES[number] for number in answers.decisions] == [loop_decision(*row) for row in rows]
     assert len(set(answers.decisions.tolist())) == 3
@@ -181,7 +181,7 @@ def test_batch_live_and_loop_agree_to_the_bit(files, tmp_path):
         if number % 40 == 0:
             assert live.decide(CANDLES[: number + 1], now=now) == decision
     assert asked > 50 and "scale of the barriers is not known" in str(
-        [live.policy.choose(np.array([0.1, 0.2, 0.7]), math.nan)]
+        [live.policy.choose(np.array([0.1, 0.2, 0.7]), scale=math.nan)]
     )
     by_keras = predict_candles(files.model, files.scaler, CONFIG, CANDLES, POLICY).set_index("date")
     assert (by_keras["decision"].to_numpy() == table["decision"].to_numpy()).all()
