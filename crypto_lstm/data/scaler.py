@@ -189,7 +189,7 @@ def describe_windows(
 ) -> list[str | None]:
     """`describe_out_of_range` of each window, counted together."""
     limits = np.stack([scaler._limits for scaler in scalers])[:, None]
-    counts = (np.abs(windows) >= limits).sum(axis=1).tolist()
+    counts = (np.abs(windows) >= limits).sum(axis=1, dtype=np.int32).tolist()
     return [
         _describe_outside(own, windows[0].size, scaler.features) for own, scaler in zip(counts, scalers, strict=True)
     ]
