@@ -114,12 +114,12 @@ def measure_candle(config: Config, rounds: int = 1000) -> dict[str, float]:
 
 
 def make_gapped(candles: int, long_gaps: int) -> pd.DataFrame:
-    """Candles of which one in fifty is missing, and some hours in long gaps, each of which begins a new segment."""
-    frame, rng = synthetic_candles(candles, seed=2), np.random.default_rng(0)
-    gone = rng.random(candles) < 0.02
+    """So many candles; one in fifty is missing, and some hours in long gaps, each of which begins a new segment."""
+    frame, rng = synthetic_candles(candles + candles // 20, seed=2), np.random.default_rng(0)
+    gone = rng.random(len(frame)) < 0.02
     for start in rng.integers(0, candles, long_gaps):
         gone[start : start + 300] = True
-    return frame[~gone].reset_index(drop=True)
+    return frame[~gone][:candles].reset_index(drop=True)
 
 
 class Bits(NamedTuple):
