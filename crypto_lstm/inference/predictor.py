@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from ..config import CLASSES, Config
+from ..data.barriers import has_fixed_barriers
 from ..data.candle_input import MissingColumnError, StreamError
 from ..data.feature_stream import FeatureStream, count_filled
 from ..data.live_stream import LiveStream, NextStep, compute_steps
@@ -45,7 +46,7 @@ from crypto_lstm.inference.decision import (
     require_probabilities,
     require_window,
 )
-from .int8 import Int8Report, read_report
+from .int8 import Int8Report, find_kind, read_report, restore_weights
 from .market_states import pack_states, unpack_states
 from crypto_lstm.inference.onnx_file import (
     INPUT,
@@ -54,6 +55,7 @@ from crypto_lstm.inference.onnx_file import (
     decode_rows,
     decode_scaler,
     describe_unfinished,
+    encode_onnx_file,
     open_session,
     run_one_by_one,
 )
@@ -291,7 +293,10 @@ class _VerifiedNetwork:
         policy = _read_policy(facts.get("policy"), path)
         windows, answers = _decode_golden(facts["golden"], config, path)
         int8 = read_report(facts.get("int8"))
-        network = _Network(open_session(data, threads), int8 is not None)
+        if find_kind(arrays) == "weights":
+            arrays = restore_weights(arrays)
+            data = encode_onnx_file(config, arrays)
+        network = _Network(open_session(data, threads), find_kind(arrays) == "layers")
         deviation = _measure_deviation(network, windows, answers, path, int8)
         metadata = {name: value for name, value in facts.items() if name != "golden"}
         unfinished = describe_unfinished(metadata)
@@ -319,7 +324,7 @@ class _VerifiedNetwork:
 
     def _make_stream(self, scaler: Scaler) -> FeatureStream:
         """An empty stream of candles, scaled as in training."""
-        return FeatureStream(self.config, scaler.scale_rows, self.policy.needs_scale)
+        return FeatureStream(self.config, scaler.scale_rows, not has_fixed_barriers(self.config))
 
     def _require_scaler(self) -> AnyScaler:
         if self._scaler is None:
@@ -378,7 +383,8 @@ def _predict_candles(network: _VerifiedNetwork, scaler: Scaler, candles: Any) ->
     filled = count_filled(fed.filled, network.config.sequence_length)[rows]
     outside = scaler.count_out_of_range(fed.matrix)
     counts = {"filled": filled, "out_of_range": count_filled(outside, network.config.sequence_length)[rows]}
-    return {"date": dates, **columns, **counts}
+    sizes = {} if scale is None else {"barrier_scale": scale}
+    return {"date": dates, **columns, **counts, **sizes}
 
 
 def _predict_markets(network: _VerifiedNetwork, candles: Any, allow_new: bool) -> dict[str, Any]:
@@ -525,7 +531,7 @@ class _StreamingNetwork(_VerifiedNetwork):
         return (given[0], given[1]) if self.markets else (None, given[0])
 
     def _make_live_stream(self, scaler: Scaler) -> LiveStream:
-        return LiveStream(self.config, scaler.scale_rows, self.fill_gaps, self.policy.needs_scale)
+        return LiveStream(self.config, scaler.scale_rows, self.fill_gaps, not has_fixed_barriers(self.config))
 
     def _open_stream(self, market: str | None) -> tuple[LiveStream, Scaler]:
         """The stream of a market, a new one for its first candle, and its scaler. Raises `MarketError`."""
@@ -654,14 +660,14 @@ class _ManyMarkets(_StreamingNetwork):
         `MarketError` for a model of one market.
         """
         _require_many(self, {})
-        if self._step is None:
+        if self._step is None and not self._network.is_int8:  # else the windows of a batch share a scale
             self._step = StepNetwork(self.config, self._arrays, self._network.predict)
         windows: dict[Hashable, np.ndarray] = {}
         for market, stream in self.streams.items():
             window = stream.window()
             if window is not None and np.isfinite(window).all():
                 windows[market] = window
-        return self._step.prepare(windows)
+        return 0 if self._step is None else self._step.prepare(windows)
 
 # %% ../../nbs/inference/03_predictor.ipynb #b25370b2
 @dataclass(repr=False, eq=False)
@@ -694,7 +700,8 @@ class Predictor(_ManyMarkets):
         calibration); `expected_long`, `expected_short` (expected return after costs in percent, NaN without a rule);
         `decision`; `filled`, the candles of the window that were missing in a short gap and are filled, as in training;
         `out_of_range`, the values of the window that the training did not cover: beyond the clip, or of a feature that
-        was constant. They equal those of `saved_run.predict_candles`. Raises `StreamError`, `InvalidPredictionError`.
+        was constant; `barrier_scale` of barriers that move. They equal those of `saved_run.predict_candles`. Raises
+        `StreamError`, `InvalidPredictionError`.
         """
         return _predict_markets(self, candles, self.allow_new)
 
@@ -706,10 +713,7 @@ class Predictor(_ManyMarkets):
         clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
         market: str | None = None,  # of the candles, if the model is of several markets
     ) -> Decision:
-        """The decision for the newest candle. Any fault of the data or the network gives NO_TRADE with a reason.
-
-        A market that the model does not know gives NO_TRADE too.
-        """
+        """The decision for the newest candle. Faults of data or network and unknown markets give NO_TRADE, and why."""
         try:
             scaler = select_scaler(self._require_scaler(), market, self.allow_new)
             stream = self._make_stream(scaler)
