@@ -60,6 +60,7 @@ class Decision:
     probabilities: dict[str, float] | None  # class -> probability, calibrated if the model has a calibration
     reason: str
     expected_pct: dict[str, float] | None = None  # LONG, SHORT -> expected return after costs, percent
+    barrier_scale: float | None = None  # what take-profit and stop-loss are multiples of at this candle; None: unknown
 
     @classmethod
     def from_error(cls, error: BaseException) -> Self:
@@ -316,7 +317,7 @@ def add_reasons(
     stream: FeatureStream | LiveStream,  # that the window comes from
     outside: str | None,  # the scaler's sentence about the window
 ) -> Decision:
-    """`add_notes` for a window that the scaler has described already."""
+    """`add_notes` for a window that the scaler has described already. The scale of the barriers is kept, too."""
     filled = stream.filled_in_window()
     notes = []
     if filled:
@@ -324,10 +325,12 @@ def add_reasons(
         notes.append(f"{filled} of the {length} candles of the window were missing and are filled")
     if outside:
         notes.append(outside)
-    if not notes:
+    scale = stream.barrier_scale()
+    known = None if scale is None or math.isnan(scale) else scale
+    if not notes and known is None:
         return decision
     reason = "; ".join([decision.reason, *notes])
-    return Decision(decision.action, decision.probabilities, reason, decision.expected_pct)
+    return Decision(decision.action, decision.probabilities, reason, decision.expected_pct, known)
 
 
 def describe_missing(
