@@ -6,11 +6,12 @@ freqtrade and our wheel, without TensorFlow, are installed in an environment of 
 asked. A model is trained on a market with a planted edge; after that:
 
     download-data           spot and futures, with mark prices and funding rates
-    backtesting             spot and futures; every trade is compared with the simulator of this package
+    backtesting             spot, futures, and a model with columns of the user's and barriers that follow the market;
+                            every trade is compared with the simulator of this package
     hyperopt                the margin, two workers
     lookahead-analysis      no biased signal
     recursive-analysis      no indicator depends on the startup candles
-    trade --dry-run         five minutes: opens a trade, is killed with -9, goes on from its state, closes it and others
+    trade --dry-run         five minutes: opens a trade, is killed with -9, goes on from its state, and closes it
 
 freqtrade ends with 0 after some errors, so its log is read as well.
 """
@@ -29,7 +30,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -54,6 +55,21 @@ DAYS, TEST_DAYS, SEED = 36, 2, 5
 SETTINGS = """
     pair=BTCUSDT timeframe=1m sequence_length=24 lstm_units=16 dense_units=8 epochs=3 batch_size=128 future_window=3
     long_tp_pct=0.15 long_sl_pct=0.1 short_tp_pct=0.15 short_sl_pct=0.12 fee_pct=0.005 validation_split=0.25
+"""
+COLUMN_SETTINGS = [  # of a model whose features need more than the candle, and whose barriers follow the market
+    *SETTINGS.split(),
+    "features=close_change,high_change,low_change,eth=pct(eth_close),rate=100*funding",
+    "barrier_scale=std(pct(close), 2h)",
+    "long_tp_pct=2.5",
+    "long_sl_pct=2",
+    "short_tp_pct=2.2",
+    "short_sl_pct=2",
+]
+ADD_COLUMNS = """        first = dataframe["date"].iloc[0]
+        eth = self.get_candles("ETH/USDT:USDT", first)[["date", "close"]].rename(columns={"close": "eth_close"})
+        rates = self.get_candles(metadata["pair"], first - pd.Timedelta(days=1), "1h", "funding_rate")
+        rates = rates[["date", "open"]].rename(columns={"open": "funding"})  # paid at the opening or before
+        return pd.merge_asof(dataframe.merge(eth, on="date", how="left"), rates, on="date")
 """
 FUNDING_PCT = 0.01  # of eight hours, as the exchange has it
 PROFIT_TOLERANCE = 1e-6
@@ -162,35 +178,25 @@ def check_environment(environment: Path) -> None:
 # ---------------------------------------------------------------- a trained model
 
 
-def train_model(market: Market, folder: Path) -> Predictor:
+def train_model(candles: pd.DataFrame, folder: Path, name: str, settings: Sequence[str]) -> Predictor:
     """Train on the history but its last days, which stay unseen."""
-    candles = market.as_frame()
     last = len(candles) - (TEST_DAYS + 1) * 1440
-    candles[:last].to_feather(folder / "candles.feather")
-    words = [
-        "--candles",
-        "candles.feather",
-        "--output",
-        "run",
-        "--no-tensorboard",
-        "--json",
-        "--set",
-        *SETTINGS.split(),
-    ]
+    candles[:last].to_feather(folder / f"{name}.feather")
+    words = ["--candles", f"{name}.feather", "--output", name, "--no-tensorboard", "--json", "--set", *settings]
     began = time.monotonic()
     run_own("train", *words, folder=folder)
-    predictor = load_run_predictor(folder / "run")
+    predictor = load_run_predictor(folder / name)
     assert predictor is not None
-    print(f"train: {time.monotonic() - began:.0f} s, decides by {predictor.policy}", flush=True)
+    print(f"train {name}: {time.monotonic() - began:.0f} s, decides by {predictor.policy}", flush=True)
     return predictor
 
 
-def write_strategies(folder: Path) -> None:
-    """A strategy for each trading mode, and what the command refuses."""
-    for name, mode in (("Spot", "spot"), ("Futures", "futures")):
-        words = ("--model", "run", "--output", "user_data/strategies", "--name", name, "--trading-mode", mode, "--json")
-        values = json.loads(run_own("freqtrade", *words, folder=folder))
-        assert len(values["next"]) == 2, values
+def write_strategy(folder: Path, model: str, name: str, mode: str) -> Path:
+    """The strategy of a model."""
+    words = ("--model", model, "--output", "user_data/strategies", "--name", name, "--trading-mode", mode, "--json")
+    values = json.loads(run_own("freqtrade", *words, folder=folder))
+    assert len(values["next"]) == 2, values
+    return Path(values["strategy"])
 
 
 # ---------------------------------------------------------------- backtests beside the simulator
@@ -331,18 +337,44 @@ def require_equal(
     return float(differences[worst])
 
 
-def check_backtest(place: Place, strategy: str, predictor: Predictor, first: pd.Timestamp) -> None:
+def check_columns(place: Place, market: Market, other: Market, first: pd.Timestamp) -> None:
+    """A model with columns of the user's, and barriers that follow the market. Without the columns nothing starts."""
+    eth = other.as_frame()[["date", "close"]].rename(columns={"close": "eth_close"})
+    candles = market.as_frame().merge(eth, on="date").assign(funding=FUNDING_PCT / 100)
+    predictor = train_model(candles, place.folder, "columns", COLUMN_SETTINGS)
+    file = place.folder / write_strategy(place.folder, "columns", "Columns", "futures")
+    config = ("--config", "user_data/strategies/Columns.config.json", "--config", "exchange.json")
+    command = [place.freqtrade, "backtesting", *config, "--timerange", f"{first:%Y%m%d}-", "--cache", "none"]
+    done = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, env=make_environment())
+    text = re.sub(r"\s+", " ", done.stdout + done.stderr)
+    assert "the model needs eth_close, funding beside each candle" in text and "BACKTESTING REPORT" not in text, text
+    strategy = file.read_text(encoding="utf-8")
+    assert strategy.count("        return dataframe\n\n    def get_candles") == 1, strategy
+    strategy = strategy.replace(
+        "        return dataframe\n\n    def get_candles", f"{ADD_COLUMNS}\n    def get_candles"
+    )
+    file.write_text(strategy, encoding="utf-8")
+    words = ("--timeframes", "1m", "--days", str(DAYS - 1), "--pairs", "ETH/USDT:USDT")
+    place.run("download-data", *config, *words, log="download-data ETH")
+    check_backtest(place, "Columns", predictor, first, eth)
+
+
+def check_backtest(
+    place: Place, strategy: str, predictor: Predictor, first: pd.Timestamp, eth: pd.DataFrame | None = None
+) -> None:
     """Download, backtest and compare."""
     config = ("--config", f"user_data/strategies/{strategy}.config.json", "--config", "exchange.json")
     words = ("--timeframes", "1m", "--days", str(DAYS - 1))
     log = place.run("download-data", *config, *words, log=f"download-data {strategy}")
-    kinds = ("mark", "funding_rate") if strategy == "Futures" else ()
+    kinds = ("mark", "funding_rate") if strategy == "Futures" else ()  # those of the third are there already
     assert all(f", {kind} with length" in log for kind in kinds), log
     options = ("--timerange", f"{first:%Y%m%d}-", "--cache", "none", "--export", "trades")
     place.run("backtesting", *config, *options, log=f"backtesting {strategy}")
     data = place.folder / "user_data" / "data" / "binance"
     file = data / ("BTC_USDT-1m.feather" if strategy == "Spot" else "futures/BTC_USDT_USDT-1m-futures.feather")
     candles = pd.read_feather(file).astype({"date": "datetime64[ns, UTC]"})
+    if eth is not None:
+        candles = candles.merge(eth, on="date").assign(funding=FUNDING_PCT / 100)
     found = compare_trades(read_trades(place.folder, strategy), candles, predictor, first, strategy == "Spot")
     assert found.trades > 50, found
     print(f"{strategy}: {found}", flush=True)
@@ -469,7 +501,7 @@ class DryRun:
 
 
 def run_dry(place: Place, log: Path) -> DryRun:
-    """Open a trade, kill -9, start again, close it, open and close another one, and end after five minutes.
+    """Open a trade, kill -9, start again, close it, go on, and end after five minutes.
 
     The second process gets SIGTERM, and ends by itself; its exit code is that of an interrupt.
     """
@@ -482,7 +514,7 @@ def run_dry(place: Place, log: Path) -> DryRun:
     before = log.read_text()
     with run_bot(place, log) as bot:
         wait_for("the end of the trade that was open", lambda: count_trades(place)[1] >= len(killed), bot, log)
-        wait_for("another closed trade", lambda: count_trades(place)[1] > len(killed), bot, log)
+        wait_for("a decision after the kill", lambda: bool(read_answers(log.read_text()[len(before) :])), bot, log)
         wait_for("the end of five minutes", lambda: time.monotonic() - began >= DRY_RUN_S, bot, log)
         stopped = time.time()
         bot.send_signal(signal.SIGTERM)
@@ -642,10 +674,11 @@ def check_all(folder: Path, environment: Path, with_dry_run: bool) -> None:
     market = make_market(days=DAYS, ahead_days=0.1, seed=SEED, edge=1.0)
     history = int(np.searchsorted(market.times, int(time.time() * 1000)))
     known = replace(market, times=market.times[:history], rows=market.rows[:history])
-    predictor = train_model(known, folder)
-    write_strategies(folder)
+    predictor = train_model(known.as_frame(), folder, "run", SETTINGS.split())
+    for name, mode in (("Spot", "spot"), ("Futures", "futures")):
+        write_strategy(folder, "run", name, mode)
     first = pd.Timestamp.now("UTC").normalize() - pd.Timedelta(days=TEST_DAYS)
-    other = make_market("ETHUSDT", days=1, ahead_days=0.1)
+    other = make_market("ETHUSDT", days=DAYS, ahead_days=0.1, seed=SEED + 1)
     with FakeExchange([market, other]).serve() as url, ThreadPoolExecutor(1) as pool:
         place = Place(folder, environment / "bin" / "freqtrade", url)
         write_exchange_config(folder / "exchange.json", url)
@@ -654,6 +687,7 @@ def check_all(folder: Path, environment: Path, with_dry_run: bool) -> None:
             check_backtest(place, strategy, predictor, first)
         check_analyses(place, first)
         check_refusals(place)
+        check_columns(place, known, other, first)
         if dry_run is not None:
             dry_run.result()
 
