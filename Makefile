@@ -46,9 +46,12 @@ $(FREQTRADE):
 	.venv-freqtrade/bin/python -m pip install --quiet "freqtrade[hyperopt]==2026.9" onnxruntime
 	@touch $(FREQTRADE)
 
+# a copy is built: the checks may build the package in this folder at the same time
 bot: setup $(FREQTRADE)
-	.venv-freqtrade/bin/python -m pip install --quiet .
-	.venv-freqtrade/bin/python -m pip install --quiet --no-deps --force-reinstall .
+	@rm -rf build/bot && mkdir -p build/bot
+	@cp -r crypto_lstm setup.py setup.cfg settings.ini MANIFEST.in README.md CHANGELOG.md LICENSE build/bot
+	.venv-freqtrade/bin/python -m pip install --quiet ./build/bot
+	.venv-freqtrade/bin/python -m pip install --quiet --no-deps --force-reinstall ./build/bot
 	$(BIN)/python tools/freqtrade_check.py
 
 lab: setup

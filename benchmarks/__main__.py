@@ -71,7 +71,7 @@ BENCHMARKS = {
     "live_runner": Benchmark(
         "reliability.live_runner", "a replayed month with 50 faults and kills, against predict", "10 minutes"
     ),
-    "int8": Benchmark("speed.int8", "integers beside float32: decisions that differ, speed, size", "5 minutes"),
+    "int8": Benchmark("speed.int8", "integers beside float32: decisions that differ, speed, size", "10 minutes"),
     "judgement": Benchmark(
         "judgement.suite", "fair markets judged, other implementations, time and memory of two million", "20 minutes"
     ),

@@ -6,11 +6,12 @@ freqtrade and our wheel, without TensorFlow, are installed in an environment of 
 asked. A model is trained on a market with a planted edge; after that:
 
     download-data           spot and futures, with mark prices and funding rates
-    backtesting             spot and futures; every trade is compared with the simulator of this package
+    backtesting             spot, futures, and a model with columns of the user's and barriers that follow the market;
+                            every trade is compared with the simulator of this package
     hyperopt                the margin, two workers
     lookahead-analysis      no biased signal
     recursive-analysis      no indicator depends on the startup candles
-    trade --dry-run         opens and closes a trade, is killed with -9, and goes on from its state
+    trade --dry-run         five minutes: opens a trade, is killed with -9, goes on from its state, and closes it
 
 freqtrade ends with 0 after some errors, so its log is read as well.
 """
@@ -29,11 +30,13 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,8 +56,40 @@ SETTINGS = """
     pair=BTCUSDT timeframe=1m sequence_length=24 lstm_units=16 dense_units=8 epochs=3 batch_size=128 future_window=3
     long_tp_pct=0.15 long_sl_pct=0.1 short_tp_pct=0.15 short_sl_pct=0.12 fee_pct=0.005 validation_split=0.25
 """
+COLUMN_SETTINGS = [  # of a model whose features need more than the candle, and whose barriers follow the market
+    *SETTINGS.split(),
+    "features=close_change,high_change,low_change,eth=pct(eth_close),rate=100*funding",
+    "barrier_scale=std(pct(close), 2h)",
+    "long_tp_pct=2.5",
+    "long_sl_pct=2",
+    "short_tp_pct=2.2",
+    "short_sl_pct=2",
+]
+ADD_COLUMNS = """        first = dataframe["date"].iloc[0]
+        eth = self.get_candles("ETH/USDT:USDT", first)[["date", "close"]].rename(columns={"close": "eth_close"})
+        rates = self.get_candles(metadata["pair"], first - pd.Timedelta(days=1), "1h", "funding_rate")
+        rates = rates[["date", "open"]].rename(columns={"open": "funding"})  # paid at the opening or before
+        return pd.merge_asof(dataframe.merge(eth, on="date", how="left"), rates, on="date")
+"""
 FUNDING_PCT = 0.01  # of eight hours, as the exchange has it
 PROFIT_TOLERANCE = 1e-6
+DRY_RUN_S = 300.0  # from the first start of the bot to its end
+LONGEST_WAIT_S = 600.0  # of a step of the dry run, on a busy machine
+SLOW_S = 90.0  # that freqtrade may be late with an exit, on a busy machine
+BOOK = (  # of freqtrade's table of trades
+    "id",
+    "is_open",
+    "is_short",
+    "open_date",
+    "open_rate",
+    "amount",
+    "leverage",
+    "enter_tag",
+    "close_date",
+    "close_rate",
+    "close_profit",
+    "exit_reason",
+)
 BAD_LINES = re.compile(r"ConfigurationError|OperationalException|StrategyError|Traceback| - ERROR - |Fatal exception")
 
 
@@ -100,6 +135,7 @@ def make_environment() -> dict[str, str]:
         "no_proxy": "127.0.0.1",
         "NO_PROXY": "127.0.0.1",
         "COLUMNS": "200",
+        "TZ": "UTC",  # of the times in a log
         "OMP_NUM_THREADS": "1",
     }
 
@@ -142,35 +178,25 @@ def check_environment(environment: Path) -> None:
 # ---------------------------------------------------------------- a trained model
 
 
-def train_model(market: Market, folder: Path) -> Predictor:
+def train_model(candles: pd.DataFrame, folder: Path, name: str, settings: Sequence[str]) -> Predictor:
     """Train on the history but its last days, which stay unseen."""
-    candles = market.as_frame()
     last = len(candles) - (TEST_DAYS + 1) * 1440
-    candles[:last].to_feather(folder / "candles.feather")
-    words = [
-        "--candles",
-        "candles.feather",
-        "--output",
-        "run",
-        "--no-tensorboard",
-        "--json",
-        "--set",
-        *SETTINGS.split(),
-    ]
+    candles[:last].to_feather(folder / f"{name}.feather")
+    words = ["--candles", f"{name}.feather", "--output", name, "--no-tensorboard", "--json", "--set", *settings]
     began = time.monotonic()
     run_own("train", *words, folder=folder)
-    predictor = load_run_predictor(folder / "run")
+    predictor = load_run_predictor(folder / name)
     assert predictor is not None
-    print(f"train: {time.monotonic() - began:.0f} s, decides by {predictor.policy}", flush=True)
+    print(f"train {name}: {time.monotonic() - began:.0f} s, decides by {predictor.policy}", flush=True)
     return predictor
 
 
-def write_strategies(folder: Path) -> None:
-    """A strategy for each trading mode, and what the command refuses."""
-    for name, mode in (("Spot", "spot"), ("Futures", "futures")):
-        words = ("--model", "run", "--output", "user_data/strategies", "--name", name, "--trading-mode", mode, "--json")
-        values = json.loads(run_own("freqtrade", *words, folder=folder))
-        assert len(values["next"]) == 2, values
+def write_strategy(folder: Path, model: str, name: str, mode: str) -> Path:
+    """The strategy of a model."""
+    words = ("--model", model, "--output", "user_data/strategies", "--name", name, "--trading-mode", mode, "--json")
+    values = json.loads(run_own("freqtrade", *words, folder=folder))
+    assert len(values["next"]) == 2, values
+    return Path(values["strategy"])
 
 
 # ---------------------------------------------------------------- backtests beside the simulator
@@ -311,18 +337,44 @@ def require_equal(
     return float(differences[worst])
 
 
-def check_backtest(place: Place, strategy: str, predictor: Predictor, first: pd.Timestamp) -> None:
+def check_columns(place: Place, market: Market, other: Market, first: pd.Timestamp) -> None:
+    """A model with columns of the user's, and barriers that follow the market. Without the columns nothing starts."""
+    eth = other.as_frame()[["date", "close"]].rename(columns={"close": "eth_close"})
+    candles = market.as_frame().merge(eth, on="date").assign(funding=FUNDING_PCT / 100)
+    predictor = train_model(candles, place.folder, "columns", COLUMN_SETTINGS)
+    file = place.folder / write_strategy(place.folder, "columns", "Columns", "futures")
+    config = ("--config", "user_data/strategies/Columns.config.json", "--config", "exchange.json")
+    command = [place.freqtrade, "backtesting", *config, "--timerange", f"{first:%Y%m%d}-", "--cache", "none"]
+    done = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, env=make_environment())
+    text = re.sub(r"\s+", " ", done.stdout + done.stderr)
+    assert "the model needs eth_close, funding beside each candle" in text and "BACKTESTING REPORT" not in text, text
+    strategy = file.read_text(encoding="utf-8")
+    assert strategy.count("        return dataframe\n\n    def get_candles") == 1, strategy
+    strategy = strategy.replace(
+        "        return dataframe\n\n    def get_candles", f"{ADD_COLUMNS}\n    def get_candles"
+    )
+    file.write_text(strategy, encoding="utf-8")
+    words = ("--timeframes", "1m", "--days", str(DAYS - 1), "--pairs", "ETH/USDT:USDT")
+    place.run("download-data", *config, *words, log="download-data ETH")
+    check_backtest(place, "Columns", predictor, first, eth)
+
+
+def check_backtest(
+    place: Place, strategy: str, predictor: Predictor, first: pd.Timestamp, eth: pd.DataFrame | None = None
+) -> None:
     """Download, backtest and compare."""
     config = ("--config", f"user_data/strategies/{strategy}.config.json", "--config", "exchange.json")
     words = ("--timeframes", "1m", "--days", str(DAYS - 1))
     log = place.run("download-data", *config, *words, log=f"download-data {strategy}")
-    kinds = ("mark", "funding_rate") if strategy == "Futures" else ()
+    kinds = ("mark", "funding_rate") if strategy == "Futures" else ()  # those of the third are there already
     assert all(f", {kind} with length" in log for kind in kinds), log
     options = ("--timerange", f"{first:%Y%m%d}-", "--cache", "none", "--export", "trades")
     place.run("backtesting", *config, *options, log=f"backtesting {strategy}")
     data = place.folder / "user_data" / "data" / "binance"
     file = data / ("BTC_USDT-1m.feather" if strategy == "Spot" else "futures/BTC_USDT_USDT-1m-futures.feather")
     candles = pd.read_feather(file).astype({"date": "datetime64[ns, UTC]"})
+    if eth is not None:
+        candles = candles.merge(eth, on="date").assign(funding=FUNDING_PCT / 100)
     found = compare_trades(read_trades(place.folder, strategy), candles, predictor, first, strategy == "Spot")
     assert found.trades > 50, found
     print(f"{strategy}: {found}", flush=True)
@@ -408,76 +460,196 @@ def run_bot(place: Place, log: Path) -> Iterator[subprocess.Popen]:
         process.wait()
 
 
-def count_trades(place: Place) -> tuple[int, int]:
-    """Open and closed trades in the database of the dry run."""
+def read_book(place: Place) -> pd.DataFrame:
+    """The trades in the database of the dry run, in the order of their entry."""
     path = place.folder / "dry.sqlite"
     if not path.exists():
-        return 0, 0
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as base:
+        return pd.DataFrame({name: [] for name in BOOK})
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as base:
         try:
-            states = [row[0] for row in base.execute("select is_open from trades")]
+            rows = base.execute(f"select {', '.join(BOOK)} from trades order by id").fetchall()
         except sqlite3.OperationalError:  # the table is not there yet
-            return 0, 0
-    return sum(states), len(states) - sum(states)
+            rows = []
+    return pd.DataFrame(rows, columns=list(BOOK))
 
 
-def wait_for(name: str, is_done: Callable[[], bool], process: subprocess.Popen, log: Path, limit_s: float) -> None:
-    end = time.monotonic() + limit_s
+def count_trades(place: Place) -> tuple[int, int]:
+    """Open and closed trades in the database of the dry run."""
+    is_open = read_book(place)["is_open"]
+    return int(is_open.sum()), int((is_open == 0).sum())
+
+
+def wait_for(name: str, is_done: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
+    """Wait until something has happened; ends the check if the bot ends first, or after `LONGEST_WAIT_S`."""
+    end = time.monotonic() + LONGEST_WAIT_S
     while not is_done():
         if process.poll() is not None or time.monotonic() > end:
             raise SystemExit(f"dry run: {name} did not happen:\n{log.read_text()[-5000:]}")
-        time.sleep(0.5)
+        time.sleep(1.0)
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a dry run left: its log, its trades at the kill and at the end."""
+
+    before: str  # log until the kill
+    after: str  # log of the second process
+    killed: pd.DataFrame  # trades at the kill
+    ended: pd.DataFrame  # trades at the end
+    state_age_s: float  # of the saved state at the kill
+    seconds: float  # from the first start to the end
+
+
+def run_dry(place: Place, log: Path) -> DryRun:
+    """Open a trade, kill -9, start again, close it, go on, and end after five minutes.
+
+    The second process gets SIGTERM, and ends by itself; its exit code is that of an interrupt.
+    """
+    began = time.monotonic()
+    with run_bot(place, log) as bot:
+        wait_for("an open trade", lambda: count_trades(place)[0] >= 1, bot, log)
+        bot.send_signal(signal.SIGKILL)
+        bot.wait()
+    killed, state_age_s = read_book(place), time.time() - find_state(place).stat().st_mtime
+    before = log.read_text()
+    with run_bot(place, log) as bot:
+        wait_for("the end of the trade that was open", lambda: count_trades(place)[1] >= len(killed), bot, log)
+        wait_for("a decision after the kill", lambda: bool(read_answers(log.read_text()[len(before) :])), bot, log)
+        wait_for("the end of five minutes", lambda: time.monotonic() - began >= DRY_RUN_S, bot, log)
+        stopped = time.time()
+        bot.send_signal(signal.SIGTERM)
+        bot.wait(LONGEST_WAIT_S)
+    assert find_state(place).stat().st_mtime >= stopped - 1, "the state was not saved at the end"
+    after = log.read_text()[len(before) :]
+    assert "Cleaning up modules" in after, after[-5000:]
+    return DryRun(before, after, killed, read_book(place), state_age_s, time.monotonic() - began)
+
+
+def find_state(place: Place) -> Path:
+    """The saved stream of the only pair."""
+    (state,) = (place.folder / "user_data" / "crypto_lstm").glob("*.npz")
+    return state
 
 
 def check_dry_run(place: Place, market: Market, predictor: Predictor) -> None:
-    """Open and close a trade, kill -9 with another one open, start again, and close that one."""
-    began = time.monotonic()
+    """Run the dry run on a piece of the unseen part, moved to now, and check all that it left."""
     begin_ms = (int(time.time() * 1000) // MINUTE_MS + 1) * MINUTE_MS
     shifted = shift_market(market, choose_piece(market, predictor), begin_ms)
     with FakeExchange([shifted], FakeClock()).serve() as url:
         write_exchange_config(place.folder / "dry.json", url)
-        log = place.folder / "dry run.log"
-        with run_bot(place, log) as bot:
-            wait_for("a closed trade", lambda: count_trades(place)[1] >= 1, bot, log, 420)
-            wait_for("another open trade", lambda: count_trades(place)[0] >= 1, bot, log, 240)
-            before = count_trades(place)
-            bot.send_signal(signal.SIGKILL)
-            bot.wait()
-        killed = len(log.read_text())
-        assert count_trades(place) == before
-        with run_bot(place, log) as bot:
-            wait_for("the trade that was open", lambda: count_trades(place)[1] > before[1], bot, log, 300)
-            answers = lambda: read_answers(log.read_text()[killed:])  # noqa: E731
-            wait_for("a decision after the kill", lambda: len(answers()) > 0, bot, log, 150)
-            stopped = time.time()
-            bot.send_signal(signal.SIGTERM)
-            bot.wait(60)
-    (state,) = (place.folder / "user_data" / "crypto_lstm").glob("*.npz")
-    assert state.stat().st_mtime >= stopped - 1, "the state was not saved at the end"
-    text = log.read_text()
-    bad = [line for line in text.splitlines() if BAD_LINES.search(line)]
+        done = run_dry(place, place.folder / "dry run.log")
+    bad = [line for line in (done.before + done.after).splitlines() if BAD_LINES.search(line)]
     assert not bad, bad
-    assert "warm-up from the saved state and the exchange" in text[killed:], text[killed:]
-    compared = compare_answers(read_answers(text), shifted, predictor)
-    seconds = time.monotonic() - began
-    _, closed = count_trades(place)
-    trades = f"{closed} trades closed, one of them over a kill -9"
-    print(f"dry run: {seconds:.0f} s, {trades}; {compared} decisions as in predict", flush=True)
+    answers = read_answers(done.before) + read_answers(done.after)
+    require_answers(answers, shifted, predictor)
+    require_every_candle(read_answers(done.after))
+    require_continued(done)
+    require_state(place, shifted, predictor)
+    require_book(done, answers, predictor)
+    delays = [answer.logged_s - answer.opened_s - 60 for answer in answers]
+    took = np.array([answer.took_ms for answer in answers])
+    print(
+        f"dry run: {done.seconds:.0f} s, {len(done.ended)} trades, each with its signal, "
+        f"{int(done.killed['is_open'].sum())} open over the kill -9; {len(answers)} decisions as in predict, every "
+        f"candle of the second process among them; an answer takes {np.median(took):.0f} ms, at most {took.max():.0f} "
+        f"ms, and is there {np.median(delays):.0f} s after the close, at most {max(delays):.0f} s; the state equals "
+        "that of a new stream",
+        flush=True,
+    )
 
 
-def read_answers(log: str) -> dict[str, str]:
-    """Candle -> decision, from the lines of the log."""
-    return dict(re.findall(r"BTC/USDT:USDT: (\d{4}-\d\d-\d\d \d\d:\d\d):00\+00:00: (\w+), [\d.]+ ms", log))
+@dataclass(frozen=True)
+class Answer:
+    """A decision in the log of freqtrade."""
+
+    opened_s: int  # opening of the candle, seconds since 1970
+    decision: str
+    took_ms: float
+    logged_s: float  # seconds since 1970
 
 
-def compare_answers(answers: dict[str, str], market: Market, predictor: Predictor) -> int:
-    """The decisions of the dry run equal those of `predict` on the same candles; their number."""
+LOGGED = re.compile(
+    r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) - .*"
+    r"BTC/USDT:USDT: (\d{4}-\d\d-\d\d \d\d:\d\d:00\+00:00): (\w+), ([\d.]+) ms$",
+    re.MULTILINE,
+)
+
+
+def read_answers(log: str) -> list[Answer]:
+    """The decisions in a log, in its order."""
+    answers = []
+    for logged, opened, decision, took_ms in LOGGED.findall(log):
+        logged_s = datetime.strptime(logged, "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC).timestamp()
+        answers.append(Answer(int(datetime.fromisoformat(opened).timestamp()), decision, float(took_ms), logged_s))
+    return answers
+
+
+def require_answers(answers: list[Answer], market: Market, predictor: Predictor) -> None:
+    """The decisions of the dry run equal those of `predict` on the same candles, none before its candle has closed."""
+    history = predictor.predict(market.as_frame())
+    dates = history["date"].astype("datetime64[s]").astype(np.int64).tolist()
+    expected = dict(zip(dates, history["decision"].tolist(), strict=True))
+    assert answers
+    for answer in answers:
+        assert expected[answer.opened_s] == answer.decision, answer
+        assert answer.logged_s >= answer.opened_s + 60, answer
+
+
+def require_every_candle(answers: list[Answer]) -> None:
+    """One process answers each candle once, from its first to its last."""
+    opened = [answer.opened_s for answer in answers]
+    assert opened == list(range(opened[0], opened[-1] + 60, 60)), opened
+
+
+def require_continued(done: DryRun) -> None:
+    """The second process began with the saved state, and fetched no more than the candles since then."""
+    (count,) = re.findall(r"warm-up from the saved state and the exchange, (\d+) candles", done.after)
+    assert int(count) <= done.state_age_s / 60 + 5, (count, done.state_age_s)
+    assert "warm-up from the exchange" in done.before and "warm-up from the exchange" not in done.after, done.after
+
+
+def require_state(place: Place, market: Market, predictor: Predictor) -> None:
+    """The saved stream equals a new one that got the candles of the exchange: nothing was invented or lost."""
+    saved = replace(predictor, stream=None).load_state(find_state(place)).stream
     frame = market.as_frame()
-    history = predictor.predict(frame)
-    dates = pd.DatetimeIndex(history["date"]).strftime("%Y-%m-%d %H:%M")
-    expected = dict(zip(dates, history["decision"], strict=True))
-    assert answers and all(expected[date] == decision for date, decision in answers.items()), answers
-    return len(answers)
+    own = replace(predictor, stream=None)
+    own.warm_up(frame[frame["date"] <= pd.Timestamp(saved.time, tz="UTC")], now=datetime.now(UTC))
+    assert saved.time == own.stream.time
+    assert not saved.find_holes() and not saved.filled_in_window(), saved.find_holes()
+    assert np.array_equal(saved.window(), own.stream.window())
+
+
+def require_book(done: DryRun, answers: list[Answer], predictor: Predictor) -> None:
+    """The trades of both processes are one history: a signal for each entry, one position at a time, known exits."""
+    known = done.ended.iloc[: len(done.killed)]
+    entries = ["id", "is_short", "open_date", "open_rate", "amount", "enter_tag"]
+    was_closed = done.killed["is_open"] == 0
+    for names, rows in ((entries, slice(None)), (list(BOOK), was_closed)):
+        same = known.loc[rows, names].to_numpy().tolist() == done.killed.loc[rows, names].to_numpy().tolist()
+        assert same, (known, done.killed)
+    left = pd.Timestamp(0, tz="UTC")
+    for trade in done.ended.itertuples():
+        entered = pd.Timestamp(trade.open_date, tz="UTC")
+        signal_before = [one for one in answers if one.logged_s <= entered.timestamp()][-1]
+        side = "SHORT" if trade.is_short else "LONG"
+        assert signal_before.decision == side and trade.enter_tag == f"lstm_{side.lower()}", (trade, signal_before)
+        assert entered >= left and trade.leverage == 1.0, trade
+        if trade.is_open:
+            assert trade.Index == len(done.ended) - 1, trade
+            continue
+        left = pd.Timestamp(trade.close_date, tz="UTC")
+        require_exit(trade, entered, left, predictor)
+
+
+def require_exit(trade: Any, entered: pd.Timestamp, left: pd.Timestamp, predictor: Predictor) -> None:
+    """A trade ended at its target with a profit, at its stop with a loss, or after its candles, and not later."""
+    reason = trade.exit_reason.removeprefix("trailing_")
+    limit = entered.floor("min") + pd.Timedelta(minutes=predictor.config.future_window)
+    assert reason in REASONS, trade
+    assert reason != "lstm_time_limit" or left >= limit, trade
+    assert left <= limit + pd.Timedelta(seconds=SLOW_S), trade
+    assert reason != "roi" or trade.close_profit > 0, trade
+    assert reason != "stop_loss" or trade.close_profit < 0, trade
 
 
 # ---------------------------------------------------------------- all
@@ -502,10 +674,11 @@ def check_all(folder: Path, environment: Path, with_dry_run: bool) -> None:
     market = make_market(days=DAYS, ahead_days=0.1, seed=SEED, edge=1.0)
     history = int(np.searchsorted(market.times, int(time.time() * 1000)))
     known = replace(market, times=market.times[:history], rows=market.rows[:history])
-    predictor = train_model(known, folder)
-    write_strategies(folder)
+    predictor = train_model(known.as_frame(), folder, "run", SETTINGS.split())
+    for name, mode in (("Spot", "spot"), ("Futures", "futures")):
+        write_strategy(folder, "run", name, mode)
     first = pd.Timestamp.now("UTC").normalize() - pd.Timedelta(days=TEST_DAYS)
-    other = make_market("ETHUSDT", days=1, ahead_days=0.1)
+    other = make_market("ETHUSDT", days=DAYS, ahead_days=0.1, seed=SEED + 1)
     with FakeExchange([market, other]).serve() as url, ThreadPoolExecutor(1) as pool:
         place = Place(folder, environment / "bin" / "freqtrade", url)
         write_exchange_config(folder / "exchange.json", url)
@@ -514,6 +687,7 @@ def check_all(folder: Path, environment: Path, with_dry_run: bool) -> None:
             check_backtest(place, strategy, predictor, first)
         check_analyses(place, first)
         check_refusals(place)
+        check_columns(place, known, other, first)
         if dry_run is not None:
             dry_run.result()
 

@@ -7,6 +7,7 @@ within 1 ms; the same bits in batches, in blocks of any size and one by one; a r
 
     python -m benchmarks features                      a synthetic market of 2.3 million candles
     python -m benchmarks features --candles 300000     a shorter one
+    python -m benchmarks features --only equal         bits of a million gapped candles: batch, blocks, one by one
     python -m benchmarks features --former FOLDER      the presets by the package of that folder, too
 
 Times are those of the processor, of one thread: other programs of the machine do not count. FOLDER holds an earlier
@@ -24,6 +25,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -111,33 +113,81 @@ def measure_candle(config: Config, rounds: int = 1000) -> dict[str, float]:
     return {"median": 1000 * float(np.median(seconds)), "p95": 1000 * float(np.percentile(seconds, 95))}
 
 
-def make_gapped(candles: int) -> pd.DataFrame:
-    """Candles of which one in fifty is missing, and now and then some hours."""
-    frame, rng = synthetic_candles(candles, seed=2), np.random.default_rng(0)
-    gone = rng.random(candles) < 0.02
-    for start in rng.integers(0, candles, 20):
+def make_gapped(candles: int, long_gaps: int) -> pd.DataFrame:
+    """So many candles; one in fifty is missing, and some hours in long gaps, each of which begins a new segment."""
+    frame, rng = synthetic_candles(candles + candles // 20, seed=2), np.random.default_rng(0)
+    gone = rng.random(len(frame)) < 0.02
+    for start in rng.integers(0, candles, long_gaps):
         gone[start : start + 300] = True
-    return frame[~gone].reset_index(drop=True)
+    return frame[~gone][:candles].reset_index(drop=True)
 
 
-def compare_bits(candles: int, singles: int) -> tuple[int, int]:
-    """Candles whose features are compared, and differ: the batch beside blocks of any size and single candles."""
-    gapped, rng = make_gapped(candles), np.random.default_rng(1)
-    kept = [entry for entry in FORTY.features if not entry.startswith(("move_7d", "move_30d"))]  # none after a long gap
-    config = FORTY.replace(sequence_length=1, features=kept)
+class Bits(NamedTuple):
+    """Candles whose features are compared with those of the batch."""
+
+    filled: int  # rows of blocks, with those that fill gaps
+    filled_differ: int
+    singles: int  # candles that came one by one
+    singles_known: int  # of them with all features
+    singles_differ: int
+
+
+def compare_bits(config: Config, candles: int, long_gaps: int, limit_s: float) -> Bits:
+    """The batch beside blocks of random sizes, and beside candles one by one for so many seconds."""
+    config = config.replace(sequence_length=1)
+    gapped = make_gapped(candles, long_gaps)
     filled = fill_gaps(gapped)
     matrix, usable = make_feature_matrix(filled, config)
-    expected, stream, came = matrix[usable], FeatureStream(config), []
-    start = 0
+    expected = np.where(usable[:, None], matrix, np.float32(np.nan))
+    blocks, singles = feed_blocks(gapped, config), feed_singles(gapped, config, limit_s)
+    own = expected[~filled["filled"].to_numpy()][: len(singles)]
+    known = int((~np.isnan(singles).any(axis=1)).sum())
+    differ = count_different(blocks, expected), count_different(singles, own)
+    return Bits(len(blocks), differ[0], len(singles), known, differ[1])
+
+
+def count_different(found: np.ndarray, expected: np.ndarray) -> int:
+    """Rows (rows, features) float32 that differ in some bit."""
+    if found.shape != expected.shape:
+        return len(expected)
+    return int((found.view(np.int32) != expected.view(np.int32)).any(axis=1).sum())
+
+
+def feed_blocks(gapped: pd.DataFrame, config: Config) -> np.ndarray:
+    """(rows, features) of a stream that is fed blocks of 1 to 100,000 candles; NaN where a candle lacks a feature."""
+    stream, rng, came, start = FeatureStream(config), np.random.default_rng(1), [], 0
     while start < len(gapped):
-        is_near_end = start >= len(gapped) - singles
-        rows = 1 if is_near_end else min(int(10 ** rng.uniform(1, 5)), len(gapped) - singles - start)
+        rows = int(10 ** rng.uniform(0, 5))
         fed = stream.feed(gapped.iloc[start : start + rows])
-        came.append(fed.matrix[fed.run > 0])
+        came.append(np.where(fed.run[:, None] > 0, fed.matrix, np.float32(np.nan)))
         start += rows
-    found = np.concatenate(came)
-    different = len(expected) if found.shape != expected.shape else int((found != expected).any(axis=1).sum())
-    return len(expected), different
+    return np.concatenate(came)
+
+
+def feed_singles(gapped: pd.DataFrame, config: Config, limit_s: float) -> np.ndarray:
+    """(candles, features) of a stream that is pushed candle by candle, as a bot does, until the time is over."""
+    rows = gapped.assign(date=gapped["date"].astype("int64") // 10**6).to_numpy().tolist()
+    stream, came, until = FeatureStream(config), [], time.monotonic() + limit_s
+    nothing = np.full(len(config.features), np.nan, dtype=np.float32)
+    for row in rows:
+        stream.push(row)
+        latest = stream.latest()
+        came.append(nothing if latest is None else latest.copy())
+        if time.monotonic() > until:
+            break
+    return np.array(came)
+
+
+def show_bits(candles: int, limit_s: float) -> None:
+    """Print how many candles differ, for the presets and for forty features."""
+    rows = []
+    cases = (("eight presets", Config(), 20, math.inf), (f"{len(FORTY.features)} features", FORTY, 4, limit_s))
+    for name, *case in cases:
+        found = compare_bits(case[0], candles, *case[1:])
+        rows.append((f"{name}: {found.filled:,} rows in blocks that differ from the batch", found.filled_differ, "0"))
+        singles = f"{found.singles:,} candles one by one ({found.singles_known:,} with all features) that differ"
+        rows.append((f"{name}: {singles}", found.singles_differ, "0"))
+    print(text_table(("measured", "found", "goal"), rows))
 
 
 def measure_error(rows: int = 200_000, samples: int = 60) -> float:
@@ -160,15 +210,24 @@ def measure_error(rows: int = 200_000, samples: int = 60) -> float:
 
 def main(words: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks features", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--candles", type=int, default=2_300_000)
-    parser.add_argument("--compared", type=int, default=1_000_000, help="gapped candles whose bits are compared")
-    parser.add_argument("--singles", type=int, default=20_000, help="of them, fed one by one")
+    parser.add_argument("--candles", type=int, help="default: 2,300,000 for time, 1,000,000 gapped ones for bits")
+    parser.add_argument("--only", choices=("speed", "equal"), help="time, memory and accuracy, or equal bits")
+    parser.add_argument("--seconds", type=float, default=240, help="for 40 features one by one; the presets take all")
     parser.add_argument("--former", metavar="FOLDER", help="a folder with an earlier version")
     arguments = parser.parse_args(list(words))
-    filled = fill_gaps(synthetic_candles(arguments.candles, seed=1))
+    if arguments.only != "equal":
+        show_speed(arguments.candles or 2_300_000, arguments.former)
+    if arguments.only != "speed":
+        show_bits(arguments.candles or 1_000_000, arguments.seconds)
+    return 0
+
+
+def show_speed(candles: int, former: str | None) -> None:
+    """Print time, memory and accuracy."""
+    filled = fill_gaps(synthetic_candles(candles, seed=1))
     rows = []
-    if arguments.former:
-        rows.append(("eight presets, former version", f"{measure_former(arguments.former, len(filled)):.2f} s", "-"))
+    if former:
+        rows.append(("eight presets, former version", f"{measure_former(former, len(filled)):.2f} s", "-"))
     rows.append(("eight presets", f"{measure_matrix(filled, Config(), 3):.2f} s", "twice the former version"))
     rows.append((f"{len(FORTY.features)} features", f"{measure_matrix(filled, FORTY, 1):.2f} s", "10 s"))
     rows.append(("memory beside the result", f"{measure_bytes(filled, FORTY):.1f} bytes a value", "10 bytes"))
@@ -179,7 +238,4 @@ def main(words: Sequence[str] = ()) -> int:
         goal = "1 ms" if config is FORTY else "-"
         rows.append((f"a new candle, {name}", f"{found['median']:.3f} ms (p95 {found['p95']:.3f})", goal))
     rows.append(("relative error beside fsum", f"{measure_error():.1e}", "1e-9"))
-    compared, different = compare_bits(arguments.compared, arguments.singles)
-    rows.append((f"bits of {compared:,} candles that differ", str(different), "0"))
     print(text_table(("measured", "found", "goal"), rows))
-    return 0

@@ -10,7 +10,8 @@ a start from saved states in 2 s; 20 markets of a million candles at 40 bytes a 
     python -m benchmarks markets --only memory --markets 5 --candles 200000
 
 The live part runs in processes of their own, which load neither TensorFlow nor pandas, as a bot does. `update` market
-by market and `update_many` run in turns, and their answers must be equal to the bit.
+by market and `update_many` run in turns, and their answers must be equal to the bit. The models decide by a calibration
+and a rule, as trained ones do. The floor is the call of onnxruntime alone, in the same run.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +86,23 @@ def read_candle(table: np.ndarray, dates: np.ndarray, row: int) -> list[float]:
     return [int(dates[row].astype("datetime64[ms]").astype(np.int64)), *table[row].tolist()]
 
 
+def make_policy() -> Any:
+    """A decision policy as a training makes it."""
+    from crypto_lstm.inference.calibration import Calibration
+    from crypto_lstm.inference.policy import DecisionPolicy
+    from crypto_lstm.inference.rule import TradeRule
+
+    market = (0.15, 0.7, 0.15)
+    rule = TradeRule("expected_value", ((-0.5, -0.1, 1.0), (1.0, -0.1, -0.5)), cost_pct=0.2, class_shares=market)
+    return DecisionPolicy(Calibration.from_priors((1 / 3, 1 / 3, 1 / 3), market), rule)
+
+
+def call_network(predictor: Any) -> Any:
+    """The network on the last rows of all windows, from the states that `prepare_next` left."""
+    rows = np.stack([stream.window()[-1:] for stream in predictor.streams.values()])
+    return predictor._step._run(rows, predictor._step._prepared.states)
+
+
 def run_live(folder: Path) -> dict[str, Any]:
     """Warm up, save the states, and time minutes: `update` of each market, `update_many` prepared and not."""
     from datetime import UTC, datetime
@@ -99,10 +118,11 @@ def run_live(folder: Path) -> dict[str, Any]:
         columns = {"date": dates[:known], **{key: table[:, place] for place, key in enumerate(COLUMNS)}}
         one.warm_up(name, columns)
     one.save_state(folder / "state.npz")
+    one.policy = many.policy = prepared.policy = make_policy()
     many.load_state(folder / "state.npz")
     prepared.load_state(folder / "state.npz")
     last = {name: data[f"{number}"][known:] for number, name in enumerate(names)}
-    times: dict[str, list[tuple[float, float]]] = {"one": [], "many": [], "prepare": [], "prepared": []}
+    times: dict[str, list[tuple[float, float]]] = {"one": [], "many": [], "prepare": [], "prepared": [], "floor": []}
     for row in range(MINUTES):
         minute = dates[known + row]
         candles = {name: read_candle(table, dates[known:], row) for name, table in last.items()}
@@ -115,6 +135,8 @@ def run_live(folder: Path) -> dict[str, Any]:
         times["prepare"].append(tuple(spent))
         quick, *spent = time_call(prepared.update_many, candles, now)
         times["prepared"].append(tuple(spent))
+        _, *spent = time_call(call_network, prepared)
+        times["floor"].append(tuple(spent))
         assert found == other == quick, "the answers differ"
         assert all(decision.probabilities is not None for decision in found.values()), next(iter(found.values()))
     medians = {name: [statistics.median(part) for part in zip(*spent, strict=True)] for name, spent in times.items()}
@@ -152,8 +174,38 @@ def run_in_process(function: str, *arguments: Any) -> dict[str, Any]:
     return {**json.loads(done.stdout.splitlines()[-1]), "process_s": time.perf_counter() - started}
 
 
+def read_anonymous_mb() -> float:
+    """Anonymous memory of this process: without files that are mapped, such as libraries."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+class PeakSampler(threading.Thread):
+    """The largest anonymous memory of this process, read every five milliseconds."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_mb, self._stopped = 0.0, threading.Event()
+
+    def run(self) -> None:
+        """Read until `stop`."""
+        while not self._stopped.wait(0.005):
+            self.peak_mb = max(self.peak_mb, read_anonymous_mb())
+
+    def stop(self) -> float:
+        """The peak in MB of 2**20 bytes."""
+        self._stopped.set()
+        self.join()
+        return max(self.peak_mb, read_anonymous_mb())
+
+
 def run_memory(markets: int, candles: int) -> dict[str, Any]:
-    """Bytes a candle that the training data of several markets hold, and at the peak of `prepare`."""
+    """Bytes a candle that the training data of several markets hold, and at the peak of `prepare`.
+
+    The candles themselves, which the caller holds, do not count.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import gc
 
@@ -161,20 +213,20 @@ def run_memory(markets: int, candles: int) -> dict[str, Any]:
 
     import crypto_lstm as cl
     from crypto_lstm.data.markets import prepare
-    from crypto_lstm.utils.system import MB, peak_memory_mb, process_memory_mb, reset_peak_memory
+    from crypto_lstm.utils.system import MB
 
     config = cl.Config()
     warm = {f"W{number}": cl.synthetic_candles(60_000, seed=number) for number in range(2)}
     prepare(warm, config)
     frames = {f"M{number}": cl.synthetic_candles(candles, seed=number) for number in range(markets)}
     gc.collect()
-    before = process_memory_mb()
-    reset_peak_memory()
+    before, sampler = read_anonymous_mb(), PeakSampler()
+    sampler.start()
     started = time.perf_counter()
     data = prepare(frames, config)
-    seconds, peak = time.perf_counter() - started, peak_memory_mb() - before
+    seconds, peak = time.perf_counter() - started, sampler.stop() - before
     gc.collect()
-    held, count = process_memory_mb() - before, markets * candles
+    held, count = read_anonymous_mb() - before, markets * candles
     arrays = [data.train.matrix, *(array for part in data.parts.values() for array in (part.rows, part.labels))]
     return {
         "markets": markets,
@@ -183,6 +235,9 @@ def run_memory(markets: int, candles: int) -> dict[str, Any]:
         "bytes_a_candle": sum(array.nbytes for array in arrays) / count,
         "held_a_candle": held * MB / count,
         "peak_a_candle": peak * MB / count,
+        "given_a_candle": sum(frame.memory_usage().sum() for frame in frames.values()) / count,
+        "peak_mb": peak,
+        "before_mb": before,
         "seconds": seconds,
     }
 
@@ -195,6 +250,7 @@ def show_live(live: dict[str, Any], start: dict[str, Any]) -> str:
         "many": "update_many",
         "prepare": "prepare_next, between the candles",
         "prepared": "update_many after prepare_next",
+        "floor": "of this the call of onnxruntime",
     }
     lines = [f"{live['markets']} markets, median of {MINUTES} minutes; {live['equal_decisions']:,} decisions equal"]
     lines += [f"  {titles[name]:36} {cpu:8.1f} ms of processor, {wall:8.1f} ms" for name, (cpu, wall) in spent.items()]
@@ -213,8 +269,10 @@ def show_memory(found: dict[str, Any]) -> str:
         [
             f"{found['markets']} markets, {found['candles']:,} candles, {found['windows']:,} training windows",
             f"  arrays ready to train {found['bytes_a_candle']:.1f} bytes a candle",
-            f"  growth of the process {found['held_a_candle']:.1f} bytes a candle, at the peak of prepare"
-            f" {found['peak_a_candle']:.1f}",
+            f"  anonymous memory beside the candles: {found['held_a_candle']:.1f} bytes a candle when ready to train,"
+            f" {found['peak_a_candle']:.1f} at the peak of prepare",
+            f"  this peak is {found['peak_mb']:,.0f} MB on top of {found['before_mb']:,.0f} MB; the candles"
+            f" that are given hold {found['given_a_candle']:.1f} bytes each",
             f"  prepare took {found['seconds']:.1f} s",
         ]
     )

@@ -20,7 +20,7 @@ from .console import print_status
 from .jobs import OutputFileError, Result
 from ..config import Config
 from ..storage.atomic import find_unwritable_folder
-from ..utils.checks import shorten_repr
+from ..utils.checks import list_first_names, shorten_repr
 from ..utils.errors import CryptoLSTMError
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ _HEAD = '''# For use with freqtrade (https://www.freqtrade.io, GPL-3.0). Written
 """Trades the decisions of a crypto_lstm model: @PAIR@, @TIMEFRAME@.
 
 It decides by: @POLICY@.
-A trade ends as in the labels of the training: long @LONG_TP@ % or -@LONG_SL@ %, short @SHORT_TP@ % or -@SHORT_SL@ %,
-or after @WINDOW@ candles.
+@EXITS@
 """
 
 import atexit
@@ -46,7 +45,7 @@ from pathlib import Path
 
 import pandas as pd
 from freqtrade.data.history import load_pair_history
-from freqtrade.enums import RunMode
+from freqtrade.enums import CandleType, RunMode
 from freqtrade.exceptions import FreqtradeException
 from freqtrade.persistence import Trade
 from freqtrade.strategy import DecimalParameter, IStrategy, stoploss_from_absolute
@@ -67,9 +66,9 @@ class @NAME@(IStrategy):
     process_only_new_candles = True
     startup_candle_count = @STARTUP@  # older candles come from disk (backtesting), or from the exchange (dry run, live)
     minimal_roi = {}  # see custom_roi
-    use_custom_roi = True
-    stoploss = @STOPLOSS@  # the wider one; see custom_stoploss
-    use_custom_stoploss = True
+    use_custom_roi = @BARRIERS@
+    stoploss = @STOPLOSS@  # the widest; see custom_stoploss
+    use_custom_stoploss = @BARRIERS@
     use_exit_signal = True  # see custom_exit
     exit_profit_only = False
     ignore_roi_if_entry_signal = False
@@ -97,32 +96,45 @@ _METHODS = '''
                 continue
             try:
                 self.model.start(pair, self.fetch_candles)
+            except lstm.StrategyError:
+                raise
             except (CryptoLSTMError, FreqtradeException) as error:  # the first frame tries again
                 logger.warning(f"{pair}: no warm-up: {error}")
         if self.is_trading():
             atexit.register(self.model.save_states)
 
-    def fetch_candles(self, pair: str, since_ms: int) -> pd.DataFrame:
-        """The closed candles of the exchange from a moment on, none filled in."""
-        return self.dp._exchange.get_historic_ohlcv(pair, self.timeframe, since_ms, self.config["candle_type_def"])
+@ADD_COLUMNS@    def get_candles(self, pair: str, since: datetime, timeframe: str = "", kind: str = "") -> pd.DataFrame:
+        """Candles since a moment, none filled in: from disk in a backtest, from the exchange in a dry run and live.
 
-    def load_candles(self, pair: str) -> pd.DataFrame:
-        """The candles on disk, none filled in."""
-        return load_pair_history(
+        `kind` is spot, futures, mark or funding_rate; without it, that of the strategy. The last one may be open.
+        """
+        span, which = timeframe or self.timeframe, CandleType(kind) if kind else self.config["candle_type_def"]
+        if self.is_trading():
+            return self.dp._exchange.get_historic_ohlcv(pair, span, int(since.timestamp() * 1000), which)
+        found = load_pair_history(
             pair=pair,
-            timeframe=self.timeframe,
+            timeframe=span,
             datadir=self.config["datadir"],
             data_format=self.config["dataformat_ohlcv"],
-            candle_type=self.config["candle_type_def"],
+            candle_type=which,
             fill_up_missing=False,
         )
+        return found[found["date"] >= since]
+
+    def fetch_candles(self, pair: str, since_ms: int) -> pd.DataFrame:
+        """The candles of the model from a moment on."""
+        candles = self.get_candles(pair, pd.Timestamp(since_ms, unit="ms", tz="UTC"))
+        return @CANDLES@
 
     def populate_indicators(self, dataframe: pd.DataFrame, metadata: dict) -> pd.DataFrame:
         pair = metadata["pair"]
-        if self.is_trading():
+@WITH_COLUMNS@        if self.is_trading():
             return self.model.follow(pair, dataframe, self.fetch_candles)
-        return self.model.answer_history(pair, dataframe, lambda: self.load_candles(pair))
+        return self.model.answer_history(pair, dataframe, lambda: self.fetch_candles(pair, 0))
+'''
 
+# %% ../../nbs/commands/08_freqtrade.ipynb #6b852850
+_TRADES = '''
     def populate_entry_trend(self, dataframe: pd.DataFrame, metadata: dict) -> pd.DataFrame:
         entries = lstm.choose_entries(dataframe, self.model.predictor.policy, self.threshold.value)
         dataframe.loc[entries["long"], ["enter_long", "enter_tag"]] = (1, "lstm_long")
@@ -136,7 +148,7 @@ _METHODS = '''
     def custom_roi(self, pair: str, trade: Trade, *args, side: str, **kwargs) -> float:
         """The take-profit of the labels, after fees and funding."""
         funding = (trade.funding_fees or 0.0) / trade.open_trade_value
-        return lstm.find_target_ratio(self.model.config, side, trade.fee_open) + funding
+        return lstm.find_target_ratio(self.model.config, side, trade.fee_open@SCALE@) + funding
 
     def custom_stoploss(
         self,
@@ -151,15 +163,43 @@ _METHODS = '''
         """The stop-loss of the labels, set once: when the entry is filled."""
         if not after_fill:
             return None
-        stop = lstm.find_stop_price(self.model.config, trade.trade_direction, trade.open_rate)
+        config, side = self.model.config, trade.trade_direction
+        stop = lstm.find_stop_price(config, side, trade.open_rate@SCALE@)
         return stoploss_from_absolute(stop, current_rate, trade.is_short, trade.leverage)
 
     def custom_exit(self, pair: str, trade: Trade, current_time: datetime, *args, **kwargs) -> str | None:
-        is_over = lstm.is_past_horizon(self.model.config, trade.open_date_utc, current_time)
+@SIZED@        is_over = lstm.is_past_horizon(self.model.config, trade.open_date_utc, current_time)
         return "lstm_time_limit" if is_over else None
 
-    def leverage(self, *args, **kwargs) -> float:
+@FIND_SCALE@    def leverage(self, *args, **kwargs) -> float:
         return 1.0
+'''
+
+
+_ADD_COLUMNS = '''    def add_columns(self, dataframe: pd.DataFrame, metadata: dict) -> pd.DataFrame:
+        """Fill this in: the features need @COLUMNS@.
+
+        `dataframe` holds closed candles of any time. A value must be known at the close of its candle; a candle with
+        NaN is not traded. See `get_candles` for other pairs and funding rates.
+        """
+        return dataframe
+
+'''
+_FIND_SCALE = '''    def find_scale(self, pair: str, trade: Trade) -> float:
+        """What the barriers of a trade are multiples of: @EXPRESSION@ at its signal."""
+        kept = trade.get_custom_data("lstm_scale") if self.is_trading() else None
+        return self.model.find_scale(pair, trade.open_date_utc) if kept is None else kept
+
+    def order_filled(self, pair: str, trade: Trade, *args, **kwargs) -> None:
+        """Keep the scale with the trade: a restarted bot has no answers from before."""
+        if self.is_trading() and trade.get_custom_data("lstm_scale") is None:
+            scale = self.find_scale(pair, trade)
+            if scale > 0:
+                trade.set_custom_data("lstm_scale", scale)
+
+'''
+_SIZED = '''        if not self.find_scale(pair, trade) > 0:
+            return "lstm_no_barriers"
 '''
 
 # %% ../../nbs/commands/08_freqtrade.ipynb #f0d96b6e
@@ -281,11 +321,6 @@ def write_strategy(
         "PAIR": config.pair,
         "TIMEFRAME": config.timeframe,
         "POLICY": str(predictor.policy),
-        "LONG_TP": f"{config.long_tp_pct:g}",
-        "LONG_SL": f"{config.long_sl_pct:g}",
-        "SHORT_TP": f"{config.short_tp_pct:g}",
-        "SHORT_SL": f"{config.short_sl_pct:g}",
-        "WINDOW": str(config.future_window),
         "MODEL": repr(str(predictor.path.resolve())),
         "SHA256": predictor.sha256,
         "ANY_PAIR": str(plan.any_pair),
@@ -298,7 +333,8 @@ def write_strategy(
         "DEFAULT": repr(support.find_threshold(predictor.policy)),
         "DECIMALS": str(decimals),
     }
-    text = _HEAD + _METHODS
+    values = _choose_parts(config) | values
+    text = _HEAD + _METHODS + _TRADES
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
     return text
@@ -338,9 +374,43 @@ def make_overlay(
         "dataformat_ohlcv": "feather",
     }
 
+# %% ../../nbs/commands/08_freqtrade.ipynb #e8867507
+def _choose_parts(config: Config) -> dict[str, str]:
+    """The parts of the strategy that some models need and others do not."""
+    from crypto_lstm.data.barriers import has_fixed_barriers
+    from crypto_lstm.inference.strategy import has_barriers
+
+    parts = {"BARRIERS": str(has_barriers(config)), "EXITS": _describe_exits(config)}
+    parts |= {"ADD_COLUMNS": "", "WITH_COLUMNS": "", "CANDLES": "candles"}
+    if config.feature_columns:
+        call = "        dataframe = self.add_columns(dataframe, metadata)\n"
+        parts |= {"ADD_COLUMNS": _ADD_COLUMNS, "WITH_COLUMNS": call}
+        parts["CANDLES"] = 'self.add_columns(candles, {"pair": pair})'
+    is_sized = has_barriers(config) and not has_fixed_barriers(config)
+    parts |= {"SCALE": "", "SIZED": "", "FIND_SCALE": ""}
+    if is_sized:
+        parts |= {"SCALE": ", self.find_scale(pair, trade)", "SIZED": _SIZED, "FIND_SCALE": _FIND_SCALE}
+    expression = shorten_repr(config.barrier_scale, 60)[1:-1]
+    return parts | {"COLUMNS": list_first_names(config.feature_columns, limit=5), "EXPRESSION": expression}
+
+
+def _describe_exits(config: Config) -> str:
+    """How a trade ends, for the docstring of the strategy."""
+    from crypto_lstm.inference.strategy import has_barriers
+
+    if not has_barriers(config):
+        words = f"A trade ends after {config.future_window} candles: the targets are of your own, and have no barriers"
+        return f"{words}.\nAdd your exits in custom_exit, and set stoploss."
+    unit = "%" if config.barrier_scale == "1" else "times the barrier scale"
+    long = f"long {config.long_tp_pct:g} {unit} or -{config.long_sl_pct:g} {unit}"
+    short = f"short {config.short_tp_pct:g} {unit} or -{config.short_sl_pct:g} {unit}"
+    return f"A trade ends as in the labels of the training: {long},\n{short}, or after {config.future_window} candles."
+
 # %% ../../nbs/commands/08_freqtrade.ipynb #89224d65
 def _find_span(plan: StrategyPlan, now: datetime) -> tuple[datetime, int]:
     """The first day of a backtest, and the days to download for it."""
+    from crypto_lstm.inference.live import count_history
+
     config = plan.predictor.config
     start = plan.test_start
     if start is None:
@@ -348,7 +418,7 @@ def _find_span(plan: StrategyPlan, now: datetime) -> tuple[datetime, int]:
     elif start.time() != datetime.min.time():
         start += timedelta(days=1)  # the next midnight
     start = min(start, now - timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-    history_days = (config.month_candles + config.sequence_length) * config.timeframe_minutes / 1440
+    history_days = count_history(config) * config.timeframe_minutes / 1440
     return start, math.ceil((now - start).total_seconds() / 86_400 + history_days) + 1
 
 
@@ -373,8 +443,10 @@ def list_notes(
     plan: StrategyPlan,
 ) -> list[str]:
     """What will not work, or works otherwise than a person may expect."""
+    from crypto_lstm.inference.live import count_history
+
     config = plan.predictor.config
-    needed = config.month_candles + config.sequence_length
+    needed = count_history(config)
     limit = _STARTUP_LIMITS[plan.trading_mode]
     notes = []
     if needed > limit:
@@ -386,6 +458,19 @@ def list_notes(
         f"Costs: the rule counts {config.fee_pct:g} % fee and {config.slippage_pct:g} % slippage a fill, and the "
         "configuration sets their sum as freqtrade's fee. Take it out to pay those of your account."
     )
+    if config.feature_columns:
+        needed = ", ".join(map(shorten_repr, config.feature_columns))
+        notes.append(
+            f"The model needs {needed} beside each candle: fill in add_columns in {plan.strategy_file}. Without it, "
+            "freqtrade ends with the name of the missing column."
+        )
+    if config.labels == "own":
+        notes.append(
+            f"The targets are of your own: the strategy leaves after {config.future_window} candles, and has no "
+            "stop-loss but -99 %. Add your exits in custom_exit, and set stoploss."
+        )
+    elif config.barrier_scale != "1":
+        notes.append("The barriers of a trade follow the market, so freqtrade's own stoploss is -99 %: see find_scale.")
     if plan.trading_mode == "futures":
         notes.append("Futures need files of mark prices and funding rates: download-data with it gets them.")
     else:
@@ -408,14 +493,13 @@ def _find_last_candle(metadata: Mapping[str, Any]) -> str | None:
 def run_freqtrade(arguments: argparse.Namespace) -> Result:
     """`crypto-lstm freqtrade`."""
     from crypto_lstm.inference.predictor import list_trained_markets
-    from crypto_lstm.inference.strategy import require_market, require_plain_candles
+    from crypto_lstm.inference.strategy import require_market
     from crypto_lstm.storage.atomic import write_json, write_text
 
     now = datetime.now(UTC)
     plan = _make_plan(arguments)
     markets = list_trained_markets(plan.predictor)
     require_market(plan.predictor.config, plan.pair, arguments.timeframe, plan.any_pair, markets)
-    require_plain_candles(plan.predictor.config)
     require_tradable(plan, now)
     require_new_files(plan, arguments.force)
     notes = list_notes(plan)

@@ -20,7 +20,7 @@ from .console import print_status
 from .jobs import Result, load_candles
 from ..inference.decision import NO_TRADE
 from ..inference.journal import JournalEntry, read_journal
-from ..inference.live import LiveError, LiveOptions, LiveRunner, LiveSummary
+from ..inference.live import LiveError, LiveOptions, LiveRunner, LiveSummary, count_history
 from ..inference.predictor import Predictor, list_trained_markets, load_run_predictor, normalize_pair
 from ..inference.replay import ReplayClock, ReplayExchange
 from ..utils.checks import list_first_names, shorten_repr
@@ -42,6 +42,7 @@ class Source:
     fetch_ohlcv: Callable[[str, str, int, int], Sequence[Any]]
     markets: tuple[str, ...]
     fetch_time: Callable[[], Any] | None = None
+    fetch_columns: Callable[[str, Sequence[int]], Any] | None = None
     now: Callable[[], float] = time.time
     sleep: Callable[[float], Any] | None = None
     until: datetime | None = None
@@ -89,7 +90,7 @@ def open_replay(
     """Candles that are replayed, from the first one with a full history on. Raises `LiveError` if there are too few."""
     config = predictor.config
     step = timedelta(minutes=config.timeframe_minutes)
-    needed = config.month_candles + config.sequence_length
+    needed = count_history(config)
     if len(candles) <= needed:
         raise LiveError(f"expected more than {needed:,} candles, the history of a decision, got {len(candles):,}")
     dates = candles["date"]
@@ -99,9 +100,9 @@ def open_replay(
     if start >= end:
         raise LiveError(f"the candles end at {end - step}, and all of them are decided: give newer ones")
     clock = ReplayClock(start.timestamp() + config.timeframe_minutes * 60, speed)
-    exchange = ReplayExchange({market: candles}, config.timeframe, clock)
+    exchange = ReplayExchange({market: candles}, config.timeframe, clock, columns=config.feature_columns)
     until = end + min(step, timedelta(seconds=30))
-    return Source(exchange.fetch_ohlcv, (market,), None, clock.now, clock.sleep, until)
+    return Source(exchange.fetch_ohlcv, (market,), None, exchange.fetch_columns, clock.now, clock.sleep, until)
 
 # %% ../../nbs/commands/10_paper.ipynb #f99aadfc
 def run_paper(arguments: argparse.Namespace) -> Result:
@@ -127,6 +128,7 @@ def run_paper(arguments: argparse.Namespace) -> Result:
         folder,
         options,
         fetch_time=source.fetch_time,
+        fetch_columns=source.fetch_columns,
         pin=arguments.pin,
         now=source.now,
         sleep=source.sleep,
@@ -151,11 +153,15 @@ def _open_source(
     entries: Sequence[JournalEntry],  # of an earlier run in the same folder
 ) -> Source:
     if arguments.exchange is not None:
+        if predictor.config.feature_columns:
+            needed = list_first_names(predictor.config.feature_columns)
+            fault = f"the model needs {needed} beside each candle, which no exchange serves"
+            raise LiveError(f"{fault}: replay --candles that have it, or run LiveRunner with fetch_columns")
         return open_exchange(arguments.exchange, markets, predictor.config.timeframe)
     if len(markets) > 1:
         raise LiveError(f"a file of candles is of one market, got {list_first_names(markets)}: give one --pair")
     with require_extra("crypto-lstm paper", "live"):
-        candles = load_candles(arguments, predictor.config.timeframe)
+        candles = load_candles(arguments, predictor.config.timeframe, predictor.config.feature_columns)
     newest = max((entry.time for entry in entries), default=None)
     after = None if newest is None else datetime.fromtimestamp(newest / 1e9, UTC)
     return open_replay(candles, predictor, markets[0], arguments.speed, after)

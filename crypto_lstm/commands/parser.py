@@ -198,7 +198,7 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", metavar="FILE", required=True, help="new .onnx file")
     command.add_argument(
         "--int8", action="store_true",
-        help="integers in the LSTM layers, for large networks; refused if more than 0.1 %% of the decisions differ",
+        help="integers in the LSTM layers or their weights; refused if more than 0.1 %% of the decisions differ",
     )  # fmt: skip
     command.add_argument(
         "--candles", metavar="FILE", nargs="+", action="extend",

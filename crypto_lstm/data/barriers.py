@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..config import Config
-from .engine import compute_expression
+from .engine import compute_expression, keep_positive
 from ..utils.checks import list_first_names
 from ..utils.errors import CryptoLSTMError
 from ..utils.expressions import list_columns, parse_expression
@@ -55,6 +55,5 @@ def compute_barrier_scale(
     times = filled["date"].dt.as_unit("ns").astype("int64").to_numpy()
     segment = filled["segment"].to_numpy()
     starts = np.diff(segment, prepend=segment[:1] - 1) != 0
-    scale = compute_expression(config.barrier_scale, times, columns, starts, config.timeframe_minutes)
-    with np.errstate(invalid="ignore"):
-        return np.where(np.isfinite(scale) & (scale > 0), scale, np.nan)
+    return keep_positive(compute_expression(config.barrier_scale, times, columns, starts, config.timeframe_minutes))
+

@@ -5,6 +5,7 @@
 # %% ../../nbs/data/06_candle_input.ipynb #af96c505
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from crypto_lstm.data.candle_rules import (
+    CANDLE_RULES,
     COLUMNS,
     DATE_RANGE,
     VALUE_COLUMNS,
@@ -36,7 +38,8 @@ from ..utils.expressions import MAX_NUMBER
 
 # %% auto #0
 __all__ = ['StreamError', 'MissingColumnError', 'parse_time', 'parse_candle', 'require_sound_candle', 'parse_candles',
-           'require_sound_candles', 'parse_sound_candle', 'parse_sound_candles']
+           'require_sound_candles', 'parse_sound_candle', 'parse_plain_candles', 'find_broken_rows',
+           'parse_sound_candles']
 
 # %% ../../nbs/data/06_candle_input.ipynb #5f94cea5
 class StreamError(CryptoLSTMError, ValueError):
@@ -400,6 +403,67 @@ def parse_sound_candle(
     if closed_by is not None:
         _require_closed(time, step, closed_by, "pass it after it closes")
     return time, row
+
+
+_PLAIN = {int, float, np.float64}  # types of numbers that an array converts as `float` does
+
+
+def parse_plain_candles(
+    candles: Sequence[Any],  # each as for `parse_candle`: the next candles of several markets
+    step: int,  # nanoseconds of one candle
+    closed_by: datetime,  # with a time zone: a candle that closes later is not sound
+    extra: Sequence[str] = (),  # further columns
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # nanoseconds; (candles, 5 or more); (candles,) bool: plain and sound
+    """Many candles of separate markets, checked together.
+
+    A candle that is not plain (lists and dictionaries of numbers are) or not sound has no values here:
+    `parse_sound_candle` takes it, or raises the error that names its fault.
+    """
+    names = (*VALUE_COLUMNS, *extra)
+    split = [_split_plain(candle, names) for candle in candles]
+    times, is_sound = _parse_plain_dates([None if cells is None else cells[0] for cells in split])
+    nothing = [math.nan] * len(names)
+    rows = np.array([nothing if cells is None else cells[1:] for cells in split], dtype=np.float64)
+    is_sound &= ~find_broken_rows(rows, extra)
+    is_sound &= ~is_off_grid(times, step) & (times + step <= parse_time(closed_by))
+    return times, rows, is_sound
+
+
+def find_broken_rows(
+    rows: np.ndarray,  # (rows, 5 or more): open, high, low, close, volume, and further columns
+    extra: Sequence[str] = (),  # names of the further columns
+) -> np.ndarray:  # (rows,) bool
+    """Rows with values that no candle may have."""
+    columns = dict(zip((*VALUE_COLUMNS, *extra), rows.T, strict=True))
+    broken = np.logical_or.reduce([rule.is_broken_by(columns) for rule in CANDLE_RULES])
+    return broken | ~(np.abs(rows[:, len(VALUE_COLUMNS) :]) <= MAX_NUMBER).all(axis=1)
+
+
+def _split_plain(candle: Any, names: Sequence[str]) -> list[Any] | None:
+    """The cells of a list, a tuple or a dictionary with numbers, the date first; None for any other candle."""
+    kind = type(candle)
+    if kind is dict:
+        cells = [candle.get("date"), *map(candle.get, names)]
+    elif kind in (list, tuple) and len(candle) == 1 + len(names) == len(COLUMNS):
+        cells = list(candle)
+    else:
+        return None
+    return cells if _PLAIN.issuperset(map(type, cells[1:])) else None
+
+
+def _parse_plain_dates(dates: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(dates,) int64 nanoseconds, 0 for a date that `parse_time` refuses; (dates,) bool: it takes the date."""
+    if set(map(type, dates)) == {int} and max(dates) < 1 << 63 and min(dates) > 0:
+        numbers = np.array(dates, dtype=np.int64)
+        is_date = is_milliseconds(numbers)
+        return milliseconds_to_ns(np.where(is_date, numbers, 0)), is_date
+    times = np.zeros(len(dates), dtype=np.int64)
+    is_date = np.zeros(len(dates), dtype=bool)
+    for place, date in enumerate(dates):
+        with contextlib.suppress(StreamError):
+            times[place] = parse_time(date)
+            is_date[place] = True
+    return times, is_date
 
 
 def parse_sound_candles(

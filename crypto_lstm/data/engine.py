@@ -30,9 +30,9 @@ from crypto_lstm.utils.expressions import (
 )
 
 # %% auto #0
-__all__ = ['CAUSES', 'FORGOTTEN', 'Step', 'ProgramState', 'FeatureBlock', 'count_causes', 'Program', 'compile_trees',
-           'compile_features', 'compute_expression', 'export_nodes', 'restore_nodes', 'find_count_fault',
-           'find_node_fault', 'list_column_blocks']
+__all__ = ['CAUSES', 'FORGOTTEN', 'SCALE_NAME', 'Step', 'ProgramState', 'FeatureBlock', 'count_causes', 'Program',
+           'compile_trees', 'keep_positive', 'compile_features', 'compute_expression', 'export_nodes', 'restore_nodes',
+           'find_count_fault', 'find_node_fault', 'list_column_blocks']
 
 # %% ../../nbs/data/16_engine.ipynb #36881573
 _UNKNOWN = np.array([np.nan])
@@ -140,13 +140,17 @@ class _Lag:
     def start(self) -> _LagState:
         return _LagState(0, np.zeros(self.span + 1))
 
+    def feed_one(self, state: _LagState, value: float, since: int) -> tuple[_LagState, float]:
+        """One value. An earlier state does not need the one that it replaces."""
+        count, ring = state
+        size = self.span + 1
+        before = ring.item((count + 1) % size) if since >= self.span else math.nan
+        ring[count % size] = value
+        return _LagState(count + 1, ring), before
+
     def feed(self, state: _LagState, values: np.ndarray, since: np.ndarray) -> tuple[_LagState, np.ndarray]:
         count, ring = state
         size, rows = self.span + 1, len(values)
-        if rows == 1:
-            before = ring.item((count + 1) % size) if since[0] >= self.span else np.nan
-            ring[count % size] = values[0]
-            return _LagState(count + 1, ring), np.array([before])
         order = (count - self.span + np.arange(self.span)) % size
         joined = np.concatenate([ring[order], values])
         ring = ring.copy()
@@ -199,13 +203,10 @@ class _BlockNode:
     """What nodes with a block of values share. Each takes one value, values within a block, or whole blocks."""
 
     span: int
-    _feed_one: Callable[..., tuple[Any, np.ndarray]]
     _feed_part: Callable[..., tuple[Any, np.ndarray]]
     _feed_whole: Callable[..., tuple[Any, np.ndarray]]
 
     def feed(self, state: Any, values: np.ndarray, since: np.ndarray) -> tuple[Any, np.ndarray]:
-        if len(values) == 1:
-            return self._feed_one(state, values.item())
         state = state._replace(block=state.block.copy())
         found = []
         for part in _split_blocks(state.taken % self.span, len(values), self.span):
@@ -244,16 +245,16 @@ class _Scan(_BlockNode):
         state, result = super().feed(state, values, since)
         return state, result + 0.0  # of 0.0 and -0.0 a minimum is either
 
-    def _feed_one(self, state: _ScanState, value: float) -> tuple[_ScanState, np.ndarray]:
+    def feed_one(self, state: _ScanState, value: float, since: int) -> tuple[_ScanState, float]:
         """One value. An earlier state does not need the one that it replaces."""
         count, block, suffix, left = state
         place = count % self.span
         block[place] = value
         left = self.join(left, value)
-        result = self.join(left, suffix.item(place + 1)) + 0.0 if count >= self.span - 1 else np.nan
+        result = self.join(left, suffix.item(place + 1)) + 0.0 if count >= self.span - 1 else math.nan
         if place + 1 == self.span:
             suffix, left = self._scan_back(block), self.neutral
-        return _ScanState(count + 1, block, suffix, left), np.array([result])
+        return _ScanState(count + 1, block, suffix, left), result
 
     def _feed_part(self, state: _ScanState, values: np.ndarray) -> tuple[_ScanState, np.ndarray]:
         """Values within one block."""
@@ -360,7 +361,7 @@ class _Moments(_BlockNode):
     def start(self) -> _MomentState:
         return _MomentState(0, np.zeros(self.span), np.zeros((2, self.span + 1)), 0.0, 0.0, _NOTHING)
 
-    def _feed_one(self, state: _MomentState, value: float) -> tuple[_MomentState, np.ndarray]:
+    def feed_one(self, state: _MomentState, value: float, since: int) -> tuple[_MomentState, tuple[float, float]]:
         """One value. An earlier state does not need the one that it replaces."""
         count, block, suffix, suffix_anchor, anchor, left = state
         place = count % self.span
@@ -379,7 +380,7 @@ class _Moments(_BlockNode):
         if place + 1 == self.span:
             suffix, suffix_anchor = self._scan_back(block)
         new = _MomentState(count + 1, block, suffix, suffix_anchor, anchor, (total, squares, lost, lost_squares))
-        return new, self._hide_first(np.array(result)[:, None], count)
+        return new, result if count >= self.span - 1 else (math.nan, math.nan)
 
     def _feed_part(self, state: _MomentState, values: np.ndarray) -> tuple[_MomentState, np.ndarray]:
         """Values within one block."""
@@ -464,6 +465,13 @@ class _Memory:
     def start(self) -> _MemoryState:
         return _MemoryState(0, 0.0)
 
+    def feed_one(self, state: _MemoryState, value: float, since: int) -> tuple[_MemoryState, float]:
+        count, level = state
+        if count == 0:
+            level = value
+        level = level + self.share * (value - level)
+        return _MemoryState(count + 1, level), level if count >= self.warmup else math.nan
+
     def feed(self, state: _MemoryState, values: np.ndarray, since: np.ndarray) -> tuple[_MemoryState, np.ndarray]:
         count, level = state
         share = self.share
@@ -541,7 +549,7 @@ _SCANS: dict[str, tuple[np.ufunc, Callable[[float, float], float], float]] = {
 }
 
 
-_STATEFUL = ("lag", "sum", "lowest", "highest", "ema", "wilder", "moments")
+_STATEFUL = frozenset(("lag", "sum", "lowest", "highest", "ema", "wilder", "moments"))
 _PARTS = {"_deviation": 0, "var": 1}  # rows of the result of "moments"
 
 
@@ -721,25 +729,44 @@ class Program:
         starts: np.ndarray,  # (rows,) bool: the first candle of a segment
     ) -> tuple[ProgramState, FeatureBlock]:
         """The state after the next candles, and their features."""
-        since, rows = _count_since(starts, state), len(times)
-        keep_known = _keep_known_one if rows == 1 else _keep_known
-        feed_node = _feed_node_one if rows == 1 else _feed_node
+        if len(times) == 1:
+            (after,), block = self.feed_each([state], times, columns, starts)
+            return after, block
+        since = _count_since(starts, state)
         nodes: list[Any] = []
-        values: list[Any] = []
-        with np.errstate(all="ignore"):
-            for step in self.steps:
-                if step.compute is not None:
-                    value = keep_known(step.compute(values))
-                elif step.operation in _STATEFUL:
-                    series = _to_series(values[step.inputs[0]], rows)
-                    node, value = feed_node(step.detail, state.nodes[len(nodes)], series, since)
-                    nodes.append(node)
-                else:
-                    value = _find_source(step, times, columns)
-                values.append(value)
-            found = tuple(_keep_narrow(_to_series(values[root], rows)) for root in self.roots)
-        after = ProgramState(state.rows + len(times), int(since[-1]), tuple(nodes))
-        return after, FeatureBlock(self.names, found, self.steps, values)
+
+        def feed_node(node: _Stateful, series: np.ndarray) -> np.ndarray:
+            after, value = _feed_node(node, state.nodes[len(nodes)], series, since)
+            nodes.append(after)
+            return value
+
+        block = _compute_steps(self, times, columns, feed_node)
+        return ProgramState(state.rows + len(times), int(since[-1]), tuple(nodes)), block
+
+    def feed_each(
+        self,
+        states: Sequence[ProgramState],  # at least one, such as those of many markets
+        times: np.ndarray,  # (states,) int64 nanoseconds: of one candle for each state
+        columns: Mapping[str, np.ndarray],  # the columns that the program needs -> (states,) float64, contiguous
+        starts: np.ndarray,  # (states,) bool: the candle is the first of a segment
+    ) -> tuple[list[ProgramState], FeatureBlock]:
+        """Each state after its next candle, and the features of these candles, a row each.
+
+        A row is equal, to the bit, to a block of one of its state: operations of one candle do not see the other rows,
+        and a node with a state takes the rows one after the other.
+        """
+        since = [0 if start else state.since + 1 for start, state in zip(starts.tolist(), states, strict=True)]
+        nodes: list[list[Any]] = []
+
+        def feed_node(node: _Stateful, series: np.ndarray) -> np.ndarray:
+            after, value = _feed_node_each(node, [state.nodes[len(nodes)] for state in states], series, since)
+            nodes.append(after)
+            return value
+
+        block = _compute_steps(self, times, columns, feed_node)
+        own = zip(*nodes, strict=True) if nodes else [()] * len(states)
+        parts = zip(states, since, own, strict=True)
+        return [ProgramState(state.rows + 1, age, tuple(after)) for state, age, after in parts], block
 
     def measure_state_bytes(self) -> int:
         """Bytes of the arrays of a state."""
@@ -747,6 +774,29 @@ class Program:
         return sum(array.nbytes for array in arrays)
 
 # %% ../../nbs/data/16_engine.ipynb #8a6244f6
+def _compute_steps(
+    program: Program,
+    times: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    feed_node: Callable[[_Stateful, np.ndarray], np.ndarray],  # a node and its input -> its result
+) -> FeatureBlock:
+    """Go through the steps once."""
+    rows = len(times)
+    keep_known = _keep_known_one if rows == 1 else _keep_known
+    values: list[Any] = []
+    with np.errstate(all="ignore"):
+        for step in program.steps:
+            if step.compute is not None:
+                value = keep_known(step.compute(values))
+            elif step.operation in _STATEFUL:
+                value = feed_node(step.detail, _to_series(values[step.inputs[0]], rows))
+            else:
+                value = _find_source(step, times, columns)
+            values.append(value)
+        found = tuple(_keep_narrow(_to_series(values[root], rows)) for root in program.roots)
+    return FeatureBlock(program.names, found, program.steps, values)
+
+
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -772,21 +822,27 @@ def _to_series(values: Any, rows: int) -> np.ndarray:
 
 def _count_since(starts: np.ndarray, state: ProgramState) -> np.ndarray:
     """(rows,) candles from the first one of the segment to each one."""
-    if len(starts) == 1:
-        return np.array([0 if starts[0] else state.since + 1])
     row = np.arange(len(starts))
     first = np.where(starts, row, -1 - state.since)
     return row - np.maximum.accumulate(first)
 
 
-def _feed_node_one(node: Any, state: Any, values: np.ndarray, since: np.ndarray) -> tuple[Any, np.ndarray]:
-    """`_feed_node` for a block of one."""
-    if isinstance(node, _Lag):
-        return node.feed(state, values, since)
-    if math.isnan(values.item()):
-        return state, np.full((2, 1), np.nan) if isinstance(node, _Moments) else _UNKNOWN
-    state, result = node.feed(state, values, since)
-    return state, result if isinstance(node, _Moments) else _keep_known_one(result)
+def _feed_node_each(
+    node: Any, states: Sequence[Any], values: np.ndarray, since: Sequence[int]
+) -> tuple[list[Any], np.ndarray]:
+    """`_feed_node` with one value for each of many states."""
+    is_lag, has_parts = isinstance(node, _Lag), isinstance(node, _Moments)
+    after, found, nothing = list(states), [], (math.nan, math.nan) if has_parts else math.nan
+    for place, value in enumerate(values.tolist()):
+        result = nothing
+        if is_lag or value == value:
+            after[place], result = node.feed_one(states[place], value, since[place])
+        found.append(result)
+    series = np.array(found)
+    if has_parts:
+        return after, np.ascontiguousarray(series.T)
+    keep_known = _keep_known_one if len(series) == 1 else _keep_known
+    return after, series if is_lag else keep_known(series)
 
 
 def _feed_node(node: Any, state: Any, values: np.ndarray, since: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -815,16 +871,30 @@ def compile_trees(
     return Program(tuple(trees), tuple(compiler.steps), roots, tuple(columns))
 
 
+SCALE_NAME = "barrier scale"  # of its column; no feature can have a name with a space
+
+
+def keep_positive(
+    scale: np.ndarray,  # of the barriers
+) -> np.ndarray:
+    """The scale where it is finite and above 0, NaN elsewhere."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(scale) & (scale > 0), scale, np.nan)
+
+
 @lru_cache(maxsize=64)
 def _compile_entries(entries: tuple[tuple[str, str], ...], timeframe_minutes: int) -> Program:
     return compile_trees({name: parse_expression(text) for name, text in entries}, timeframe_minutes)
 
 
 def compile_features(
-    config: Config,  # features, timeframe
+    config: Config,  # features, timeframe, barrier_scale
+    with_scale: bool = False,  # add the scale of the barriers as a last column
 ) -> Program:
     """The program of a configuration."""
     entries = tuple((feature.name, feature.text) for feature in config.list_features())
+    if with_scale:
+        entries += ((SCALE_NAME, config.barrier_scale),)
     return _compile_entries(entries, config.timeframe_minutes)
 
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/data/07_feature_stream.ipynb #35f7943f
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,19 +30,21 @@ from crypto_lstm.data.candle_rules import (
     is_in_date_range,
 )
 from crypto_lstm.data.engine import (
+    FeatureBlock,
     ProgramState,
     compile_features,
     export_nodes,
     find_count_fault,
     find_node_fault,
+    keep_positive,
     list_column_blocks,
     restore_nodes,
 )
 from .grid import Grid, fill_grid
 
 # %% auto #0
-__all__ = ['count_filled', 'FeatureRows', 'StreamState', 'append_candle', 'append_candles', 'find_window', 'count_missing',
-           'describe_doubt', 'export_state', 'restore_state', 'FeatureStream']
+__all__ = ['count_filled', 'FeatureRows', 'StreamState', 'append_candle', 'append_each', 'append_candles', 'find_window',
+           'count_missing', 'describe_doubt', 'export_state', 'restore_state', 'FeatureStream']
 
 # %% ../../nbs/data/07_feature_stream.ipynb #8e680da5
 _Object = TypeVar("_Object")
@@ -118,6 +121,7 @@ class FeatureRows:
     matrix: np.ndarray  # (rows, features) float32, zero where a candle lacks a feature
     run: np.ndarray  # (rows,) candles in a row, up to this one, with all features and in one segment
     filled: np.ndarray  # (rows,) bool: added to fill a gap
+    scale: np.ndarray | None = None  # (rows,) float64 of the barriers, NaN where there is none; None: not asked for
 
 # %% ../../nbs/data/07_feature_stream.ipynb #8f5c017f
 class StreamState:
@@ -128,18 +132,20 @@ class StreamState:
 
     def __init__(
         self,
-        config: Config,  # features, timeframe, sequence_length, max_gap_minutes
+        config: Config,  # features, timeframe, sequence_length, max_gap_minutes, barrier_scale
         transform: Callable[[np.ndarray], np.ndarray] | None = None,  # scales features (rows, features), both float32
+        with_scale: bool = False,  # compute the scale of the barriers too
     ) -> None:
-        self.config = config
+        self.config, self.with_scale = config, with_scale
         self.transform = transform or (lambda matrix: matrix)
         self.step = config.timeframe_minutes * MINUTE_NS
-        self.program = compile_features(config)
+        self.program = compile_features(config, with_scale)
         self.extra = config.feature_columns
         self.columns = (*VALUE_COLUMNS, *self.extra)  # of a candle
         self.ages = config.column_ages
         self.progress: ProgramState = self.program.start()
-        self.ring = _WindowRing(config.sequence_length, len(self.program.names))
+        self.ring = _WindowRing(config.sequence_length, len(config.features))
+        self.scale = math.nan  # of the barriers at the newest candle, NaN where there is none
         self.spacing = _SpacingWatch()
         self.time: int | None = None  # nanoseconds of the last candle
         self.row: tuple[float, ...] = ()  # its values
@@ -162,21 +168,29 @@ class StreamState:
         """The values of the last candle by name; empty where there was none."""
         return dict(zip(self.columns, self.row, strict=True)) if self.row else {}
 
-    def take_next(self, time: int, row: tuple[float, ...]) -> None:
-        """Take one candle that is one step after the last."""
-        cells = np.array(row)
-        columns = {name: cells[number : number + 1] for number, name in enumerate(self.columns)}
-        nothing = np.zeros(1, dtype=bool)
-        self._take_grid(Grid(np.array([time]), columns, nothing, nothing))
-        self.time, self.row = time, row
+    def take_next(
+        self,
+        time: int,
+        row: tuple[float, ...],
+        progress: ProgramState,  # after this candle
+        scaled: np.ndarray,  # (1, features) float32 of this candle
+        is_usable: bool,  # the candle has all features
+        scale: float,  # of the barriers, NaN where there is none
+    ) -> None:
+        """Take one candle that is one step after the last, once its features are known."""
+        self.progress = progress
+        self.ring.append(scaled)
+        self.run = self.run + 1 if is_usable else 0
+        self.filled = self.filled << 1 & (1 << self.ring.length) - 1
+        self.time, self.row, self.scale = time, row, scale
         self.spacing.note_next()
 
     def take(self, times: np.ndarray, rows: np.ndarray) -> FeatureRows:
         """Take candles that rise in time; the first may be the last one again."""
-        times, rows = self._drop_known(times, rows)
+        times, rows = _drop_known(self, times, rows)
         if not len(times):
-            matrix = np.empty((0, len(self.program.names)), dtype=np.float32)
-            return FeatureRows(times, matrix, times, times.astype(bool))
+            matrix = np.empty((0, len(self.config.features)), dtype=np.float32)
+            return FeatureRows(times, matrix, times, times.astype(bool), np.empty(0) if self.with_scale else None)
         last = None if self.time is None else (self.time, self.last_candle())
         columns = {name: rows[:, number] for number, name in enumerate(self.columns)}
         fed = self._take_grid(fill_grid(times, columns, last, self.step, self.config.max_gap_minutes, self.ages))
@@ -187,33 +201,54 @@ class StreamState:
     def _take_grid(self, grid: Grid) -> FeatureRows:
         """Take candles without gaps."""
         self.progress, block = self.program.feed(self.progress, grid.times, grid.columns, grid.starts)
-        matrix = np.concatenate(block.columns).reshape(len(block.columns), -1).T
-        usable = ~np.isnan(matrix).any(axis=1)
-        matrix = np.where(usable[:, None], matrix, 0.0).astype(np.float32)
-        scaled = np.where(usable[:, None], self.transform(matrix), np.float32(0))
+        matrix, usable = _collect_rows(block, len(self.config.features))
+        scaled = _hide_rows(self.transform(matrix), usable)
+        scale = keep_positive(block.columns[-1]) if self.with_scale else None
+        self.scale = math.nan if scale is None else float(scale[-1])
         run = _count_runs(usable, grid.starts, self.run)
         self.ring.append(scaled)
         self.run = int(run[-1])
         bits = (1 << self.ring.length) - 1
         for is_filled in grid.filled[-self.ring.length :].tolist():
             self.filled = (self.filled << 1 | is_filled) & bits
-        return FeatureRows(grid.times, scaled, run, grid.filled)
-
-    def _drop_known(self, times: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Drop the first candle if it is the last one again. Raises `StreamError` if it is older or differs."""
-        if self.time is None or times[0] > self.time:
-            return times, rows
-        date, values = format_time(int(times[0])), tuple(rows[0].tolist())
-        if times[0] < self.time:
-            newest = f"the newest is of {format_time(self.time)}"
-            advice = "leave it out, or start a new stream with the history in order"
-            raise StreamError(f"the candle of {date} comes late, {newest}: {advice}")
-        if values != self.row:
-            found = f"came before with other values, {self.row}, now {values}"
-            raise StreamError(f"the candle of {date} {found}: give candles only once they are closed")
-        return times[1:], rows[1:]
+        return FeatureRows(grid.times, scaled, run, grid.filled, scale)
 
 # %% ../../nbs/data/07_feature_stream.ipynb #34a83695
+def _drop_known(state: StreamState, times: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Drop the first candle if it is the last one again. Raises `StreamError` if it is older or differs."""
+    if state.time is None or times[0] > state.time:
+        return times, rows
+    date, values = format_time(int(times[0])), tuple(rows[0].tolist())
+    if times[0] < state.time:
+        newest = f"the newest is of {format_time(state.time)}"
+        advice = "leave it out, or start a new stream with the history in order"
+        raise StreamError(f"the candle of {date} comes late, {newest}: {advice}")
+    if values != state.row:
+        found = f"came before with other values, {state.row}, now {values}"
+        raise StreamError(f"the candle of {date} {found}: give candles only once they are closed")
+    return times[1:], rows[1:]
+
+
+def _collect_rows(block: FeatureBlock, features: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, features) float32, zero where a candle lacks a feature; (rows,) bool: the candle has all."""
+    matrix = np.concatenate(block.columns[:features]).reshape(features, -1).T
+    usable = ~np.isnan(matrix).any(axis=1)
+    return np.where(usable[:, None], matrix, 0.0).astype(np.float32), usable
+
+
+def _hide_rows(scaled: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """The scaled rows, zero where a candle lacks a feature."""
+    return np.where(usable[:, None], scaled, np.float32(0))
+
+
+def _scale_each(states: Sequence[StreamState], matrix: np.ndarray) -> np.ndarray:
+    """(states, features) each row scaled by its state, in one call if all have the same transform."""
+    first = states[0].transform
+    if all(state.transform == first for state in states):
+        return first(matrix)
+    return np.concatenate([state.transform(matrix[place : place + 1]) for place, state in enumerate(states)])
+
+
 def _count_runs(usable: np.ndarray, starts: np.ndarray, run: int) -> np.ndarray:
     """(rows,) usable candles in a row up to each one, in one segment, after `run` of them before the first."""
     row = np.arange(len(usable))
@@ -230,8 +265,30 @@ def append_candle(
 
     `state` does not change, but both share arrays: continue with only one of them.
     """
-    after = state.fork()
-    after.take_next(time, row)
+    return append_each([state], np.array([time]), np.array([row]))[0]
+
+
+def append_each(
+    states: Sequence[StreamState],  # of one configuration, such as those of many markets; at least one
+    times: np.ndarray,  # (states,) int64 nanoseconds: one step after the newest candle of each state
+    rows: np.ndarray,  # (states, 5 or more): open, high, low, close, volume, and the further columns
+) -> list[StreamState]:
+    """Each state after its next sound candle, with one pass through the program for all of them.
+
+    The states do not change, but share arrays with the result: continue with only one of both.
+    """
+    first, cells = states[0], np.ascontiguousarray(rows.T)
+    columns = dict(zip(first.columns, cells, strict=True))
+    nothing = np.zeros(len(times), dtype=bool)
+    progress, block = first.program.feed_each([state.progress for state in states], times, columns, nothing)
+    matrix, usable = _collect_rows(block, len(first.config.features))
+    scaled = _hide_rows(_scale_each(states, matrix), usable)
+    scale = keep_positive(block.columns[-1]) if first.with_scale else np.full(len(times), np.nan)
+    parts = (progress, scaled[:, None], usable.tolist(), scale.tolist())
+    values = zip(times.tolist(), map(tuple, rows.tolist()), *parts, strict=True)
+    after = [state.fork() for state in states]
+    for state, own in zip(after, values, strict=True):
+        state.take_next(*own)
     return after
 
 
@@ -256,9 +313,13 @@ def find_window(state: StreamState) -> np.ndarray | None:
 
 def count_missing(state: StreamState) -> int:
     """Candles that must still come, without a long gap, until the window is full."""
-    program, progress = state.program, state.progress
+    program, progress = compile_features(state.config), state.progress
     lacking = max(program.warmup - progress.rows, program.reach - (progress.since + 1), 0)
-    return lacking + state.ring.length - min(state.run, state.ring.length)
+    lacking += state.ring.length - min(state.run, state.ring.length)
+    if not state.with_scale:
+        return lacking
+    scale = state.program.steps[state.program.roots[-1]]
+    return max(lacking, scale.warmup + 1 - progress.rows, scale.reach - progress.since)
 
 
 def describe_doubt(
@@ -279,7 +340,8 @@ def export_state(state: StreamState) -> dict[str, np.ndarray]:
     header += [state.spacing.candles, state.spacing.times]
     arrays = {"header": np.array(header, dtype=np.int64), "row": np.array(state.row, dtype=np.float64)}
     window = {"ring": state.ring.rows.copy(), "filled": _to_bits(state.filled, state.ring.length)}
-    return {**arrays, **window, **export_nodes(state.program, state.progress)}
+    scale = {"scale": np.array([state.scale])} if state.with_scale else {}
+    return {**arrays, **window, **scale, **export_nodes(state.program, state.progress)}
 
 
 def _to_bits(number: int, length: int) -> np.ndarray:
@@ -318,6 +380,9 @@ def _require_possible_state(state: StreamState, arrays: Mapping[str, np.ndarray]
     _require_possible("a window whose two copies differ", np.array_equal(ring[:length], ring[length:]))
     _require_possible("features of a candle that has none", run > 0 or not ring[at - 1].any())
     _require_possible("a newest candle that was filled", not arrays["filled"][-1])
+    if state.with_scale:
+        kept = keep_positive(arrays["scale"])
+        _require_possible("an impossible barrier scale", np.array_equal(kept, arrays["scale"], equal_nan=True))
     if time < 0:
         _require_possible("counts without a candle", run == 0 and rows == 0 and not ring.any())
         return
@@ -351,6 +416,7 @@ def restore_state(
     state.time = None if time < 0 else time
     state.row = tuple(arrays["row"].tolist())
     state.run, state.ring.at = run, at
+    state.scale = float(arrays["scale"][0]) if state.with_scale else math.nan
     state.spacing.candles, state.spacing.times = candles, times
     state.ring.rows = arrays["ring"].copy()
     state.filled = int("".join("1" if bit else "0" for bit in arrays["filled"]), 2)
@@ -370,9 +436,10 @@ class FeatureStream:
         self,
         config: Config,  # features, timeframe, sequence_length, max_gap_minutes
         transform: Callable[[np.ndarray], np.ndarray] | None = None,  # scales features (rows, features), both float32
+        with_scale: bool = False,  # compute the scale of the barriers too
     ) -> None:
         self.config = config
-        self._state = StreamState(config, transform)
+        self._state = StreamState(config, transform, with_scale)
 
     @property
     def time(self) -> int | None:
@@ -404,6 +471,10 @@ class FeatureStream:
         It is a view, which the next candle changes.
         """
         return find_window(self._state)
+
+    def barrier_scale(self) -> float | None:
+        """The scale of the barriers at the newest candle, NaN where there is none; None if it was not asked for."""
+        return self._state.scale if self._state.with_scale else None
 
     def latest(self) -> np.ndarray | None:
         """(features,) float32 of the newest candle, a view; None if the candle lacks a feature."""

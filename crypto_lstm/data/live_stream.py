@@ -5,19 +5,26 @@
 # %% ../../nbs/data/11_live_stream.ipynb #c7d6b632
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..config import Config
-from .candle_input import StreamError, parse_sound_candle, parse_sound_candles, require_sound_candles
+from crypto_lstm.data.candle_input import (
+    StreamError,
+    parse_plain_candles,
+    parse_sound_candle,
+    parse_sound_candles,
+    require_sound_candles,
+)
 from .candle_rules import format_time
 from crypto_lstm.data.feature_stream import (
     StreamState,
     append_candle,
     append_candles,
+    append_each,
     count_missing,
     describe_doubt,
     export_state,
@@ -26,7 +33,7 @@ from crypto_lstm.data.feature_stream import (
 )
 
 # %% auto #0
-__all__ = ['Hole', 'LiveStream']
+__all__ = ['Hole', 'LiveStream', 'NextStep', 'compute_steps']
 
 # %% ../../nbs/data/11_live_stream.ipynb #5dac43df
 class Hole(NamedTuple):
@@ -177,10 +184,11 @@ class LiveStream:
         config: Config,  # features, timeframe, sequence_length, max_gap_minutes
         transform: Callable[[np.ndarray], np.ndarray] | None = None,  # scales features, as for `FeatureStream`
         fill_gaps: bool = False,  # treat missing candles as minutes without a trade
+        with_scale: bool = False,  # compute the scale of the barriers too
     ) -> None:
         self.config = config
         self.fill_gaps = fill_gaps
-        state = StreamState(config, transform)
+        state = StreamState(config, transform, with_scale)
         self._live = _Live(state, np.empty(0, dtype=np.int64), np.empty((0, len(state.columns))))
 
     @property
@@ -202,6 +210,11 @@ class LiveStream:
         live = self._live
         return None if len(live.times) else find_window(live.state)
 
+    def barrier_scale(self) -> float | None:
+        """The scale of the barriers at the newest candle, NaN where there is none; None if it was not asked for."""
+        state = self._live.state
+        return state.scale if state.with_scale else None
+
     def filled_in_window(self) -> int:
         """Candles of the window that were filled because the exchange published none."""
         return self._live.state.filled.bit_count()
@@ -219,9 +232,13 @@ class LiveStream:
         self,
         candle: Any,  # as for `parse_candle`
         closed_by: datetime | None = None,  # refuse a candle that closes later
+        step: NextStep | None = None,  # of `compute_steps` for this candle
     ) -> bool:  # whether it was new; False for one that is known
         """Take one candle: the next, or a missing one. Raises `StreamError`, and has then changed nothing."""
         live, state = self._live, self._live.state
+        if step is not None and step.before is live:
+            self._live = step.after
+            return True
         time, row = parse_sound_candle(candle, state.step, closed_by, state.extra)
         if not len(live.times) and state.time is not None and time == state.time + state.step:
             self._live = live._replace(state=append_candle(state, time, row))
@@ -250,3 +267,38 @@ class LiveStream:
         Raises `StreamError`, and has then changed nothing.
         """
         self._live = _restore_live(self._live, state)
+
+# %% ../../nbs/data/11_live_stream.ipynb #3d5a9f10
+class NextStep(NamedTuple):
+    """What a stream knows before and after its next candle."""
+
+    before: _Live
+    after: _Live
+
+
+def compute_steps(
+    streams: Sequence[LiveStream],  # of one configuration, each once, such as those of many markets
+    candles: Sequence[Any],  # the candle of each stream, as for `LiveStream.push`
+    closed_by: datetime,  # with a time zone: no step for a candle that closes later
+) -> list[NextStep | None]:  # for `LiveStream.push`; None: `push` computes it, or raises
+    """The steps of the streams whose candle is sound and follows the newest one, computed together.
+
+    The streams do not change. Push the candles before anything else, since stream and step share arrays.
+    """
+    found: list[NextStep | None] = [None] * len(streams)
+    if not streams:
+        return found
+    first = streams[0]._live.state
+    times, rows, is_sound = parse_plain_candles(candles, first.step, closed_by, first.extra)
+    lives = [stream._live for stream in streams]
+    places = [place for place in np.flatnonzero(is_sound).tolist() if _is_next(lives[place], int(times[place]))]
+    if places:
+        after = append_each([lives[place].state for place in places], times[places], rows[places])
+        for place, state in zip(places, after, strict=True):
+            found[place] = NextStep(lives[place], lives[place]._replace(state=state))
+    return found
+
+
+def _is_next(live: _Live, time: int) -> bool:
+    """Whether a candle follows the newest one, and none waits."""
+    return not len(live.times) and live.state.time is not None and time == live.state.time + live.state.step

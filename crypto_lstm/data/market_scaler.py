@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,6 +90,11 @@ class MarketScaler:
         found = {name for scaler in self.scalers for name in scaler.constant}
         return tuple(name for name in self.features if name in found)
 
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Market -> its place in `markets`."""
+        return {name: place for place, name in enumerate(self.markets)}
+
     def select(
         self,
         market: str,
@@ -99,8 +105,8 @@ class MarketScaler:
         With `scale_by="market"` a new market has no scaler, so `allow_new` does not help.
         """
         require_market_name(market)
-        if market in self.markets:
-            return self.scalers[self.markets.index(market) if self.scale_by == "market" else 0]
+        if market in self._places:
+            return self.scalers[self._places[market] if self.scale_by == "market" else 0]
         if allow_new and self.scale_by == "all":
             return self.scalers[0]
         raise MarketError(_describe_unknown(self, market))

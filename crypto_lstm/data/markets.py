@@ -198,7 +198,7 @@ def split_by_date(
 _Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows of train, validation and test, ascending
 _PARTS = ("train", "validation", "test")
 _MARKET_COLUMNS = ["market", "candles", *_PARTS, "from", "to"]
-_OUTCOMES = ["label", "long_return", "short_return"]  # what a rule is fitted to
+_OUTCOMES = ["label", "long_return", "short_return", "barrier_scale"]  # what a rule is fitted to
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,7 +393,8 @@ def _collect_outcomes(data: MarketsData) -> dict[str, pd.DataFrame]:
             found[name].append(part.set_axis(market.find_moments(rows), axis=0).assign(market=np.int16(number)))
         for first, last in market.spans:
             ends = outcomes.index.searchsorted(first), outcomes.index.searchsorted(last, side="right")
-            found["training"].append(outcomes[_OUTCOMES].iloc[slice(*ends)])
+            kept = [name for name in _OUTCOMES if name in outcomes]
+            found["training"].append(outcomes[kept].iloc[slice(*ends)])
     ordered = {name: pd.concat(found[name]).sort_index(kind="stable") for name in ("validation", "test")}
     return {**ordered, "training": pd.concat(found["training"], ignore_index=True)}
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..utils.checks import is_finite_number, shorten_repr
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
-__all__ = ['OUT_OF_RANGE_SHARE', 'ScalerError', 'Scaler']
+__all__ = ['OUT_OF_RANGE_SHARE', 'ScalerError', 'Scaler', 'describe_windows']
 
 # %% ../../nbs/data/09_scaler.ipynb #7cfbc3b2
 class ScalerError(CryptoLSTMError, ValueError):
@@ -93,7 +93,7 @@ class Scaler:
         window: np.ndarray,  # (sequence_length, features) from `scale_rows`
     ) -> str | None:
         """A sentence if more than 5 % of the values of a window are out of the range of the training, else None."""
-        return _describe_outside(np.abs(window) >= self._limits, self.features)
+        return describe_windows([self], window[None])[0]
 
     def require_config(self, config: Config) -> None:
         """Raise `ScalerError` unless this scaler has the features, the kind and the clip of `config`."""
@@ -183,14 +183,25 @@ def _find_limits(scaler: Scaler) -> np.ndarray:
     return limits
 
 
-def _describe_outside(is_outside: np.ndarray, features: tuple[str, ...]) -> str | None:
+def describe_windows(
+    scalers: Sequence[Scaler],  # of each window
+    windows: np.ndarray,  # (windows, sequence_length, features) from `scale_rows`
+) -> list[str | None]:
+    """`describe_out_of_range` of each window, counted together."""
+    limits = np.stack([scaler._limits for scaler in scalers])[:, None]
+    counts = (np.abs(windows) >= limits).sum(axis=1, dtype=np.int32).tolist()
+    return [
+        _describe_outside(own, windows[0].size, scaler.features) for own, scaler in zip(counts, scalers, strict=True)
+    ]
+
+
+def _describe_outside(counts: list[int], size: int, features: tuple[str, ...]) -> str | None:
     """A sentence about the values of a window that the training did not cover; None for 5 % of them or fewer."""
-    count = int(np.count_nonzero(is_outside))
-    if count <= OUT_OF_RANGE_SHARE * is_outside.size:
+    count = sum(counts)
+    if count <= OUT_OF_RANGE_SHARE * size:
         return None
-    counts = dict(zip(features, np.count_nonzero(is_outside, axis=0).tolist(), strict=True))
-    named = ", ".join(f"{name} {number}" for name, number in counts.items() if number)
-    return f"{count} of the {is_outside.size} values of the window are out of the range of the training ({named})"
+    named = ", ".join(f"{name} {number}" for name, number in zip(features, counts, strict=True) if number)
+    return f"{count} of the {size} values of the window are out of the range of the training ({named})"
 
 
 def _read_values(path: str | Path) -> Any:

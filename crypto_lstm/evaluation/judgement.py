@@ -76,11 +76,12 @@ class Answers:
         name: str,
         raw: np.ndarray,  # (rows, 3) of the model
         policy: DecisionPolicy,
+        scale: np.ndarray | None = None,  # (rows,) of the barriers, if `policy.needs_scale`: `rule_fit.read_scale`
     ) -> Self:
         """Calibrate and decide. Without a rule the most likely class is the decision, and HOLD for a tie."""
         probabilities = policy.calibrate(raw)
         rule = policy.rule or TradeRule("argmax", ((0.0,) * 3,) * 2, 0.0)
-        return cls(name, raw, probabilities, rule.choose_classes(probabilities))
+        return cls(name, raw, probabilities, rule.choose_classes(probabilities, scale))
 
     def select(
         self,

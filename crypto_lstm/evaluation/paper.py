@@ -13,6 +13,7 @@ from typing import Any, Self
 import pandas as pd
 
 from ..config import LONG, SHORT, Config
+from ..data.barriers import FIXED, has_fixed_barriers
 from ..data.candle_rules import MINUTE_NS
 from .simulator import Costs, SimulationError, simulate
 from ..inference.journal import JournalEntry
@@ -64,6 +65,7 @@ class Position:
 
     side: str  # long or short
     signal: int  # opening of the candle that was decided on, nanoseconds
+    scale: float = 1.0  # of its barriers
 
 # %% ../../nbs/evaluation/18_paper.ipynb #7f401189
 class PaperAccount:
@@ -83,6 +85,7 @@ class PaperAccount:
         self.trades: list[PaperTrade] = []
         self.capital = 1.0  # after all trades, as a multiple of the start
         self.position: Position | None = None
+        self.trade_config = _simplify_config(config)
         self.candles: dict[int, list[float]] = {}  # since the decision: opening, nanoseconds -> candle
         self.newest: list[float] | None = None  # candle
 
@@ -111,8 +114,9 @@ class PaperAccount:
             may_end = _may_end(self, entry)
             self.candles[entry.time] = entry.candle
             ended = self._end_trade() if may_end else None
-        if self.position is None and entry.action in _SIDES and self.capital > 0:
-            self.position = Position(_SIDES[entry.action][0], entry.time)
+        scale = 1.0 if has_fixed_barriers(self.config) else entry.barrier_scale
+        if self.position is None and entry.action in _SIDES and self.capital > 0 and scale is not None:
+            self.position = Position(_SIDES[entry.action][0], entry.time, scale)
             self.candles = {entry.time: entry.candle}
         return ended
 
@@ -160,18 +164,28 @@ def _may_end(account: PaperAccount, entry: JournalEntry) -> bool:
     """Whether the candle of an entry can end the trade: it reaches a barrier or the limit, or is not the next one."""
     position, candle = account.position, entry.candle
     assert position is not None and candle is not None
-    step = account.config.timeframe_minutes * MINUTE_NS
+    config = account.trade_config
+    step = config.timeframe_minutes * MINUTE_NS
     held = (entry.time - position.signal) // step
     is_next = entry.time == max(account.candles) + step
-    if not is_next or held >= account.config.future_window:
+    if not is_next or held >= config.future_window:
         return True
+    if config.labels == "own":
+        return False
     entered = min((opened for opened in account.candles if opened > position.signal), default=entry.time)
     first = account.candles.get(entered, candle)  # its open is the price of the entry
     sign = 1.0 if position.side == "long" else -1.0
-    target = first[1] * (1 + sign * getattr(account.config, f"{position.side}_tp_pct") / 100)
-    stop = first[1] * (1 - sign * getattr(account.config, f"{position.side}_sl_pct") / 100)
+    target = first[1] * (1 + sign * position.scale * getattr(config, f"{position.side}_tp_pct") / 100)
+    stop = first[1] * (1 - sign * position.scale * getattr(config, f"{position.side}_sl_pct") / 100)
     low, high = sorted((target, stop))
     return candle[2] >= high * (1 - _MARGIN) or candle[3] <= low * (1 + _MARGIN)
+
+
+def _simplify_config(config: Config) -> Config:
+    """What a single trade needs: the journal has no columns but those of a candle, and the scale of each decision."""
+    if config.feature_columns:
+        config = config.replace(features=Config().features, column_max_age=())
+    return config.replace(barrier_scale=FIXED)
 
 
 def _simulate_trade(account: PaperAccount) -> PaperTrade | None:
@@ -183,7 +197,12 @@ def _simulate_trade(account: PaperAccount) -> PaperTrade | None:
     frame = pd.DataFrame(rows, columns=["open", "high", "low", "close", "volume"])
     frame.insert(0, "date", pd.to_datetime(times, utc=True))
     code = LONG if position.side == "long" else SHORT
-    done = simulate(frame, [0], [code], account.config, account.costs, random_runs=0).trades.iloc[0]
+    config, options = account.trade_config, {"random_runs": 0}
+    if config.labels == "own":  # nothing but the limit ends it
+        options["holding"] = {side: [config.future_window] for side in ("long", "short")}
+    elif not has_fixed_barriers(account.config):
+        options["scale"] = position.scale
+    done = simulate(frame, [0], [code], config, account.costs, **options).trades.iloc[0]
     if done["reason"] == "end":
         return None
     values: dict[str, Any] = {name: float(done[name]) for name in _NUMBERS}

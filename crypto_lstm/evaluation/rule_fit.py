@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['MIN_CLASS_ROWS', 'measure_mean_returns', 'fit_rule', 'plot_break_even']
+__all__ = ['MIN_CLASS_ROWS', 'measure_mean_returns', 'read_scale', 'fit_rule', 'plot_break_even']
 
 # %% ../../nbs/evaluation/04_rule_fit.ipynb #dc8218ce
 MIN_CLASS_ROWS = 20  # fewer rows give no mean return
@@ -27,10 +27,10 @@ MIN_CLASS_ROWS = 20  # fewer rows give no mean return
 def measure_mean_returns(
     outcomes: pd.DataFrame,  # of training rows: label, long_return, short_return in percent, from `make_labels`
     config: Config,  # the barriers, for classes with too few rows
-) -> np.ndarray:  # (2, 3) long, short by SHORT, HOLD, LONG: percent before costs
+) -> np.ndarray:  # (2, 3) long, short by SHORT, HOLD, LONG: before costs, percent or multiples of the barrier scale
     """Mean return of each side in each class. Classes with fewer than 20 rows get the returns of the barriers.
 
-    Barriers that follow a `barrier_scale` count with its mean.
+    Returns of barriers that follow a `barrier_scale` are divided by the scale at the entry.
 
     Raises `RuleError` for outcomes without rows or with returns that are not finite.
     """
@@ -38,16 +38,24 @@ def measure_mean_returns(
     counts = np.bincount(labels, minlength=len(CLASSES))
     if not len(labels) or len(counts) > len(CLASSES):
         raise RuleError(f"expected outcomes with labels 0, 1 and 2, got {len(labels)} rows: give those of make_labels")
-    scale = float(outcomes["barrier_scale"].mean()) if "barrier_scale" in outcomes else 1.0
-    means = scale * _pessimistic_returns(config)
+    scale = read_scale(outcomes)
+    means = _pessimistic_returns(config)
     is_measured = counts >= MIN_CLASS_ROWS
     for place, side in enumerate(SIDES):
         returns = outcomes[f"{side}_return"].to_numpy(np.float64)
+        returns = returns if scale is None else returns / scale
         if not np.isfinite(returns).all():
             raise RuleError(f"expected finite returns in {side}_return: give the outcomes of make_labels")
         sums = np.bincount(labels, weights=returns, minlength=len(CLASSES))
         means[place, is_measured] = sums[is_measured] / counts[is_measured]
     return means
+
+
+def read_scale(
+    outcomes: pd.DataFrame,  # from `make_labels`
+) -> np.ndarray | None:  # (rows,) float64; None where the barriers are percent
+    """The scale of the barriers at each entry."""
+    return outcomes["barrier_scale"].to_numpy(np.float64) if "barrier_scale" in outcomes else None
 
 
 def _pessimistic_returns(config: Config) -> np.ndarray:
@@ -68,12 +76,14 @@ def fit_rule(
     """
     means = measure_mean_returns(outcomes, config)
     counts = np.bincount(outcomes["label"].to_numpy().astype(np.int64), minlength=len(CLASSES))
+    scale = read_scale(outcomes)
     return TradeRule(
         kind=config.rule,
         mean_returns=tuple(tuple(row) for row in means.tolist()),
         cost_pct=2 * (config.fee_pct + config.slippage_pct),
         margin_pct=config.margin_pct,
         class_shares=tuple((counts / counts.sum()).tolist()),
+        mean_scale=None if scale is None else float(scale.mean()),
     )
 
 # %% ../../nbs/evaluation/04_rule_fit.ipynb #7e13cadc
@@ -84,7 +94,7 @@ def plot_break_even(
 ) -> Axes:  # the axes
     """Draw the expected net return of a side by the probability of its class, with the break-even probability.
 
-    The other two classes keep the ratio of the rule's class shares.
+    The other two classes keep the ratio of the rule's class shares. Barriers that follow a scale have its mean.
     """
     place = SIDES.index(side)
     own = (LONG, SHORT)[place]
@@ -94,7 +104,7 @@ def plot_break_even(
     shares[own] = 0.0
     q = (1 - probability)[:, None] * (shares / shares.sum())
     q[:, own] = probability
-    ax.plot(probability, rule.expected_returns(q)[:, place], color=BLUE)
+    ax.plot(probability, rule.expected_returns(q, rule.mean_scale)[:, place], color=BLUE)
     ax.axhline(0, color=GREY, lw=0.8)
     level = rule.break_even_probability[side]
     if level is not None:

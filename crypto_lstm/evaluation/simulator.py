@@ -777,6 +777,7 @@ def simulate(
     costs: Costs | None = None,  # None: the fee of `config`
     max_positions: int = 1,  # open at the same time
     holding: Mapping[str, npt.ArrayLike] | None = None,  # long, short -> (rows,) candles to the exit; None: barriers
+    scale: float | None = None,  # of the barriers of all decisions; None: by `barrier_scale` of `config`
     random_runs: int = 1000,  # accounts that trade as often at random times
     seed: int = 0,  # of the random accounts
 ) -> Simulation:
@@ -795,6 +796,8 @@ def simulate(
     market = _read_market(candles, filled, span, config, costs)
     if holding is not None:
         market = market._replace(holding=_spread_holding(holding, places - first, len(market.times), config))
+    if scale is not None:
+        market = market._replace(scale=_spread_scale(scale, len(market.times)))
     is_entered, ends = _find_ends(market, places - first, config, costs)
     if not is_entered.any():
         raise SimulationError("no decision has a later candle to trade in (no future): give the candles after them")
@@ -845,6 +848,13 @@ def _count_ignored(classes: np.ndarray, is_entered: np.ndarray, book: _Book) -> 
     signals = int(np.count_nonzero(classes[is_entered] != HOLD))
     late = int(np.count_nonzero(classes != HOLD)) - signals
     return {"no later candle": late, "a position was open": signals - len(book.rows)}
+
+
+def _spread_scale(scale: float, candles: int) -> np.ndarray:
+    """(candles,) the same scale at each. Raises `SimulationError`."""
+    if not is_finite_number(scale, above=0):
+        raise SimulationError(f"scale must be a number above 0, got {shorten_repr(scale)}")
+    return np.full(candles, float(scale))
 
 
 def _spread_holding(

@@ -604,7 +604,7 @@ class Bundle:
 
         try:
             scaler = select_scaler(self.scaler, market, allow_new)
-            stream = FeatureStream(self.config, scaler.scale_rows)
+            stream = FeatureStream(self.config, scaler.scale_rows, self.policy.needs_scale)
             stream.feed(candles)
             limits = (now, max_age_candles, self.metadata.get("expires"), clock_skew_s)
             return decide_newest(stream, self._predict_windows, *limits, scaler, self.policy.choose)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
@@ -31,7 +31,8 @@ from ..utils.errors import CryptoLSTMError
 # %% auto #0
 __all__ = ['NO_TRADE', 'CLOCK_SKEW_S', 'InvalidPredictionError', 'Decision', 'choose_action', 'choose_actions', 'convert_windows',
            'require_probabilities', 'resolve_now', 'require_clock_skew', 'add_clock_skew', 'require_max_age',
-           'is_expiry', 'require_fresh', 'decide_newest', 'find_newest_window', 'add_notes', 'describe_missing']
+           'is_expiry', 'require_fresh', 'decide_newest', 'find_newest_window', 'require_window', 'add_notes',
+           'add_reasons', 'describe_missing']
 
 # %% ../../nbs/inference/01_decision.ipynb #8f9ef70e
 NO_TRADE = "NO_TRADE"
@@ -59,6 +60,7 @@ class Decision:
     probabilities: dict[str, float] | None  # class -> probability, calibrated if the model has a calibration
     reason: str
     expected_pct: dict[str, float] | None = None  # LONG, SHORT -> expected return after costs, percent
+    barrier_scale: float | None = None  # what take-profit and stop-loss are multiples of at this candle; None: unknown
 
     @classmethod
     def from_error(cls, error: BaseException) -> Self:
@@ -261,7 +263,7 @@ def decide_newest(
     expires: str | None = None,  # expiry of the model
     clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
     scaler: Scaler | None = None,  # of the stream: the reason states a window out of the range of its training
-    choose: Callable[[np.ndarray], Decision] = choose_action,  # probabilities (3,) -> decision: `DecisionPolicy.choose`
+    choose: Callable[..., Decision] = choose_action,  # probabilities (3,) -> decision: `DecisionPolicy.choose`
 ) -> Decision:
     """The decision for the newest candle, shared by `Bundle` and `Predictor`.
 
@@ -269,7 +271,9 @@ def decide_newest(
     has a hole, and if the model has expired.
     """
     window = find_newest_window(stream, now, max_age_candles, expires, clock_skew_s)
-    return add_notes(choose(predict(window[None])[0]), stream, window, scaler)
+    answer, scale = predict(window[None])[0], stream.barrier_scale()
+    decision = choose(answer) if scale is None else choose(answer, scale=scale)
+    return add_notes(decision, stream, window, scaler)
 
 
 def find_newest_window(
@@ -280,15 +284,21 @@ def find_newest_window(
     clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
 ) -> np.ndarray:  # (sequence_length, features) float32
     """The window that the network decides on. Raises `InvalidPredictionError` as `decide_newest` does."""
-    time = stream.time or 0
-    require_fresh(time, stream.config, now, max_age_candles, expires, clock_skew_s)
+    require_fresh(stream.time or 0, stream.config, now, max_age_candles, expires, clock_skew_s)
+    return require_window(stream)
+
+
+def require_window(
+    stream: FeatureStream | LiveStream,  # the candles so far, of any age
+) -> np.ndarray:  # (sequence_length, features) float32
+    """The newest window. Raises `InvalidPredictionError` if it is not full, has a hole, or has another timeframe."""
     fault = stream.suspicion() or (stream.describe_holes() if isinstance(stream, LiveStream) else None)
     if fault is not None:
         raise InvalidPredictionError(fault)
     window = stream.window()
     if window is None:
-        missing = describe_missing(stream)
-        raise InvalidPredictionError(f"the newest candle ({format_time(time)}) does not complete a window, {missing}")
+        candle = f"the newest candle ({format_time(stream.time or 0)})"
+        raise InvalidPredictionError(f"{candle} does not complete a window, {describe_missing(stream)}")
     return window
 
 
@@ -299,15 +309,28 @@ def add_notes(
     scaler: Scaler | None = None,  # of the stream
 ) -> Decision:
     """The decision with the candles that were filled, and with a window that the training did not cover, as reasons."""
+    return add_reasons(decision, stream, None if scaler is None else scaler.describe_out_of_range(window))
+
+
+def add_reasons(
+    decision: Decision,
+    stream: FeatureStream | LiveStream,  # that the window comes from
+    outside: str | None,  # the scaler's sentence about the window
+) -> Decision:
+    """`add_notes` for a window that the scaler has described already. The scale of the barriers is kept, too."""
     filled = stream.filled_in_window()
     notes = []
     if filled:
         length = stream.config.sequence_length
         notes.append(f"{filled} of the {length} candles of the window were missing and are filled")
-    outside = None if scaler is None else scaler.describe_out_of_range(window)
     if outside:
         notes.append(outside)
-    return replace(decision, reason="; ".join([decision.reason, *notes])) if notes else decision
+    scale = stream.barrier_scale()
+    known = None if scale is None or math.isnan(scale) else scale
+    if not notes and known is None:
+        return decision
+    reason = "; ".join([decision.reason, *notes])
+    return Decision(decision.action, decision.probabilities, reason, decision.expected_pct, known)
 
 
 def describe_missing(

@@ -5,9 +5,9 @@
 # %% ../../nbs/inference/11_int8.ipynb #1779fd01
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from ..utils.checks import is_finite_number, is_whole_number
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
-__all__ = ['ACCEPTED_SHARE', 'quantize_arrays', 'list_int8_shapes', 'has_integers', 'Int8Error', 'Int8Report', 'measure_change',
-           'require_accepted', 'read_report']
+__all__ = ['Kind', 'ACCEPTED_SHARE', 'quantize_arrays', 'list_int8_shapes', 'find_kind', 'quantize_weights', 'restore_weights',
+           'Int8Error', 'Int8Report', 'measure_change', 'is_accepted', 'refuse_integers', 'read_report']
 
 # %% ../../nbs/inference/11_int8.ipynb #e3323681
 _LARGEST = 63  # of a weight: a sum of two products with an input of 8 bits fits into 16 bits
@@ -47,24 +47,69 @@ def quantize_arrays(
     return quantized
 
 
+Kind = Literal["layers", "weights"]
+
+
 def list_int8_shapes(
     shapes: Mapping[str, tuple[int, ...]],  # of `list_onnx_shapes`
+    kind: Kind = "layers",
 ) -> dict[str, tuple[str, tuple[int, ...]]]:  # name -> type and shape
     """Names, types and shapes of the arrays in a file with integers."""
     types: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         layer, _, part = name.rpartition(".")
-        if part in "WR" and f"{layer}.R" in shapes:
+        if part not in "WR" or f"{layer}.R" not in shapes:
+            types[name] = ("<f4", shape)
+        elif kind == "layers":
             types[name] = ("|i1", (shape[0], shape[2], shape[1]))
             types[f"{name}_scale"] = ("<f4", shape[:2])
         else:
-            types[name] = ("<f4", shape)
+            types[name] = ("|i1", shape)
+            types[f"{name}_step"] = ("<f4", shape[1:2])
     return types
 
 
-def has_integers(arrays: Mapping[str, Any]) -> bool:
-    """Whether these are the arrays of a file with integers."""
-    return any(name.endswith(".R_scale") for name in arrays)
+def find_kind(arrays: Mapping[str, Any]) -> Kind | None:
+    """Which integers these arrays of a file have; None: float32."""
+    if any(name.endswith(".R_scale") for name in arrays):
+        return "layers"
+    return "weights" if any(name.endswith(".R_step") for name in arrays) else None
+
+# %% ../../nbs/inference/11_int8.ipynb #75caf422
+_LARGEST_WEIGHT = 127
+
+
+def quantize_weights(
+    arrays: Mapping[str, np.ndarray],  # float32, with the names and shapes of `list_onnx_shapes`
+) -> dict[str, np.ndarray]:  # those of `list_int8_shapes` with the kind `weights`
+    """The arrays of the same network, with the weights of its LSTM layers as integers."""
+    quantized: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        layer, _, part = name.rpartition(".")
+        if part not in "WR" or f"{layer}.R" not in arrays:
+            quantized[name] = array
+            continue
+        highest = np.abs(array[0]).max(axis=1)
+        step = np.where(highest > 0, highest / _LARGEST_WEIGHT, 1.0).astype("<f4")
+        rounded = np.rint(array / step[:, None])
+        quantized[name] = np.clip(rounded, -_LARGEST_WEIGHT, _LARGEST_WEIGHT).astype("|i1")
+        quantized[f"{name}_step"] = step
+    return quantized
+
+
+def restore_weights(
+    arrays: Mapping[str, np.ndarray],  # of `quantize_weights`, or others
+) -> dict[str, np.ndarray]:  # float32
+    """The weights that the network has when it runs. Other arrays stay as they are."""
+    if find_kind(arrays) != "weights":
+        return dict(arrays)
+    restored = {}
+    for name, array in arrays.items():
+        if name.endswith("_step"):
+            continue
+        step = arrays.get(f"{name}_step")
+        restored[name] = array if step is None else array.astype("<f4") * step[:, None]
+    return restored
 
 # %% ../../nbs/inference/11_int8.ipynb #6afa1944
 ACCEPTED_SHARE = 0.001  # of decisions that may differ
@@ -84,6 +129,7 @@ class Int8Report:
     max_change: float  # of a probability of the network, before the calibration
     mean_change: float
     tolerance: float  # of a golden answer, between Keras and the integers on any machine
+    kind: Kind = "layers"  # where the integers are
 
     @property
     def share(self) -> float:
@@ -96,6 +142,7 @@ class Int8Report:
 
     def __str__(self) -> str:
         decisions = f"{self.different:,} of {self.windows:,} decisions differ ({self.share:.3%})"
+        decisions = f"integers in the {self.kind}: {decisions}"
         return f"{decisions}; probabilities move by {self.mean_change:.2g} on average, at most {self.max_change:.2g}"
 
 
@@ -105,6 +152,7 @@ def measure_change(
     decisions: np.ndarray,  # (windows,) of the first answers
     int8_decisions: np.ndarray,  # (windows,) of the second
     golden_deviation: float,  # of the integers from Keras, on the golden windows
+    kind: Kind = "layers",
 ) -> Int8Report:
     """Compare two networks. Raises `Int8Error` without a window."""
     if not len(answers):
@@ -112,13 +160,20 @@ def measure_change(
     change = np.abs(answers - int8_answers)
     tolerance = 2 * golden_deviation + 1e-3
     different = int(np.count_nonzero(decisions != int8_decisions))
-    return Int8Report(len(answers), different, float(change.max()), float(change.mean()), tolerance)
+    return Int8Report(len(answers), different, float(change.max()), float(change.mean()), tolerance, kind)
 
 
-def require_accepted(report: Int8Report) -> None:
-    """Raise `Int8Error` if more than 0.1 % of the decisions differ, or if the golden answers are far from Keras'."""
-    if not report.share <= ACCEPTED_SHARE or not report.tolerance <= _LARGEST_TOLERANCE:
-        raise Int8Error(f"int8 changes too much, {report}; {ACCEPTED_SHARE:.1%} is accepted: export without int8")
+def is_accepted(report: Int8Report) -> bool:
+    """Whether at most 0.1 % of the decisions differ, and the golden answers are near to those of Keras."""
+    return report.share <= ACCEPTED_SHARE and report.tolerance <= _LARGEST_TOLERANCE
+
+
+def refuse_integers(
+    reports: Sequence[Int8Report],  # of each kind that was tried
+) -> Int8Error:
+    """The error of an export that no kind of integers fits."""
+    found = "; ".join(map(str, reports))
+    return Int8Error(f"int8 changes too much, {found}; {ACCEPTED_SHARE:.1%} is accepted: export without int8")
 
 
 def read_report(
@@ -126,7 +181,9 @@ def read_report(
 ) -> Int8Report | None:  # None: the file has float32, or the values are no report
     """The report in the metadata of a file."""
     names = set(Int8Report.__dataclass_fields__)
-    if not isinstance(values, Mapping) or set(values) != names:
+    if not isinstance(values, Mapping) or set(values) not in (names, names - {"kind"}):  # an older file has none
+        return None
+    if values.get("kind", "layers") not in get_args(Kind):
         return None
     has_counts = is_whole_number(values["windows"], 1) and is_whole_number(values["different"], 0, values["windows"])
     changes = [values[name] for name in ("max_change", "mean_change", "tolerance")]

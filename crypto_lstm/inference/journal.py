@@ -49,6 +49,7 @@ class JournalEntry:
     latency_s: float  # from the close of the candle to this entry, by the clock of the exchange
     answer_ms: float  # time that the stream and the network took
     model: str  # SHA-256 of the ONNX file
+    barrier_scale: float | None = None  # as in `Decision`
 
     @property
     def time(self) -> int:
@@ -79,10 +80,12 @@ def parse_entry(
         values = json.loads(line)
     except ValueError as error:
         raise JournalError(f"expected an entry of a journal, got {shorten_repr(line)} ({error})") from error
-    if not isinstance(values, dict) or set(values) != set(_NAMES):
+    if not isinstance(values, dict) or set(values) | {"barrier_scale"} != set(_NAMES):  # an older line has none
         raise JournalError(f"expected an entry with {', '.join(_NAMES)}, got {shorten_repr(values)}")
     has_texts = all(isinstance(values[name], str) for name in _TEXTS)
-    if not has_texts or not _has_date(values["date"]) or not _is_candle(values["candle"]):
+    scale = values.get("barrier_scale")
+    has_scale = scale is None or is_finite_number(scale, above=0)
+    if not has_texts or not _has_date(values["date"]) or not _is_candle(values["candle"]) or not has_scale:
         raise JournalError(f"expected an entry of a journal, got {shorten_repr(values)}")
     return JournalEntry(**values)
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import numbers
 import signal
 import threading
 import time
@@ -19,8 +20,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..config import Config
+from ..data.barriers import has_fixed_barriers
 from ..data.candle_input import StreamError, parse_sound_candle
-from ..data.candle_rules import EPOCH, MINUTE_NS, datetime_to_ns, read_utc_offset
+from ..data.candle_rules import COLUMNS, EPOCH, MINUTE_NS, datetime_to_ns, format_time, read_utc_offset
 from ..data.live_stream import LiveStream
 from ..data.market_scaler import select_scaler
 from .decision import NO_TRADE, Decision
@@ -37,11 +40,13 @@ from ..storage.manifest import FilePath, SavedFileError
 from ..utils.checks import is_finite_number, is_whole_number, list_first_names, shorten_repr
 from ..utils.display import get_logger
 from ..utils.errors import CryptoLSTMError
+from ..utils.expressions import MAX_NUMBER
 
 _log = get_logger(__name__)
 
 # %% auto #0
-__all__ = ['Row', 'FetchCandles', 'Warn', 'LiveError', 'LiveOptions', 'require_startable', 'LiveSummary', 'LiveRunner']
+__all__ = ['Row', 'FetchCandles', 'FetchColumns', 'Warn', 'LiveError', 'LiveOptions', 'require_startable', 'count_history',
+           'LiveSummary', 'LiveRunner']
 
 # %% ../../nbs/inference/10_live.ipynb #34a91672
 class LiveError(CryptoLSTMError, ValueError):
@@ -81,6 +86,7 @@ def require_startable(
     markets: Sequence[str],
     now_s: float,  # seconds since 1970, UTC
     any_pair: bool = False,  # accept markets that the model was not trained on
+    has_columns: bool = False,  # there is a source of the columns that features need beside the candle
 ) -> None:
     """Raise `LiveError` for a model that can't decide on these markets, and for one that never trades."""
     is_list = isinstance(markets, (list, tuple)) and bool(markets)
@@ -93,10 +99,10 @@ def require_startable(
             known = list_first_names(list_trained_markets(predictor))
             found = f"the model was trained on {known}, got the market {shorten_repr(market)}"
             raise LiveError(f"{found}: train a model for it, or allow any pair")
-    if predictor.config.feature_columns:
+    if predictor.config.feature_columns and not has_columns:
         needed = list_first_names(predictor.config.feature_columns)
         fault = f"{predictor.path.name} needs {needed} beside each candle, which no exchange serves"
-        raise LiveError(f"{fault}: pass them to Predictor.update")
+        raise LiveError(f"{fault}: give fetch_columns, a function of the market and the openings of candles")
     if predictor._scaler is None:
         raise LiveError(f"{predictor.path.name} has no scaler and can't read candles: export it with its scaler")
     expires = predictor.metadata["expires"]
@@ -108,8 +114,8 @@ def require_startable(
 def _require_trading_rule(predictor: Predictor) -> None:
     """Raise `LiveError` if no probability gives an expected return above the margin."""
     rule = predictor.policy.rule
-    if rule is None or rule.kind == "argmax":
-        return
+    if rule is None or rule.kind == "argmax" or rule.mean_scale is not None:
+        return  # with a barrier scale the expected return has no upper limit
     best_pct = max(map(max, rule.mean_returns)) - rule.cost_pct
     if best_pct <= rule.margin_pct:
         most = f"the most that a trade can be expected to return is {best_pct:+.3f} % after costs"
@@ -117,7 +123,8 @@ def _require_trading_rule(predictor: Predictor) -> None:
         raise LiveError(f"{predictor.path.name} never trades: {most}, and {limit}: lower the margin or the costs")
 
 # %% ../../nbs/inference/10_live.ipynb #db2642b4
-Row = tuple[float, ...]  # open, high, low, close, volume
+Row = tuple[float, ...]  # open, high, low, close, volume, and the columns of the features
+_VALUES = 5  # of a candle of an exchange
 
 
 @dataclass(eq=False)
@@ -129,6 +136,7 @@ class _Market:
     base: LiveStream | None = None  # None while the history is fetched
     history: dict[int, Row] = field(default_factory=dict)  # of the warm-up: opening time -> values
     tail: dict[int, Row] = field(default_factory=dict)  # candles that the base has not taken
+    lacking: dict[int, str] = field(default_factory=dict)  # candles without a column, and which one
     entries: dict[int, JournalEntry] = field(default_factory=dict)  # the newest of each date after the base
     answered: set[int] = field(default_factory=set)  # dates whose decision was handed over
     first: int = 0  # date of the first candle that is decided on
@@ -146,6 +154,11 @@ class _Market:
         """Nanoseconds of one candle."""
         return self.live.config.timeframe_minutes * MINUTE_NS
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the features need beside the candle."""
+        return self.live.config.feature_columns
+
     def find_newest(self) -> int | None:
         """Opening time of the newest candle."""
         return max(self.tail) if self.tail else None if self.base is None else self.base.time
@@ -160,6 +173,14 @@ def _make_stream(predictor: Predictor) -> LiveStream:
     return predictor._make_live_stream(select_scaler(predictor._require_scaler(), None))
 
 
+def count_history(
+    config: Config,  # of a model
+) -> int:
+    """Candles that a decision needs: a window, and before it 30 days, or more if its features or barriers span more."""
+    stream = LiveStream(config, with_scale=not has_fixed_barriers(config))
+    return max(config.month_candles + config.sequence_length, stream.missing())
+
+
 def _copy_stream(predictor: Predictor, stream: LiveStream) -> LiveStream:
     copied = _make_stream(predictor)
     copied.load_state_dict(stream.state_dict())
@@ -167,8 +188,23 @@ def _copy_stream(predictor: Predictor, stream: LiveStream) -> LiveStream:
 
 
 def _write_candle(time: int, row: Row) -> list[float]:
-    """A candle as ccxt gives it."""
-    return [float(time // 10**6), *row]
+    """A candle as ccxt gives it, without further columns."""
+    return [float(time // 10**6), *row[:_VALUES]]
+
+
+def _name_candle(market: _Market, time: int, row: Row) -> Any:
+    """A candle for a stream of this market; with names if the features need further columns."""
+    if not market.columns:
+        return _write_candle(time, row)
+    return dict(zip((*COLUMNS, *market.columns), [time // 10**6, *row], strict=True))
+
+
+def _name_candles(market: _Market, rows: Mapping[int, Row]) -> Any:
+    """Candles for a stream of this market, at least one."""
+    if not market.columns:
+        return [_write_candle(time, rows[time]) for time in rows]
+    cells = zip(*([time // 10**6, *rows[time]] for time in rows), strict=True)
+    return dict(zip((*COLUMNS, *market.columns), map(list, cells), strict=True))
 
 
 def _to_date(time: int) -> datetime:
@@ -198,7 +234,7 @@ def _answer(market: _Market, opened: int, row: Row) -> tuple[Decision, float]:
     closed = _to_date(opened + market.step)
     started = time.perf_counter()
     try:
-        decision = market.live.update(_write_candle(opened, row), now=closed)
+        decision = market.live.update(_name_candle(market, opened, row), now=closed)
     except CryptoLSTMError as error:
         decision = Decision.from_error(error)
     return decision, 1000 * (time.perf_counter() - started)
@@ -214,7 +250,7 @@ def _push(market: _Market, stream: LiveStream, times: Iterable[int]) -> None:
     """Pass candles of the tail to a stream without a decision. One that it can't take stays out, as it did before."""
     for opened in times:
         with contextlib.suppress(StreamError):
-            stream.push(_write_candle(opened, market.tail[opened]))
+            stream.push(_name_candle(market, opened, market.tail[opened]))
 
 
 def _take(market: _Market, found: Mapping[int, Row]) -> Iterator[tuple[int, Decision, float]]:
@@ -248,6 +284,8 @@ def _advance_base(market: _Market, keep: int) -> None:
     for opened in [opened for opened in market.entries if opened <= newest - keep * market.step]:
         del market.entries[opened]
         market.answered.discard(opened)
+    for opened in [opened for opened in market.lacking if opened <= newest - keep * market.step]:
+        del market.lacking[opened]
 
 
 def _find_since(market: _Market, overlap: int) -> int:
@@ -283,7 +321,8 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {shorten_repr(str(error), 160)}"
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    return f"{type(error).__name__}: {shorten_repr(str(error), 160)}{notes}"
 
 
 def _fetch_pages(
@@ -314,6 +353,69 @@ def _find_last(rows: Sequence[Any]) -> int | None:
     times = [row[0] for row in rows if isinstance(row, (list, tuple)) and row and is_whole_number(row[0])]
     return max(times) * 10**6 if times else None
 
+# %% ../../nbs/inference/10_live.ipynb #deb228eb
+FetchColumns = Callable[[str, Sequence[int]], Any]  # symbol, openings (ms) -> mapping of column -> a value each
+
+
+def _ask_columns(fetch: FetchColumns, market: _Market, times: Sequence[int]) -> dict[int, tuple[float, ...]]:
+    """Opening -> a value of each column, NaN where there is none. Raises `LiveError` for anything but numbers."""
+    try:
+        answer = fetch(market.name, [opened // 10**6 for opened in times])
+    except Exception as error:  # raised by the function of the caller
+        error.add_note("raised by fetch_columns")
+        raise
+    listed = [_list_values(answer, name, len(times)) for name in market.columns]
+    return dict(zip(times, zip(*listed, strict=True), strict=True))
+
+
+def _list_values(answer: Any, name: str, count: int) -> list[float]:
+    """The values of a column, as plain numbers."""
+    try:
+        values = list(answer[name])
+    except Exception as error:  # no mapping, no such column, or an error of the object of the caller
+        found = f"expected a mapping with the column {name} from fetch_columns, got {shorten_repr(answer)}"
+        raise LiveError(f"{found}: give a list for each of the columns") from error
+    if len(values) != count:
+        raise LiveError(f"expected {count} values of {name} from fetch_columns, one for each candle, got {len(values)}")
+    numbers_found = []
+    for value in values:
+        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+            raise LiveError(f"expected numbers as {name} from fetch_columns, got {shorten_repr(value)}: or None")
+        numbers_found.append(math.nan if value is None else float(value))
+    return numbers_found
+
+
+def _find_lack(names: Sequence[str], values: Sequence[float], opened: int) -> str:
+    """Which column has no value for a candle, in a sentence; "" if all have one."""
+    for name, value in zip(names, values, strict=True):
+        if math.isnan(value):
+            return f"the column {name} has no value for the candle of {format_time(opened)}"
+        if abs(value) > MAX_NUMBER:
+            return f"the column {name} must be a finite number, got {value:g} for the candle of {format_time(opened)}"
+    return ""
+
+
+def _join_columns(
+    market: _Market,
+    found: Mapping[int, Row],  # candles of the exchange
+    fetch: FetchColumns | None,
+    warn: Callable[[str, str], None],  # key of a cause, text
+) -> dict[int, Row]:
+    """The candles with the columns of the features. Those without a value are left out, and asked for again."""
+    if not market.columns or not found:
+        return dict(found)
+    assert fetch is not None
+    joined = {}
+    for opened, values in _ask_columns(fetch, market, sorted(found)).items():
+        fault = _find_lack(market.columns, values, opened)
+        if fault:
+            market.lacking[opened] = fault
+            warn(f"{market.name} columns", f"{market.name}: {fault}")
+        else:
+            market.lacking.pop(opened, None)
+            joined[opened] = (*found[opened], *values)
+    return joined
+
 # %% ../../nbs/inference/10_live.ipynb #e96ab952
 def _make_entry(
     market: _Market,
@@ -342,6 +444,7 @@ def _make_entry(
         latency_s=round(late_ns / 1e9, 3),
         answer_ms=round(answer_ms, 3),
         model=market.live.sha256,
+        barrier_scale=decision.barrier_scale,
     )
 
 
@@ -357,7 +460,7 @@ def _find_obstacle(market: _Market, opened: int, age: float, max_age: float) -> 
 def _is_news(market: _Market, opened: int, entry: JournalEntry) -> bool:
     """Whether an entry says something else than the newest one of its date."""
     last = market.entries.get(opened)
-    names = ("decision", "probabilities", "expected_pct", "candle")
+    names = ("decision", "probabilities", "expected_pct", "candle", "barrier_scale")
     return last is None or any(getattr(last, name) != getattr(entry, name) for name in names)
 
 
@@ -367,10 +470,10 @@ def _miss(market: _Market, moment_ns: int, keep: int) -> Iterator[tuple[int, Dec
     opened = max(market.noted + market.step, until - keep * market.step)
     market.noted = max(market.noted, until)
     cause = f", its last fault was {market.fault}" if market.fault else ""
-    decision = Decision(NO_TRADE, None, f"the exchange has not served this candle{cause}")
+    reason = f"the exchange has not served this candle{cause}"
     while opened <= until:
         if opened not in market.tail and opened not in market.entries:
-            yield opened, decision, 0.0
+            yield opened, Decision(NO_TRADE, None, market.lacking.get(opened, reason)), 0.0
         opened += market.step
 
 # %% ../../nbs/inference/10_live.ipynb #a2b2e6e3
@@ -453,6 +556,7 @@ class _Feed:
     options: LiveOptions
     keep: int  # candles that may still come late or change
     warn: Warn
+    fetch_columns: FetchColumns | None = None  # of features that need more than candles
     has_answer: bool = False  # whether a request has succeeded, now or before a restart
     paused_until_s: float = -math.inf  # after a rate limit, which counts the requests of all markets
     failed_requests: int = 0
@@ -473,14 +577,17 @@ class _Feed:
     def fetch_history(self, market: _Market) -> Iterator[int]:
         """Collect the candles of a warm-up, from where an earlier try was cut off; yields after each page."""
         config, newest = market.live.config, self.find_newest_closed(market)
-        since = newest - (config.month_candles + config.sequence_length + self.keep - 1) * market.step
+        since = newest - (count_history(config) + self.keep - 1) * market.step
         if market.history:
             since = max(since, max(market.history) + market.step)
         for rows in _fetch_pages(self.fetch, market, since, newest, self.options.page_candles):
-            market.history |= self._select_closed(market, rows, newest)
+            found = self._select_closed(market, rows, newest)
+            market.history |= _join_columns(market, found, self.fetch_columns, self.warn)
             yield len(market.history)
         if not market.history:
-            raise LiveError(f"the exchange has no candles of {market.name} at {config.timeframe}")
+            lacking = next(iter(market.lacking.values()), None)
+            fault = f"the exchange has no candles of {market.name} at {config.timeframe}"
+            raise LiveError(f"no history of {market.name}: {lacking}" if lacking else fault)
 
     def fetch_newest(self, market: _Market) -> dict[int, Row]:
         """The candles since the last one, some known ones before, and those after the first that is missing."""
@@ -489,7 +596,7 @@ class _Feed:
         found: dict[int, Row] = {}
         for rows in _fetch_pages(self.fetch, market, since, newest, self.options.page_candles, _SMALLEST_PAGE):
             found |= self._select_closed(market, rows, newest)
-        return found
+        return _join_columns(market, found, self.fetch_columns, self.warn)
 
     def _select_closed(self, market: _Market, rows: Iterable[Any], newest: int) -> dict[int, Row]:
         """The sound candles of an answer, up to the newest that has closed."""
@@ -508,7 +615,7 @@ class _Feed:
         moment_s = self.clock.read()
         if market.doubtful != (opened, row) or moment_s < market.doubtful_since_s:
             market.doubtful, market.doubtful_since_s = (opened, row), moment_s
-        is_known = market.tail.get(opened) == row
+        is_known = market.tail.get(opened, ())[:_VALUES] == row
         return is_known or moment_s - market.doubtful_since_s >= self.options.confirm_s
 
     def note_success(self, market: _Market) -> None:
@@ -665,10 +772,10 @@ def _start_market(market: _Market, newest: int, keep: int) -> None:
     if market.noted:  # the journal ends earlier: decide on the candles since then
         final = min(final, max(market.noted, newest - market.live.config.month_candles * market.step))
     base = _make_stream(market.live)
-    rows = [_write_candle(opened, market.history[opened]) for opened in sorted(market.history) if opened <= final]
+    rows = {opened: market.history[opened] for opened in sorted(market.history) if opened <= final}
     try:
         if rows:
-            base.feed(rows)
+            base.feed(_name_candles(market, rows))
     except StreamError as error:
         raise LiveError(f"the history of {market.name} can't be used: {error}") from error
     market.base = base
@@ -716,12 +823,14 @@ def _replace_model(market: _Market, predictor: Predictor, shares_stream: bool) -
         _continue_live(market)
         return
     market.base, market.history, market.tail = None, {}, {}  # other features or another scale: fetch the history again
+    market.lacking = {}
     market.next_poll_s = 0.0
 
 
 def _has_same_stream(one: Predictor, other: Predictor) -> bool:
     """Whether a stream of one model is a stream of the other, too: the same features, window and scale."""
-    names = ("features", "timeframe", "sequence_length", "max_gap_minutes", "feature_clip")
+    names = ("features", "column_max_age", "timeframe", "sequence_length", "max_gap_minutes", "feature_clip")
+    names = (*names, "barrier_scale")
     has_same_settings = all(getattr(one.config, name) == getattr(other.config, name) for name in names)
     return has_same_settings and one._require_scaler().as_dict() == other._require_scaler().as_dict()
 
@@ -744,7 +853,7 @@ class _Loop:
         options, clock = runner.options, runner._clock
         self.runner, self.journal, self.clock = runner, journal, clock
         warn = _WarnOnce(clock.now)
-        self.feed = _Feed(runner._fetch, clock, options, runner.keep, warn)
+        self.feed = _Feed(runner._fetch, clock, options, runner.keep, warn, runner._fetch_columns)
         self.recorder = _Recorder(journal, runner._on_decision, clock, options.max_age_candles, warn)
         self.states = _States(runner.state_dir, warn)
         any_pair = runner.options.any_pair
@@ -854,14 +963,15 @@ class LiveRunner:
         options: LiveOptions | None = None,
         *,
         fetch_time: Callable[[], Any] | None = None,  # as ccxt's: milliseconds of the exchange's clock
+        fetch_columns: FetchColumns | None = None,  # values that features need beside the candle, known at its close
         pin: FilePath | None = None,  # a file "SHA256 PATH": the model that it names replaces the present one
         now: Callable[[], float] = time.time,  # seconds since 1970, UTC
         sleep: Callable[[float], Any] | None = None,  # waits for some seconds; None: a wait that `stop` ends
     ) -> None:
         self.options = options or LiveOptions()
-        require_startable(predictor, markets, now(), self.options.any_pair)
+        require_startable(predictor, markets, now(), self.options.any_pair, fetch_columns is not None)
         self.predictor, self.markets, self.state_dir = predictor, tuple(markets), Path(state_dir)
-        self._fetch, self._on_decision = fetch_ohlcv, on_decision
+        self._fetch, self._on_decision, self._fetch_columns = fetch_ohlcv, on_decision, fetch_columns
         self._clock = _ExchangeClock(now, fetch_time)
         self._stopped = threading.Event()
         self._sleep = sleep or self._stopped.wait
@@ -916,7 +1026,8 @@ def _require_successor(runner: LiveRunner, predictor: Predictor) -> None:
     expected, got = runner.predictor.config.timeframe, predictor.config.timeframe
     if expected != got:
         raise LiveError(f"expected a model of {expected}, got one of {got}: start a runner of its own")
-    require_startable(predictor, runner.markets, runner._clock.read(), runner.options.any_pair)
+    has_columns = runner._fetch_columns is not None
+    require_startable(predictor, runner.markets, runner._clock.read(), runner.options.any_pair, has_columns)
 
 
 def _follow_pin(runner: LiveRunner, pin: Path, before: bytes) -> bytes:

@@ -20,17 +20,22 @@ from .. import __version__
 from ..architecture import LayerSpec, require_saveable_plan
 from ..config import CLASSES, Config, ConfigError
 from ..data.candle_rules import datetime_to_ns, read_utc_offset
-from ..data.feature_stream import FeatureStream
+from ..data.feature_stream import FeatureRows, FeatureStream
 from ..data.market_scaler import AnyScaler, MarketScaler, read_scaler
 from ..data.scaler import Scaler, ScalerError
 from crypto_lstm.inference.int8 import (
     Int8Error,
-    has_integers,
+    Int8Report,
+    Kind,
+    find_kind,
+    is_accepted,
     list_int8_shapes,
     measure_change,
     quantize_arrays,
+    quantize_weights,
     read_report,
-    require_accepted,
+    refuse_integers,
+    restore_weights,
 )
 from .policy import DecisionPolicy
 from ..storage.manifest import FilePath, IntegrityError, SchemaVersionError, parse_json
@@ -47,7 +52,7 @@ __all__ = ['OPSET', 'IR_VERSION', 'INPUT', 'OUTPUT', 'SCHEMA', 'GOLDEN_REAL', 'E
            'list_keras_shapes', 'list_onnx_shapes', 'convert_keras_weights', 'encode_step_model', 'encode_onnx_file',
            'make_probe_rows', 'restore_raw', 'scale_golden', 'require_same_scaling', 'is_training_fact',
            'describe_unfinished', 'decode_onnx_file', 'decode_scaler', 'decode_rows', 'open_session', 'export_onnx',
-           'run_one_by_one', 'is_in_calendar', 'disable_tf32']
+           'measure_integers', 'run_one_by_one', 'is_in_calendar', 'disable_tf32']
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #8cac0da2
 class OnnxFileError(IntegrityError):
@@ -239,20 +244,24 @@ _INT8_DOMAIN = "com.microsoft"  # of onnxruntime's own operators
 _INT8_PARTS = ("W_scale", "zero", "R_scale", "zero")  # scales and zero points, after four inputs that are left out
 
 
-def _encode_lstm(layer: LayerSpec, source: str, is_int8: bool) -> bytes:
+def _encode_lstm(layer: LayerSpec, source: str, kind: Kind | None) -> bytes:
     """An LSTM layer that reads the output `source`; the state of the last timestep, or of all.
 
     Source: `DynamicQuantizeLSTM` of onnxruntime's ContribOperators.md, for a layer with integers.
     """
-    raw = f"{layer.name}.raw"
+    raw, before = f"{layer.name}.raw", b""
     inputs = [source, *(f"{layer.name}.{part}" for part in "WRB")]
+    if kind == "weights":
+        for place, name in ((1, inputs[1]), (2, inputs[2])):
+            inputs[place] = f"{name}.float"
+            before += _encode_node("DequantizeLinear", [name, f"{name}_step"], [f"{name}.float"], axis=1)
     outputs, axis = ([raw], "axis_1") if layer.return_sequences else (["", raw], "axis_0")
     operator, domain = "LSTM", ""
-    if is_int8:
+    if kind == "layers":
         operator, domain = "DynamicQuantizeLSTM", _INT8_DOMAIN
         inputs += ["", "", "", "", *(f"{layer.name}.{part}" for part in _INT8_PARTS)]
     cell = _encode_node(operator, inputs, outputs, domain, hidden_size=layer.units or 0)
-    return cell + _encode_node("Squeeze", [raw, axis], [layer.name])
+    return before + cell + _encode_node("Squeeze", [raw, axis], [layer.name])
 
 
 def _encode_dense(layer: LayerSpec, source: str) -> bytes:
@@ -264,12 +273,12 @@ def _encode_dense(layer: LayerSpec, source: str) -> bytes:
     return product + _encode_node("Relu", [weighted], [layer.name])
 
 
-def _encode_nodes(config: Config, is_int8: bool) -> bytes:
+def _encode_nodes(config: Config, kind: Kind | None) -> bytes:
     encoded = _encode_node("Transpose", [INPUT], ["time_first"], perm=[1, 0, 2])
     source = "time_first"
     for layer in _list_weighted_layers(config):
         if layer.kind == "LSTM":
-            encoded += _encode_lstm(layer, source, is_int8)
+            encoded += _encode_lstm(layer, source, kind)
         else:
             encoded += _encode_dense(layer, source)
         source = layer.name
@@ -299,12 +308,12 @@ def _encode_graph(config: Config, arrays: Mapping[str, np.ndarray]) -> bytes:
     axes = (0, 1)[: len(config.lstm_units)]  # one LSTM layer returns its last state only, and needs no second axis
     tensors = [_encode_tensor(f"axis_{axis}", np.array([axis], dtype="<i8")) for axis in axes]
     tensors += [_encode_tensor(name, array) for name, array in arrays.items()]
-    is_int8 = has_integers(arrays)
-    if is_int8:
+    kind = find_kind(arrays)
+    if kind == "layers":
         tensors += _encode_zero_points(config)
     windows = _encode_value_info(INPUT, config.sequence_length, len(config.features))
     probabilities = _encode_value_info(OUTPUT, len(CLASSES))
-    content = _encode_nodes(config, is_int8) + _encode_parts(2, "crypto_lstm") + _encode_parts(5, *tensors)
+    content = _encode_nodes(config, kind) + _encode_parts(2, "crypto_lstm") + _encode_parts(5, *tensors)
     return content + _encode_parts(11, windows) + _encode_parts(12, probabilities)
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #3af24583
@@ -316,7 +325,7 @@ _BLANK_SEAL = "0" * 64
 
 def _encode_model(config: Config, arrays: Mapping[str, np.ndarray], facts: str, seal: str) -> bytes:
     opsets = [_encode_parts(1, "") + _encode_numbers(2, OPSET)]
-    if has_integers(arrays):
+    if find_kind(arrays) == "layers":
         opsets.append(_encode_parts(1, _INT8_DOMAIN) + _encode_numbers(2, 1))
     graph = _encode_graph(config, arrays)
     header = _encode_numbers(1, IR_VERSION) + _encode_parts(2, "crypto_lstm")
@@ -401,8 +410,9 @@ def encode_onnx_file(
     `ConfigError` for arrays that do not fit `config`, and `ValueError` or `TypeError` for facts that are not JSON.
     """
     expected = {name: ("<f4", shape) for name, shape in list_onnx_shapes(config).items()}
-    if has_integers(arrays):
-        expected = list_int8_shapes(list_onnx_shapes(config))
+    kind = find_kind(arrays)
+    if kind is not None:
+        expected = list_int8_shapes(list_onnx_shapes(config), kind)
     got = {name: (_name_type(array), array.shape) for name, array in arrays.items()}
     if got != expected:
         remedy = "make the arrays with convert_keras_weights"
@@ -515,7 +525,7 @@ def decode_onnx_file(
     text, tensors = _split_model(data, path)
     facts = _parse_facts(text, data, path)
     config = _parse_config(facts, path)
-    arrays = _decode_arrays(tensors, config, _is_int8_file(facts, path), path)
+    arrays = _decode_arrays(tensors, config, _find_int8_kind(facts, path), path)
     _require_bound_scaler(facts, config, path)
     if not is_training_fact(facts.get("training")):
         fault = f"training: expected finished and wanted epochs, got {shorten_repr(facts['training'])}"
@@ -661,32 +671,35 @@ def _parse_config(facts: Mapping[str, Any], path: FilePath) -> Config:
     return config
 
 
-def _is_int8_file(facts: Mapping[str, Any], path: FilePath) -> bool:
-    """Whether the weights are integers, by the metadata. Raises `OnnxFileError` if it says so without a report."""
+def _find_int8_kind(facts: Mapping[str, Any], path: FilePath) -> Kind | None:
+    """Where the file has integers, by its metadata. Raises `OnnxFileError` if it says so without a report."""
     if facts.get("int8") is None:
-        return False
-    if read_report(facts["int8"]) is None:
+        return None
+    report = read_report(facts["int8"])
+    if report is None:
         got = shorten_repr(facts["int8"])
         raise OnnxFileError(path, f"int8: expected what was measured at the export, got {got}", "export it again")
-    return True
+    return report.kind
 
 
 def _decode_arrays(
     tensors: Mapping[str, memoryview],
     config: Config,
-    is_int8: bool,
+    kind: Kind | None,
     path: FilePath,
 ) -> dict[str, np.ndarray]:
     """The weights of the network, with the types and shapes that follow from its configuration."""
     arrays = {}
     shapes = list_onnx_shapes(config)
-    types = list_int8_shapes(shapes) if is_int8 else {name: ("<f4", shape) for name, shape in shapes.items()}
-    for name, (kind, shape) in types.items():
-        expected = np.dtype(kind).itemsize * math.prod(shape)
+    types = {name: ("<f4", shape) for name, shape in shapes.items()}
+    if kind is not None:
+        types = list_int8_shapes(shapes, kind)
+    for name, (dtype, shape) in types.items():
+        expected = np.dtype(dtype).itemsize * math.prod(shape)
         got = len(tensors.get(name, b""))
         if got != expected:
             raise _describe_foreign(path, f"{name}: expected {expected:,} bytes, got {got:,}")
-        arrays[name] = np.frombuffer(tensors[name], dtype=kind).reshape(shape)
+        arrays[name] = np.frombuffer(tensors[name], dtype=dtype).reshape(shape)
     return arrays
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #cd63cc16
@@ -714,7 +727,7 @@ def export_onnx(
     config: Config | None = None,  # of a Keras model; None infers it from the shapes of the weights
     scaler: Any = None,  # of a Keras model: the `Scaler` of its training; None: the file accepts scaled windows only
     expires: datetime | None = None,  # no trade after it; if a bundle has an expiry too, the earlier one holds
-    int8: bool = False,  # integers in the LSTM layers: smaller, for large networks quicker, with slightly other answers
+    int8: bool = False,  # integers in the LSTM layers or their weights: a smaller file, slightly other answers
     candles: Any = None,  # for int8: the test part with the history before it, as for `Predictor.predict`
     since: datetime | None = None,  # for int8: beginning of the test part; None: all candles count
 ) -> str:  # SHA-256 of the file; keep it to pin the file
@@ -724,8 +737,9 @@ def export_onnx(
     answers of Keras. Before it is put
     in place, onnxruntime must reproduce these answers within 1e-5.
 
-    `int8` measures on the candles how many decisions differ, writes that into the file, and raises `Int8Error` if they
-    are more than 0.1 %.
+    `int8` measures on the candles how many decisions differ, and writes that into the file. Integers in the layers,
+    which are quicker for a large network, are taken if at most 0.1 % of the decisions differ, else integers in the
+    weights alone. It raises `Int8Error` if those change more as well.
 
     Raises `ConfigError`, `OnnxFileError`, `SaveError`, and `ForkedTensorFlowError` in a fork of a process that has used
     TensorFlow.
@@ -754,7 +768,8 @@ def export_onnx(
     _check_export(data, windows, answers, path)
     if int8:
         rows = _make_candle_windows(config, scaler, candles, since)
-        data = _encode_integers(config, arrays, facts, rows, (windows[:golden], answers[:golden]))
+        scale = _make_candle_scales(config, facts, candles, since)
+        data = _encode_integers(config, arrays, facts, rows, (windows[:golden], answers[:golden]), scale=scale)
     with atomic_file(path, facts={"bundle_sha256": facts["bundle_sha256"]}, needs_bytes=len(data)) as file:
         file.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
@@ -765,14 +780,29 @@ def _make_candle_windows(config: Config, scaler: Any, candles: Any, since: datet
     if scaler is None or candles is None:
         raise Int8Error("int8 is measured on candles: give candles of the test part, and a model with its scaler")
     fed = FeatureStream(config, scaler.scale_rows).feed(candles)
+    rows = _find_window_rows(fed, config, since)
+    views = np.lib.stride_tricks.sliding_window_view(fed.matrix, config.sequence_length, axis=0)
+    return np.ascontiguousarray(views[rows - config.sequence_length + 1].transpose(0, 2, 1))
+
+
+def _make_candle_scales(config: Config, facts: dict[str, Any], candles: Any, since: datetime | None) -> Any:
+    """(windows,) the scale of the barriers at these windows; None for a policy that does not need it."""
+    if not DecisionPolicy.from_dict(facts["policy"]).needs_scale:
+        return None
+    fed = FeatureStream(config, with_scale=True).feed(candles)
+    assert fed.scale is not None
+    return fed.scale[_find_window_rows(fed, config, since)]
+
+
+def _find_window_rows(fed: FeatureRows, config: Config, since: datetime | None) -> np.ndarray:
+    """The rows at which the windows end. Raises `Int8Error` where there is none."""
     chosen = (fed.run >= config.sequence_length) & ~fed.filled
     if since is not None:
         chosen &= fed.times >= datetime_to_ns(since)
     rows = np.flatnonzero(chosen)
     if not len(rows):
         raise Int8Error("the candles complete no window of the test part: give the test part with its history")
-    views = np.lib.stride_tricks.sliding_window_view(fed.matrix, config.sequence_length, axis=0)
-    return np.ascontiguousarray(views[rows - config.sequence_length + 1].transpose(0, 2, 1))
+    return rows
 
 
 def _encode_integers(
@@ -781,17 +811,34 @@ def _encode_integers(
     facts: dict[str, Any],
     rows: np.ndarray,  # windows of the test part
     golden: tuple[np.ndarray, np.ndarray],  # golden windows and Keras' answers
+    scale: np.ndarray | None = None,  # of the barriers at the windows of the test part, if the policy needs it
 ) -> bytes:
     """The file with integers, and what they change in it. Raises `Int8Error` if that is too much."""
     policy = DecisionPolicy.from_dict(facts["policy"])
-    integers = quantize_arrays(arrays)
-    session, int8_session = (open_session(encode_onnx_file(config, one)) for one in (arrays, integers))
-    answers, int8_answers = run_one_by_one(session, rows), run_one_by_one(int8_session, rows)
-    decisions, int8_decisions = (policy.choose_rows(one)["decision"] for one in (answers, int8_answers))
-    deviation = float(np.abs(run_one_by_one(int8_session, golden[0]) - golden[1]).max())
-    report = measure_change(answers, int8_answers, decisions, int8_decisions, deviation)
-    require_accepted(report)
-    return encode_onnx_file(config, integers, {**facts, "int8": report.as_dict()})
+    answers = run_one_by_one(open_session(encode_onnx_file(config, arrays)), rows)
+    reports = []
+    for integers in (quantize_arrays(arrays), quantize_weights(arrays)):
+        report = measure_integers(config, integers, (rows, answers, scale), golden, policy)
+        if is_accepted(report):
+            return encode_onnx_file(config, integers, {**facts, "int8": report.as_dict()})
+        reports.append(report)
+    raise refuse_integers(reports)
+
+
+def measure_integers(
+    config: Config,
+    integers: Mapping[str, np.ndarray],  # of `quantize_arrays` or `quantize_weights`
+    measured: tuple[np.ndarray, np.ndarray, np.ndarray | None],  # windows, answers in float32, scale of barriers
+    golden: tuple[np.ndarray, np.ndarray],  # golden windows and Keras' answers
+    policy: DecisionPolicy,
+) -> Int8Report:
+    """How the decisions of a network with integers differ."""
+    session, (rows, answers, scale) = open_session(encode_onnx_file(config, restore_weights(integers))), measured
+    int8_answers = run_one_by_one(session, rows)
+    decisions, int8_decisions = (policy.choose_rows(one, scale=scale)["decision"] for one in (answers, int8_answers))
+    deviation = float(np.abs(run_one_by_one(session, golden[0]) - golden[1]).max())
+    kind = find_kind(integers) or "layers"
+    return measure_change(answers, int8_answers, decisions, int8_decisions, deviation, kind)
 
 
 def run_one_by_one(

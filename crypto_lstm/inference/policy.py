@@ -5,6 +5,7 @@
 # %% ../../nbs/inference/07_policy.ipynb #321a12f3
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..config import CLASSES, HOLD, LONG, SHORT
 from .calibration import Calibration
-from .decision import Decision, choose_action, choose_actions
+from .decision import NO_TRADE, Decision, choose_action, choose_actions
 from .rule import TradeRule
 from ..utils.checks import shorten_repr
 from ..utils.errors import CryptoLSTMError
@@ -37,6 +38,11 @@ class DecisionPolicy:
     calibration: Calibration | None = None  # None: the probabilities stay those of the network
     rule: TradeRule | None = None  # None: the most likely class
 
+    @property
+    def needs_scale(self) -> bool:
+        """Whether the rule needs the scale of the barriers at the candle, as `compute_barrier_scale` gives it."""
+        return self.rule is not None and self.rule.mean_scale is not None
+
     def calibrate(
         self,
         answers: np.ndarray,  # (rows, 3) of the network
@@ -47,20 +53,29 @@ class DecisionPolicy:
     def choose(
         self,
         answer: np.ndarray,  # (3,) of the network
+        scale: float | None = None,  # of the barriers at the candle, if `needs_scale`; NaN: unknown
     ) -> Decision:
-        """The decision for one window."""
-        probabilities = self.calibrate(answer[None])[0]
+        """The decision for one window. Without a known scale that the rule needs it is NO_TRADE."""
+        return self.choose_each(answer[None], scale=None if scale is None else np.array([scale]))[0]
+
+    def choose_each(
+        self,
+        answers: np.ndarray,  # (rows, 3) of the network
+        scale: np.ndarray | None = None,  # (rows,) of the barriers, if `needs_scale`
+    ) -> list[Decision]:
+        """`choose` for many windows, such as the newest ones of many markets."""
+        probabilities = self.calibrate(answers)
         if self.rule is None:
-            return choose_action(probabilities)
-        expected = self.rule.expected_returns(probabilities)
-        number = int(self.rule.choose_classes(probabilities))
-        shares = dict(zip(CLASSES, probabilities.tolist(), strict=True))
-        returns = dict(zip(_SIDE_NAMES, expected.tolist(), strict=True))
-        return Decision(CLASSES[number], shares, _explain(self.rule, number, shares, returns), returns)
+            return list(map(choose_action, probabilities))
+        expected = self.rule.expected_returns(probabilities, scale).tolist()
+        numbers = self.rule.choose_classes(probabilities, scale).tolist()
+        rows = zip(numbers, probabilities.tolist(), expected, strict=True)
+        return [_decide_by_rule(self.rule, *row) for row in rows]
 
     def choose_rows(
         self,
         answers: np.ndarray,  # (rows, 3) of the network
+        scale: np.ndarray | None = None,  # (rows,) of the barriers, if `needs_scale`
     ) -> dict[str, np.ndarray]:  # short, hold, long, expected_long, expected_short, decision: each (rows,)
         """`choose` for many windows: calibrated probabilities, expected net returns in percent, and decisions.
 
@@ -71,8 +86,9 @@ class DecisionPolicy:
             expected = np.full((len(answers), len(_SIDE_NAMES)), np.nan)
             decisions = choose_actions(probabilities)
         else:
-            expected = self.rule.expected_returns(probabilities)
-            decisions = np.array(CLASSES)[self.rule.choose_classes(probabilities)]
+            expected = self.rule.expected_returns(probabilities, scale)
+            decisions = np.array(CLASSES)[self.rule.choose_classes(probabilities, scale)]
+            decisions = np.where(np.isnan(expected[:, 0]), NO_TRADE, decisions) if self.needs_scale else decisions
         columns = {name.lower(): probabilities[:, number] for number, name in enumerate(CLASSES)}
         columns |= {f"expected_{name.lower()}": expected[:, number] for number, name in enumerate(_SIDE_NAMES)}
         return {**columns, "decision": decisions}
@@ -105,6 +121,15 @@ class DecisionPolicy:
         return f"expected return above {self.rule.margin_pct:g} % after costs of {self.rule.cost_pct:g} %"
 
 # %% ../../nbs/inference/07_policy.ipynb #8758d71f
+def _decide_by_rule(rule: TradeRule, number: int, probabilities: list[float], expected: list[float]) -> Decision:
+    """The decision for a class, with the probabilities of the classes and the expected returns of the sides."""
+    shares = dict(zip(CLASSES, probabilities, strict=True))
+    if math.isnan(expected[0]):
+        return Decision(NO_TRADE, shares, "the scale of the barriers is not known at this candle")
+    returns = dict(zip(_SIDE_NAMES, expected, strict=True))
+    return Decision(CLASSES[number], shares, _explain(rule, number, shares, returns), returns)
+
+
 def _explain(rule: TradeRule, number: int, shares: Mapping[str, float], returns: Mapping[str, float]) -> str:
     """Why the rule decides for a class."""
     long, short = returns["LONG"], returns["SHORT"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from ..config import CLASSES, Config
+from ..data.barriers import has_fixed_barriers
 from ..data.candle_input import MissingColumnError, StreamError
 from ..data.feature_stream import FeatureStream, count_filled
-from ..data.live_stream import LiveStream
+from ..data.live_stream import LiveStream, NextStep, compute_steps
 from crypto_lstm.data.market_scaler import (
     AnyScaler,
     MarketError,
@@ -28,23 +29,24 @@ from crypto_lstm.data.market_scaler import (
     require_markets_of,
     select_scaler,
 )
-from ..data.scaler import Scaler
+from ..data.scaler import Scaler, describe_windows
 from crypto_lstm.inference.decision import (
     CLOCK_SKEW_S,
     NO_TRADE,
     Decision,
     InvalidPredictionError,
     add_clock_skew,
-    add_notes,
+    add_reasons,
     convert_windows,
     decide_newest,
     describe_missing,
-    find_newest_window,
     is_expiry,
+    require_fresh,
     require_max_age,
     require_probabilities,
+    require_window,
 )
-from .int8 import Int8Report, read_report
+from .int8 import Int8Report, find_kind, read_report, restore_weights
 from .market_states import pack_states, unpack_states
 from crypto_lstm.inference.onnx_file import (
     INPUT,
@@ -53,6 +55,7 @@ from crypto_lstm.inference.onnx_file import (
     decode_rows,
     decode_scaler,
     describe_unfinished,
+    encode_onnx_file,
     open_session,
     run_one_by_one,
 )
@@ -290,7 +293,10 @@ class _VerifiedNetwork:
         policy = _read_policy(facts.get("policy"), path)
         windows, answers = _decode_golden(facts["golden"], config, path)
         int8 = read_report(facts.get("int8"))
-        network = _Network(open_session(data, threads), int8 is not None)
+        if find_kind(arrays) == "weights":
+            arrays = restore_weights(arrays)
+            data = encode_onnx_file(config, arrays)
+        network = _Network(open_session(data, threads), find_kind(arrays) == "layers")
         deviation = _measure_deviation(network, windows, answers, path, int8)
         metadata = {name: value for name, value in facts.items() if name != "golden"}
         unfinished = describe_unfinished(metadata)
@@ -318,7 +324,7 @@ class _VerifiedNetwork:
 
     def _make_stream(self, scaler: Scaler) -> FeatureStream:
         """An empty stream of candles, scaled as in training."""
-        return FeatureStream(self.config, scaler.scale_rows)
+        return FeatureStream(self.config, scaler.scale_rows, not has_fixed_barriers(self.config))
 
     def _require_scaler(self) -> AnyScaler:
         if self._scaler is None:
@@ -371,12 +377,14 @@ def _predict_candles(network: _VerifiedNetwork, scaler: Scaler, candles: Any) ->
         raise InvalidPredictionError(f"no candle completes a window, {describe_missing(stream)}")
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
     answers = [network.probabilities(_gather_windows(fed.matrix, block, network.config)) for block in blocks]
-    columns = network.policy.choose_rows(np.concatenate(answers))
+    scale = None if fed.scale is None else fed.scale[rows]
+    columns = network.policy.choose_rows(np.concatenate(answers), scale=scale)
     dates = fed.times[rows].view("datetime64[ns]")
     filled = count_filled(fed.filled, network.config.sequence_length)[rows]
     outside = scaler.count_out_of_range(fed.matrix)
     counts = {"filled": filled, "out_of_range": count_filled(outside, network.config.sequence_length)[rows]}
-    return {"date": dates, **columns, **counts}
+    sizes = {} if scale is None else {"barrier_scale": scale}
+    return {"date": dates, **columns, **counts, **sizes}
 
 
 def _predict_markets(network: _VerifiedNetwork, candles: Any, allow_new: bool) -> dict[str, Any]:
@@ -400,9 +408,9 @@ def _gather_windows(matrix: np.ndarray, rows: np.ndarray, config: Config) -> np.
 _FAULTS = (CryptoLSTMError, MemoryError, ArithmeticError)  # of data and network: the decision is then NO_TRADE
 
 
-def _push(stream: LiveStream, candle: Any, closed_by: datetime) -> bool:
+def _push(stream: LiveStream, candle: Any, closed_by: datetime, step: NextStep | None = None) -> bool:
     try:
-        return stream.push(candle, closed_by=closed_by)
+        return stream.push(candle, closed_by, step)
     except MemoryError as error:
         raise StreamError("memory ran out, and the candle was not taken: free memory, and pass it again") from error
 
@@ -434,19 +442,54 @@ def _decide_many(
     """The decision for the newest candle of each stream, with one call of the network."""
     decisions: dict[str, Decision] = {}
     windows: dict[str, np.ndarray] = {}
+    faults: dict[int, Exception | None] = {}  # of a candle of this time; most markets have the same
     for market, (stream, _) in streams.items():
         try:
-            windows[market] = find_newest_window(stream, *limits)
+            windows[market] = _find_window(stream, limits, faults)
         except _FAULTS as error:
             decisions[market] = Decision.from_error(error)
     try:
-        answers = network._answer_windows(windows)
-        for market, answer in zip(windows, answers, strict=True):
-            stream, scaler = streams[market]
-            decisions[market] = add_notes(network.policy.choose(answer), stream, windows[market], scaler)
+        decisions |= _decide_windows(network, streams, windows)
     except _FAULTS as error:
         decisions.update({market: Decision.from_error(error) for market in windows})
     return {market: decisions[market] for market in streams}
+
+
+def _find_window(stream: LiveStream, limits: _Limits, faults: dict[int, Exception | None]) -> np.ndarray:
+    """`find_newest_window`, which finds once for each time whether its candle is fresh."""
+    time = stream.time or 0
+    if time not in faults:
+        faults[time] = _find_age_fault(time, stream.config, limits)
+    fault = faults[time]
+    if fault is not None:
+        raise fault
+    return require_window(stream)
+
+
+def _find_age_fault(time: int, config: Config, limits: _Limits) -> Exception | None:
+    try:
+        require_fresh(time, config, *limits)
+    except _FAULTS as error:
+        return error
+    return None
+
+
+def _decide_windows(
+    network: _StreamingNetwork,
+    streams: Mapping[str, tuple[LiveStream, Scaler]],  # market -> its stream and scaler
+    windows: Mapping[str, np.ndarray],  # market -> its newest window
+) -> dict[str, Decision]:
+    """The decision for each window, with one call of the network."""
+    if not windows:
+        return {}
+    stacked = np.stack(list(windows.values()))
+    answers, scale = network._answer_windows(list(windows), stacked), None
+    if network.policy.needs_scale:
+        scale = np.array([streams[market][0].barrier_scale() for market in windows], dtype=np.float64)
+    decisions = network.policy.choose_each(answers, scale=scale)
+    outside = describe_windows([streams[market][1] for market in windows], stacked)
+    rows = zip(windows, decisions, outside, strict=True)
+    return {market: add_reasons(decision, streams[market][0], text) for market, decision, text in rows}
 
 # %% ../../nbs/inference/03_predictor.ipynb #5ad0a483
 @dataclass(repr=False, eq=False)
@@ -488,7 +531,7 @@ class _StreamingNetwork(_VerifiedNetwork):
         return (given[0], given[1]) if self.markets else (None, given[0])
 
     def _make_live_stream(self, scaler: Scaler) -> LiveStream:
-        return LiveStream(self.config, scaler.scale_rows, self.fill_gaps)
+        return LiveStream(self.config, scaler.scale_rows, self.fill_gaps, not has_fixed_barriers(self.config))
 
     def _open_stream(self, market: str | None) -> tuple[LiveStream, Scaler]:
         """The stream of a market, a new one for its first candle, and its scaler. Raises `MarketError`."""
@@ -505,13 +548,12 @@ class _StreamingNetwork(_VerifiedNetwork):
         if market is not None:
             self.streams[market] = stream
 
-    def _answer_windows(self, windows: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _answer_windows(self, markets: Sequence[str], stacked: np.ndarray) -> np.ndarray:
         """`probabilities` of the newest window of each market, from prepared states where they fit."""
-        if self._step is None or not windows:
-            return self.probabilities(np.stack(list(windows.values()))) if windows else np.empty((0, len(CLASSES)))
-        convert_windows(np.stack(list(windows.values())), self.config)
+        if self._step is None:
+            return self.probabilities(stacked)
         try:
-            answers = self._step.answer({**windows})
+            answers = self._step.answer_stacked(markets, convert_windows(stacked, self.config))
         except _list_runtime_errors() as error:
             remedy = "free memory, or load the model again"
             raise InvalidPredictionError(f"onnxruntime failed ({error}): {remedy}") from error
@@ -541,6 +583,19 @@ def _require_many(predictor: _StreamingNetwork, candles: Any) -> None:
         raise MarketError(f"expected candles by market, {{'BTC/USDT': candle}}, got {got}")
 
 
+def _compute_steps(
+    predictor: _StreamingNetwork, candles: Mapping[str, Any], closed_by: datetime
+) -> dict[str, NextStep | None]:
+    """The steps of the streams that take the next candle. A market without one is pushed alone."""
+    known = [market for market in candles if market in predictor.streams]
+    streams = [predictor.streams[market] for market in known]
+    try:
+        steps = compute_steps(streams, [candles[market] for market in known], closed_by)
+    except _FAULTS:  # of one market: pushed alone, it names its fault
+        return {}
+    return dict(zip(known, steps, strict=True))
+
+# %% ../../nbs/inference/03_predictor.ipynb #5ad0a484
 @dataclass(repr=False, eq=False)
 class _ManyMarkets(_StreamingNetwork):
     """Decisions on many markets with one call of the network."""
@@ -566,10 +621,11 @@ class _ManyMarkets(_StreamingNetwork):
         closed_by = add_clock_skew(now, clock_skew_s)
         decisions: dict[str, Decision] = {}
         streams = {}
+        steps = _compute_steps(self, candles, closed_by)
         for market, candle in candles.items():
             try:
                 stream, scaler = self._open_stream(market)
-                is_new = _push(stream, candle, closed_by)
+                is_new = _push(stream, candle, closed_by, steps.get(market))
             except _FAULTS as error:
                 decisions[market] = Decision.from_error(error)
                 continue
@@ -604,14 +660,14 @@ class _ManyMarkets(_StreamingNetwork):
         `MarketError` for a model of one market.
         """
         _require_many(self, {})
-        if self._step is None:
+        if self._step is None and not self._network.is_int8:  # else the windows of a batch share a scale
             self._step = StepNetwork(self.config, self._arrays, self._network.predict)
         windows: dict[Hashable, np.ndarray] = {}
         for market, stream in self.streams.items():
             window = stream.window()
             if window is not None and np.isfinite(window).all():
                 windows[market] = window
-        return self._step.prepare(windows)
+        return 0 if self._step is None else self._step.prepare(windows)
 
 # %% ../../nbs/inference/03_predictor.ipynb #b25370b2
 @dataclass(repr=False, eq=False)
@@ -644,7 +700,8 @@ class Predictor(_ManyMarkets):
         calibration); `expected_long`, `expected_short` (expected return after costs in percent, NaN without a rule);
         `decision`; `filled`, the candles of the window that were missing in a short gap and are filled, as in training;
         `out_of_range`, the values of the window that the training did not cover: beyond the clip, or of a feature that
-        was constant. They equal those of `saved_run.predict_candles`. Raises `StreamError`, `InvalidPredictionError`.
+        was constant; `barrier_scale` of barriers that move. They equal those of `saved_run.predict_candles`. Raises
+        `StreamError`, `InvalidPredictionError`.
         """
         return _predict_markets(self, candles, self.allow_new)
 
@@ -656,10 +713,7 @@ class Predictor(_ManyMarkets):
         clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
         market: str | None = None,  # of the candles, if the model is of several markets
     ) -> Decision:
-        """The decision for the newest candle. Any fault of the data or the network gives NO_TRADE with a reason.
-
-        A market that the model does not know gives NO_TRADE too.
-        """
+        """The decision for the newest candle. Faults of data or network and unknown markets give NO_TRADE, and why."""
         try:
             scaler = select_scaler(self._require_scaler(), market, self.allow_new)
             stream = self._make_stream(scaler)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,14 +68,18 @@ class ReplayExchange:
         timeframe: str,  # of all candles
         clock: ReplayClock,
         settle_s: float = 0.0,  # seconds after its close until a candle is served
+        columns: Sequence[str] = (),  # further columns of the candles, for `fetch_columns`
     ) -> None:
         if timeframe not in TIMEFRAME_MINUTES:
             known = ", ".join(TIMEFRAME_MINUTES)
             raise ReplayError(f"timeframe must be one of {known}, got {shorten_repr(timeframe)}")
         self.timeframe, self.clock, self.settle_s = timeframe, clock, settle_s
         self.step_ms = TIMEFRAME_MINUTES[timeframe] * MINUTE_NS // 10**6
-        self._rows = {market: _read_rows(rows, market, self.step_ms) for market, rows in candles.items()}
-        self._times = {market: [row[0] for row in rows] for market, rows in self._rows.items()}
+        self.columns = tuple(columns)
+        read = {market: _read_rows(rows, market, self.step_ms, self.columns) for market, rows in candles.items()}
+        self._rows = {market: [row[:6] for row in rows] for market, rows in read.items()}
+        self._times = {market: [row[0] for row in rows] for market, rows in read.items()}
+        self._further = {market: {row[0]: row[6:] for row in rows} for market, rows in read.items()}
 
     def fetch_ohlcv(
         self,
@@ -97,16 +101,27 @@ class ReplayExchange:
         chosen = rows[start:end] if limit is None else rows[start : min(end, start + limit)]
         return [self._serve(row, moment_ms) for row in chosen]
 
+    def fetch_columns(
+        self,
+        symbol: str,
+        openings: Sequence[int],  # milliseconds
+    ) -> dict[str, list[float | None]]:  # column -> a value for each opening; None: not known yet
+        """The further columns, as `LiveRunner` asks for them. A value is known at the close of its candle."""
+        known = self._further[symbol]
+        moment_ms = (self.clock.now() - self.settle_s) * 1000
+        found = [known.get(opened) if opened + self.step_ms <= moment_ms else None for opened in openings]
+        return {name: [row and row[place] for row in found] for place, name in enumerate(self.columns)}
+
     def _serve(self, row: tuple[float, ...], moment_ms: float) -> list[float]:
         if row[0] + self.step_ms <= moment_ms:
             return list(row)
         return [row[0], row[1], row[1], row[1], row[1], 0.0]
 
 
-def _read_rows(candles: Any, market: str, step_ms: int) -> list[tuple[float, ...]]:
-    """Sound candles as rows with milliseconds. Raises `ReplayError`."""
+def _read_rows(candles: Any, market: str, step_ms: int, columns: Sequence[str]) -> list[tuple[float, ...]]:
+    """Sound candles as rows with milliseconds, the further columns last. Raises `ReplayError`."""
     try:
-        times, values = parse_sound_candles(candles, step_ms * 10**6)
+        times, values = parse_sound_candles(candles, step_ms * 10**6, extra=columns)
     except StreamError as error:
         raise ReplayError(f"the candles of {shorten_repr(market)}: {error}") from error
     milliseconds = (times // 10**6).astype(np.int64).tolist()

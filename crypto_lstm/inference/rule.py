@@ -23,6 +23,8 @@ __all__ = ['SIDES', 'RuleError', 'barrier_break_even', 'TradeRule', 'kelly_share
 # %% ../../nbs/inference/06_rule.ipynb #bcb68025
 SIDES = ("long", "short")
 _OWN_CLASS = (LONG, SHORT)  # the class that each side waits for
+_FIELDS = ("kind", "mean_returns", "cost_pct", "margin_pct", "class_shares")
+_LATER = {"mean_scale"}  # written where it has a value: earlier versions did not have it
 
 
 class RuleError(CryptoLSTMError, ValueError):
@@ -38,12 +40,12 @@ def barrier_break_even(
     return (stop_pct + cost_pct) / (target_pct + stop_pct)
 
 # %% ../../nbs/inference/06_rule.ipynb #04e4b0e6
-_FIELDS = ("kind", "mean_returns", "cost_pct", "margin_pct", "class_shares")
-
-
 @dataclass(frozen=True)
 class TradeRule:
     """When to trade, and on which side. Percentages are percent of the value of the position at entry.
+
+    With barriers that follow a `barrier_scale` the mean returns are multiples of it, and the expected return of a
+    trade is the one at the scale of its entry candle.
 
     `kind="expected_value"` takes the side with the higher expected net return if that is above `margin_pct`.
     `kind="argmax"` takes the most likely class, whatever a trade returns; it is kept for comparison.
@@ -63,6 +65,7 @@ class TradeRule:
     cost_pct: float  # of a round trip: 2 * (fee + slippage)
     margin_pct: float = 0.0  # a trade needs a higher expected net return than this
     class_shares: tuple[float, ...] = (1 / 3, 1 / 3, 1 / 3)  # of the rows that `mean_returns` were measured on
+    mean_scale: float | None = None  # of the barriers on these rows: `mean_returns` are multiples; None: percent
 
     def __post_init__(self) -> None:
         for name, value in _check_fields(self).items():
@@ -87,47 +90,46 @@ class TradeRule:
     def expected_returns(
         self,
         probabilities: npt.ArrayLike,  # (rows, 3) or (3,), calibrated
+        scale: npt.ArrayLike | None = None,  # (rows,) or a number: of the barriers at each entry; for a `mean_scale`
     ) -> np.ndarray:  # (rows, 2) or (2,): long, short in percent after costs
-        """Expected net return of a long and a short. A row of a batch is equal, to the bit, to the same row alone."""
+        """Expected net return of a long and a short. A row of a batch is equal, to the bit, to the same row alone.
+
+        It is NaN where the scale is. Raises `RuleError` without a scale if the rule needs one.
+        """
         q = _read_rows(probabilities)
-        returns = np.empty((len(q), len(SIDES)))
-        for side, means in enumerate(self.mean_returns):
-            gross = q[:, SHORT] * means[SHORT] + q[:, HOLD] * means[HOLD] + q[:, LONG] * means[LONG]
-            returns[:, side] = gross - self.cost_pct
+        returns = _expect_returns(self, q, _read_scale(self, scale, len(q)))
         return returns[0] if np.ndim(probabilities) == 1 else returns
 
     def choose_classes(
         self,
         probabilities: npt.ArrayLike,  # (rows, 3) or (3,), calibrated
+        scale: npt.ArrayLike | None = None,  # as for `expected_returns`
     ) -> np.ndarray:  # (rows,) or () int8: SHORT, HOLD or LONG
         """The decision of each row. HOLD where no side is above the margin, and where two are equally good."""
         if self.kind == "argmax":
             classes = _choose_likeliest(_read_rows(probabilities))
         else:
-            classes = _choose_side(self.expected_returns(_read_rows(probabilities)), self.margin_pct)
+            classes = _choose_side(self.expected_returns(_read_rows(probabilities), scale), self.margin_pct)
         return classes[0] if np.ndim(probabilities) == 1 else classes
 
     @property
     def break_even_probability(self) -> dict[str, float | None]:
         """Side -> probability of its class at which its expected net return is zero; None if it never is.
 
-        The other two classes keep the ratio of `class_shares`. With timeouts it is lower than `barrier_break_even`
-        if a trade in HOLD loses less than its stop-loss.
+        The other two classes keep the ratio of `class_shares`. With a `mean_scale` it is that of a candle of this
+        scale. With timeouts it is lower than `barrier_break_even` if a trade in HOLD loses less than its stop-loss.
         """
         values = zip(SIDES, self.mean_returns, _OWN_CLASS, strict=True)
         return {side: _find_break_even(self, means, own) for side, means, own in values}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them."""
-        values: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
-        values["mean_returns"] = [list(row) for row in self.mean_returns]
-        values["class_shares"] = list(self.class_shares)
-        return values
+        return _list_values(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """A rule from the values of `as_dict`. Raises `RuleError` that names the wrong field."""
-        if not isinstance(values, Mapping) or set(values) != set(_FIELDS):
+        if not isinstance(values, Mapping) or set(values) - _LATER != set(_FIELDS):
             raise RuleError(f"a rule has {', '.join(_FIELDS)}, got {shorten_repr(values)}")
         return cls(**values)
 
@@ -138,6 +140,24 @@ class TradeRule:
         return html_table(_HEADER, _list_sides(self), caption=_describe(self))
 
 # %% ../../nbs/inference/06_rule.ipynb #ba5e08a0
+def _expect_returns(rule: TradeRule, q: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
+    """(rows, 2) the expected net return of a long and a short."""
+    returns = np.empty((len(q), len(SIDES)))
+    for side, means in enumerate(rule.mean_returns):
+        gross = q[:, SHORT] * means[SHORT] + q[:, HOLD] * means[HOLD] + q[:, LONG] * means[LONG]
+        returns[:, side] = (gross if scale is None else gross * scale) - rule.cost_pct
+    return returns
+
+
+def _list_values(rule: TradeRule) -> dict[str, Any]:
+    values: dict[str, Any] = {name: getattr(rule, name) for name in _FIELDS}
+    if rule.mean_scale is not None:
+        values["mean_scale"] = rule.mean_scale
+    values["mean_returns"] = [list(row) for row in rule.mean_returns]
+    values["class_shares"] = list(rule.class_shares)
+    return values
+
+
 def _choose_side(expected: np.ndarray, margin_pct: float) -> np.ndarray:
     """(rows,) int8: LONG or SHORT where that side has the higher expected return and it is above the margin."""
     long, short = expected[:, 0], expected[:, 1]
@@ -158,6 +178,8 @@ def _find_break_even(rule: TradeRule, means: tuple[float, ...], own: int) -> flo
     weight = sum(rule.class_shares[number] for number in others)
     if weight == 0:
         return None
+    scale = 1.0 if rule.mean_scale is None else rule.mean_scale
+    means = tuple(scale * mean for mean in means)
     other = sum(rule.class_shares[number] * means[number] for number in others) / weight
     if means[own] <= other:
         return None
@@ -170,7 +192,8 @@ def _list_sides(rule: TradeRule) -> list[list[str]]:
     for side, means in zip(SIDES, rule.mean_returns, strict=True):
         level = rule.break_even_probability[side]
         words = "-" if level is None else f"{level:.3f}"
-        rows.append([side, *(f"{mean:+.3f} %" for mean in means), words])
+        unit = "%" if rule.mean_scale is None else "x"
+        rows.append([side, *(f"{mean:+.3f} {unit}" for mean in means), words])
     return rows
 
 # %% ../../nbs/inference/06_rule.ipynb #f5275347
@@ -178,15 +201,18 @@ def kelly_shares(
     rule: TradeRule,
     probabilities: npt.ArrayLike,  # (rows, 3) or (3,), calibrated
     cap: float = 0.25,  # largest share
+    scale: npt.ArrayLike | None = None,  # as for `TradeRule.expected_returns`
 ) -> np.ndarray:  # (rows, 2) or (2,): share of the capital for a long, a short; 0 without an expected gain
     """Kelly share of each side, mean / mean square of its net return, capped. No decision uses it.
 
     Source: Thorp (2006), The Kelly Criterion in Blackjack, Sports Betting and the Stock Market, section 7.
     """
     q = _read_rows(probabilities)
-    net = (np.array(rule.mean_returns) - rule.cost_pct) / 100  # (2, 3) as fractions
-    mean = rule.expected_returns(q) / 100
-    square = np.maximum((q[:, None, :] * net**2).sum(axis=-1), 1e-12)
+    sizes = _read_scale(rule, scale, len(q))
+    means = np.array(rule.mean_returns)  # (2, 3)
+    net = (means if sizes is None else means * sizes[:, None, None]) - rule.cost_pct
+    mean = rule.expected_returns(q, scale) / 100
+    square = np.maximum((q[:, None, :] * (net / 100) ** 2).sum(axis=-1), 1e-12)
     shares = np.clip(mean / square, 0.0, cap)
     return shares[0] if np.ndim(probabilities) == 1 else shares
 
@@ -198,7 +224,10 @@ def _describe(rule: TradeRule) -> str:
     if rule.kind == "argmax":
         return "Rule: the most likely class, whatever a trade costs"
     margin = f" and a margin of {rule.margin_pct:g} %" if rule.margin_pct else ""
-    return f"Rule: the better side, if its mean return is above costs of {rule.cost_pct:g} %{margin}"
+    words = f"Rule: the better side, if its mean return is above costs of {rule.cost_pct:g} %{margin}"
+    if rule.mean_scale is None:
+        return words
+    return f"{words}. Returns are multiples (x) of the barrier scale, in training {rule.mean_scale:.3g} % on average"
 
 
 def _check_fields(rule: TradeRule) -> dict[str, Any]:
@@ -210,6 +239,9 @@ def _check_fields(rule: TradeRule) -> dict[str, Any]:
         raise RuleError(f"cost_pct must be in [0, 100), got {shorten_repr(rule.cost_pct)}")
     if not is_finite_number(rule.margin_pct, minimum=0):
         raise RuleError(f"margin_pct must be a number of at least 0, got {shorten_repr(rule.margin_pct)}")
+    scale = rule.mean_scale
+    if scale is not None and not (is_finite_number(scale) and scale > 0):
+        raise RuleError(f"mean_scale must be a number above 0 or None, got {shorten_repr(scale)}")
     shares = _check_row(rule.class_shares, "class_shares")
     if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise RuleError(f"class_shares must sum to 1, got {shorten_repr(list(shares))}")
@@ -218,6 +250,7 @@ def _check_fields(rule: TradeRule) -> dict[str, Any]:
         "cost_pct": float(rule.cost_pct),
         "margin_pct": float(rule.margin_pct),
         "class_shares": shares,
+        "mean_scale": None if scale is None else float(scale),
     }
 
 
@@ -236,6 +269,20 @@ def _check_returns(values: Any) -> tuple[tuple[float, ...], ...]:
     if not isinstance(listed, (list, tuple)) or len(listed) != len(SIDES):
         raise RuleError(f"mean_returns must have a row for long and one for short, got {shorten_repr(values)}")
     return tuple(_check_row(row, "mean_returns") for row in listed)
+
+
+def _read_scale(rule: TradeRule, scale: npt.ArrayLike | None, rows: int) -> np.ndarray | None:
+    """(rows,) the scale of each row, NaN where it is unknown; None for a rule in percent. Raises `RuleError`."""
+    if rule.mean_scale is None:
+        return None
+    if scale is None:
+        raise RuleError("the mean returns are multiples of the barrier scale: give the scale at each entry candle")
+    given = np.asarray(scale, dtype=np.float64)
+    if given.shape not in ((), (rows,)):
+        raise RuleError(f"expected a barrier scale for each of {rows} rows, got the shape {given.shape}")
+    if not (np.isnan(given) | ((given > 0) & np.isfinite(given))).all():
+        raise RuleError("expected barrier scales above 0, or NaN where there is none: use compute_barrier_scale")
+    return np.broadcast_to(given, rows)
 
 
 def _read_rows(probabilities: npt.ArrayLike) -> np.ndarray:

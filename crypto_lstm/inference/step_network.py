@@ -5,7 +5,7 @@
 # %% ../../nbs/inference/13_step_network.ipynb #6ed91ab4
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +71,15 @@ class StepNetwork:
         """The output of the network for each window: from the prepared states where they fit, else from all rows."""
         if not windows:
             return np.empty((0, 3))
-        stacked = np.stack(list(windows.values()))
-        places = np.array([self._find_place(key, window) for key, window in windows.items()])
+        return self.answer_stacked(list(windows), np.stack(list(windows.values())))
+
+    def answer_stacked(
+        self,
+        keys: Sequence[Hashable],  # of the windows
+        stacked: np.ndarray,  # (windows, sequence_length, features) float32, finite; at least one
+    ) -> np.ndarray:  # (windows, 3) float64
+        """`answer` for windows in one array."""
+        places = self._find_places(keys, stacked)
         is_ready = places >= 0
         if not is_ready.any():
             return self.predict(stacked)
@@ -84,13 +91,14 @@ class StepNetwork:
             answers[~is_ready] = self.predict(stacked[~is_ready])
         return answers
 
-    def _find_place(self, key: Hashable, window: np.ndarray) -> int:
-        """The place of the states for a window; -1 if there are none."""
+    def _find_places(self, keys: Sequence[Hashable], stacked: np.ndarray) -> np.ndarray:
+        """(windows,) the place of the states for each window; -1 if there are none."""
         prepared = self._prepared
-        place = -1 if prepared is None else prepared.places.get(key, -1)
-        if prepared is None or place < 0 or not np.array_equal(prepared.rows[place], window[:-1]):
-            return -1
-        return place
+        if prepared is None:
+            return np.full(len(keys), -1)
+        places = np.array([prepared.places.get(key, -1) for key in keys])
+        is_same = (prepared.rows[places] == stacked[:, :-1]).all(axis=(1, 2))
+        return np.where(is_same & (places >= 0), places, -1)
 
     def _read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The states after rows (windows, rows, features) at the beginning of windows."""

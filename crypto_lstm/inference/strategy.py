@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,12 @@ import numpy as np
 import pandas as pd
 
 from ..config import CLASSES, HOLD, Config
+from ..data.barriers import has_fixed_barriers
 from ..data.candle_input import StreamError
 from ..data.candle_rules import MINUTE_NS, format_time
 from ..data.live_stream import LiveStream
 from .decision import NO_TRADE, Decision, InvalidPredictionError
+from .live import count_history
 from .policy import DecisionPolicy
 from .predictor import Predictor, list_trained_markets, normalize_pair, select_market
 from ..storage.manifest import FilePath, SavedFileError
@@ -33,10 +36,11 @@ from ..utils.errors import CryptoLSTMError
 _log = get_logger(__name__)
 
 # %% auto #0
-__all__ = ['COLUMNS', 'ANSWER_COLUMNS', 'Fetch', 'SAVE_EVERY_S', 'StrategyError', 'require_market', 'require_plain_candles',
-           'has_margin', 'find_threshold', 'find_highest_thresholds', 'choose_entries', 'find_target_ratio',
-           'find_stop_price', 'find_widest_stop', 'is_past_horizon', 'drop_fillers', 'ReasonLog', 'find_changed',
-           'hash_candles', 'merge_candles', 'MarketStream', 'StrategyModel']
+__all__ = ['COLUMNS', 'ANSWER_COLUMNS', 'Fetch', 'SAVE_EVERY_S', 'StrategyError', 'require_market', 'has_barriers', 'has_margin',
+           'find_threshold', 'find_highest_thresholds', 'choose_entries', 'find_target_ratio', 'find_stop_price',
+           'find_widest_stop', 'is_past_horizon', 'list_columns', 'drop_fillers', 'require_columns', 'find_known',
+           'describe_lack', 'ReasonLog', 'find_changed', 'hash_candles', 'merge_candles', 'MarketStream',
+           'StrategyModel']
 
 # %% ../../nbs/inference/14_strategy.ipynb #c6229473
 class StrategyError(CryptoLSTMError, ValueError):
@@ -61,20 +65,11 @@ def require_market(
     raise StrategyError(f"{fault}: train a model on that pair, or allow any pair (--any-pair, ANY_PAIR = True)")
 
 
-def require_plain_candles(
+def has_barriers(
     config: Config,  # of the model
-) -> None:
-    """Raise `StrategyError` for a model that needs more than freqtrade's candles, or barriers that it can't place."""
-    if config.feature_columns:
-        needed = list_first_names(config.feature_columns)
-        fault = f"the model needs {needed} beside each candle, which freqtrade does not have"
-        raise StrategyError(f"{fault}: train without these features")
-    if config.labels == "own":
-        fault = "the model has targets of your own (labels = 'own')"
-        raise StrategyError(f"{fault}, and the strategy places barriers: write a strategy with your exits")
-    if config.barrier_scale != "1":
-        fault = f"the barriers of the model follow {shorten_repr(config.barrier_scale)}"
-        raise StrategyError(f"{fault}, and the strategy places barriers in percent: train with barrier_scale = '1'")
+) -> bool:
+    """Whether a trade ends at a take-profit or stop-loss. With targets of the user's it ends after `future_window`."""
+    return config.labels != "own"
 
 # %% ../../nbs/inference/14_strategy.ipynb #4bdbd581
 def has_margin(
@@ -106,41 +101,49 @@ def choose_entries(
     policy: DecisionPolicy,  # of the model
     threshold: float,  # percent of expected return, or a probability: see `has_margin`
 ) -> dict[str, np.ndarray]:  # long, short -> (rows,) bool
-    """The rows in which a long or a short is entered. A row without an answer enters nothing."""
+    """The rows in which a long or a short is entered. A row without an answer, or without barriers, enters nothing."""
+    is_sized = np.ones(len(answers), dtype=bool)
+    if "lstm_barrier_scale" in answers:
+        is_sized = np.isfinite(answers["lstm_barrier_scale"].to_numpy(float))
     if has_margin(policy):
         long, short = (answers[f"lstm_expected_{side}"].to_numpy(float) for side in ("long", "short"))
-        return {"long": (long > short) & (long > threshold), "short": (short > long) & (short > threshold)}
+        is_long, is_short = (long > short) & (long > threshold), (short > long) & (short > threshold)
+        return {"long": is_long & is_sized, "short": is_short & is_sized}
     decided = answers["lstm_decision"].to_numpy(float)
     likely = {side: answers[f"lstm_{side}"].to_numpy(float) >= threshold for side in ("long", "short")}
-    return {"long": (decided == 1) & likely["long"], "short": (decided == -1) & likely["short"]}
+    return {"long": (decided == 1) & likely["long"] & is_sized, "short": (decided == -1) & likely["short"] & is_sized}
 
 # %% ../../nbs/inference/14_strategy.ipynb #0043eb97
 def find_target_ratio(
     config: Config,
     side: str,  # long or short
     fee: float,  # of one fill, as a ratio: 0.001 is 0.1 %
+    scale: float = 1.0,  # of the barriers of this trade
 ) -> float:
     """The profit of a trade that ends at the take-profit of its labels, as freqtrade counts it: after both fees."""
     if side == "long":
-        return (1 + config.long_tp_pct / 100) * (1 - fee) / (1 + fee) - 1
-    return 1 - (1 - config.short_tp_pct / 100) * (1 + fee) / (1 - fee)
+        return (1 + scale * config.long_tp_pct / 100) * (1 - fee) / (1 + fee) - 1
+    return 1 - (1 - scale * config.short_tp_pct / 100) * (1 + fee) / (1 - fee)
 
 
 def find_stop_price(
     config: Config,
     side: str,  # long or short
     entry: float,  # price
+    scale: float = 1.0,  # of the barriers of this trade
 ) -> float:
     """The price of the stop-loss of the labels."""
     if side == "long":
-        return entry * (1 - config.long_sl_pct / 100)
-    return entry * (1 + config.short_sl_pct / 100)
+        return entry * (1 - scale * config.long_sl_pct / 100)
+    return entry * (1 + scale * config.short_sl_pct / 100)
 
 
 def find_widest_stop(
     config: Config,
 ) -> float:  # a ratio below zero, as freqtrade's `stoploss`
-    """The wider of the two stop-losses."""
+    """The wider of the two stop-losses; -0.99 if they are not known before the trade, or if there is none."""
+    if not has_barriers(config) or not has_fixed_barriers(config):
+        return -0.99
     return -round(max(config.long_sl_pct, config.short_sl_pct) / 100, 12)
 
 
@@ -158,12 +161,49 @@ def is_past_horizon(
 COLUMNS = ("date", "open", "high", "low", "close", "volume")
 
 
+def list_columns(
+    config: Config,  # of a model
+) -> tuple[str, ...]:
+    """The columns that the model needs: those of a candle, and those that its features name."""
+    return (*COLUMNS, *config.feature_columns)
+
+
 def drop_fillers(
     candles: pd.DataFrame,  # of freqtrade
-) -> pd.DataFrame:  # its candles that were traded, with the columns of `COLUMNS`
+    columns: Sequence[str] = COLUMNS,  # `list_columns` of the model; one that is not there is unknown
+) -> pd.DataFrame:  # its candles that were traded, with these columns
     """The candles without those that freqtrade filled in."""
     is_flat = (candles["high"] == candles["low"]) & (candles["open"] == candles["close"])
-    return candles.loc[~(is_flat & (candles["volume"] == 0)), list(COLUMNS)].reset_index(drop=True)
+    return candles[~(is_flat & (candles["volume"] == 0))].reindex(columns=list(columns)).reset_index(drop=True)
+
+
+def require_columns(
+    candles: pd.DataFrame,  # after `add_columns` of the strategy
+    config: Config,  # of the model
+) -> None:
+    """Raise `StrategyError` for candles without a column that the model needs."""
+    missing = [name for name in list_columns(config) if name not in candles]
+    if missing:
+        fault = f"the model needs {list_first_names(missing)} beside each candle, and the strategy adds no such column"
+        raise StrategyError(f"{fault}: fill in add_columns, with values that are known at the close of the candle")
+
+
+def find_known(
+    candles: pd.DataFrame,
+    columns: Sequence[str],  # of the candles
+) -> np.ndarray:  # (candles,) bool
+    """The candles that have a value in each column."""
+    return np.isfinite(candles[list(columns[1:])].to_numpy(np.float64, na_value=np.nan)).all(axis=1)
+
+
+def describe_lack(
+    candle: pd.Series,
+    columns: Sequence[str],
+) -> str:
+    """Which column of a candle has no value."""
+    lacking = [name for name in columns if name != "date" and not np.isfinite(candle[name])]
+    date = format_time(candle["date"].value)
+    return f"the candle of {date} has no value of {list_first_names(lacking)}: see add_columns of the strategy"
 
 
 def _to_times(dates: Any) -> np.ndarray:
@@ -171,9 +211,9 @@ def _to_times(dates: Any) -> np.ndarray:
     return pd.DatetimeIndex(dates).as_unit("ns").asi8
 
 
-def _to_rows(candles: pd.DataFrame) -> np.ndarray:
-    """(candles, 5) float64"""
-    return candles[list(COLUMNS[1:])].to_numpy(np.float64)
+def _to_rows(candles: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """(candles, 5 or more) float64"""
+    return candles[list(columns[1:])].to_numpy(np.float64, na_value=np.nan)
 
 # %% ../../nbs/inference/14_strategy.ipynb #40c68298
 @dataclass
@@ -202,6 +242,7 @@ class ReasonLog:
 
 # %% ../../nbs/inference/14_strategy.ipynb #8646177e
 ANSWER_COLUMNS = ("short", "hold", "long", "expected_long", "expected_short")
+_NAMES = tuple(f"lstm_{name}" for name in (*ANSWER_COLUMNS, "decision", "barrier_scale"))
 _CODES = {name: float(number - HOLD) for number, name in enumerate(CLASSES)}  # SHORT -1, HOLD 0, LONG 1
 
 
@@ -209,17 +250,19 @@ def _tabulate_history(answers: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """The answers of `Predictor.predict` as columns, indexed by nanoseconds."""
     columns = {f"lstm_{name}": answers[name] for name in ANSWER_COLUMNS}
     columns["lstm_decision"] = np.array([_CODES.get(name, np.nan) for name in answers["decision"].tolist()])
+    columns["lstm_barrier_scale"] = answers.get("barrier_scale", np.ones(len(answers["decision"])))
     return pd.DataFrame(columns, index=answers["date"].astype("datetime64[ns]").astype(np.int64))
 
 
-def _list_answer(decision: Decision) -> list[float]:
-    """The same columns for one decision."""
+def _list_answer(decision: Decision, is_sized: bool = False) -> list[float]:
+    """The same columns for one decision; `is_sized`: its barriers are multiples of a scale."""
     shares, expected = decision.probabilities or {}, decision.expected_pct or {}
     values = [shares.get(name, np.nan) for name in CLASSES]
     values += [expected.get(name, np.nan) for name in ("LONG", "SHORT")]
     if decision.action == NO_TRADE:
-        return [np.nan] * (len(ANSWER_COLUMNS) + 1)
-    return [*values, _CODES[decision.action]]
+        return [np.nan] * len(_NAMES)
+    scale = decision.barrier_scale if decision.barrier_scale is not None else np.nan
+    return [*values, _CODES[decision.action], scale if is_sized else 1.0]
 
 
 def _join_answers(candles: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
@@ -228,12 +271,16 @@ def _join_answers(candles: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     return candles.assign(**{name: found[name].to_numpy() for name in found.columns})
 
 
+def _tabulate_answers(answers: Mapping[int, list[float]]) -> pd.DataFrame:
+    """The answers of a stream as columns, indexed by nanoseconds."""
+    return pd.DataFrame.from_dict(answers, orient="index", columns=list(_NAMES), dtype=float)
+
+
 def _make_empty_answers() -> pd.DataFrame:
-    names = [f"lstm_{name}" for name in (*ANSWER_COLUMNS, "decision")]
-    return pd.DataFrame({name: np.empty(0) for name in names}, index=np.empty(0, dtype=np.int64))
+    return pd.DataFrame({name: np.empty(0) for name in _NAMES}, index=np.empty(0, dtype=np.int64))
 
 # %% ../../nbs/inference/14_strategy.ipynb #cb583a5d
-Fetch = Callable[[str, int], pd.DataFrame]  # pair, first opening (milliseconds) -> closed candles, as COLUMNS
+Fetch = Callable[[str, int], pd.DataFrame]  # pair, first opening (ms) -> closed candles, with `list_columns`
 SAVE_EVERY_S = 300.0
 
 
@@ -244,27 +291,30 @@ def _read_clock() -> datetime:
 def find_changed(
     seen: pd.Series,  # nanoseconds -> hash of the values of a candle when it was added
     candles: pd.DataFrame,
+    columns: Sequence[str] = COLUMNS,
 ) -> list[int]:  # nanoseconds of candles that have other values now
     """The candles that changed after they were added."""
-    now = hash_candles(candles)
+    now = hash_candles(candles, columns)
     known = now.index.intersection(seen.index)
     return known[(now[known] != seen[known]).to_numpy()].tolist()
 
 
 def hash_candles(
     candles: pd.DataFrame,
+    columns: Sequence[str] = COLUMNS,
 ) -> pd.Series:  # nanoseconds -> hash of the values
     """A number for the values of each candle."""
-    values = pd.util.hash_pandas_object(candles[list(COLUMNS[1:])].astype(float), index=False)
+    values = pd.util.hash_pandas_object(candles[list(columns[1:])].astype(float), index=False)
     return pd.Series(values.to_numpy(), index=_to_times(candles["date"]))
 
 
 def merge_candles(
     older: pd.DataFrame,
     newer: pd.DataFrame,  # wins where both have a candle
+    columns: Sequence[str] = COLUMNS,
 ) -> pd.DataFrame:  # in order of time
     """The candles of two frames."""
-    both = pd.concat([older[list(COLUMNS)], newer[list(COLUMNS)]], ignore_index=True)
+    both = pd.concat([older[list(columns)], newer[list(columns)]], ignore_index=True)
     both = both.drop_duplicates("date", keep="last")
     return both.sort_values("date").reset_index(drop=True)
 
@@ -325,11 +375,34 @@ _MAX_ANSWERS = 5000  # more than freqtrade's frame has rows
 _MAX_HASHES = 2000
 
 
-def _add_hashes(seen: pd.Series, candles: pd.DataFrame) -> pd.Series:
+def _add_hashes(seen: pd.Series, candles: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
     """The hashes of the newest candles, to find those that change."""
-    hashes = hash_candles(candles.tail(_MAX_HASHES))
+    hashes = hash_candles(candles.tail(_MAX_HASHES), columns)
     kept = seen[~seen.index.isin(hashes.index)]
     return pd.concat([kept, hashes]).sort_index().tail(_MAX_HASHES) if len(kept) else hashes
+
+
+def _refuse_candle(market: MarketStream, candle: pd.Series) -> Decision | None:
+    """NO_TRADE for a candle that lacks a column; None if it was answered."""
+    newest = candle["date"].value
+    if newest <= (market.time or 0) or newest in market.answers:
+        return None
+    decision = Decision(NO_TRADE, None, describe_lack(candle, market.columns))
+    market.answers = dict([*market.answers.items(), (newest, _list_answer(decision))][-_MAX_ANSWERS:])
+    return decision
+
+
+def _complete_candles(market: MarketStream, new: pd.DataFrame, fetch: Fetch) -> pd.DataFrame:
+    """The new candles, with those that are missing before or among them, as far as the exchange has them."""
+    stream = market.predictor.stream
+    if not len(new) or stream is None:
+        return new
+    holes = _find_missing(stream, _to_times(new["date"]), stream.config.timeframe_minutes * MINUTE_NS)
+    if not holes:
+        return new
+    fetched = fetch(market.pair, min(holes) // 10**6)
+    fetched = fetched[(fetched["date"] <= new["date"].iloc[-1]) & find_known(fetched, market.columns)]
+    return merge_candles(new, fetched, market.columns)
 
 
 def _remove_state(path: Path) -> None:
@@ -348,6 +421,7 @@ class MarketStream:
         clock: Callable[[], datetime] = _read_clock,
     ) -> None:
         self.pair, self.predictor, self.state, self.clock = pair, predictor, state, clock
+        self.columns = list_columns(predictor.config)
         self.answers: dict[int, list[float]] = {}  # nanoseconds of the candle -> values of the columns
         self._seen = pd.Series(dtype=np.uint64)  # hashes of the candles that were added last
         self._saved_s = time.monotonic()
@@ -358,21 +432,25 @@ class MarketStream:
         return None if self.predictor.stream is None else self.predictor.stream.time
 
     def warm_up(self, fetch: Fetch) -> None:
-        """Fill the stream from the saved state and the exchange. Raises `StreamError`, and what `fetch` raises.
+        """Fill the stream from the saved state and the exchange.
+
+        Raises `StreamError`, `StrategyError` if a column of the model is missing, and what `fetch` raises.
 
         The newest candle is left to the frame that comes next, which answers it.
         """
         began, source = time.perf_counter(), "the exchange"
         config, now = self.predictor.config, self.clock()
         step = timedelta(minutes=config.timeframe_minutes)
-        oldest = now - (config.month_candles + config.sequence_length + 10) * step
+        oldest = now - (count_history(config) + 10) * step
         if self.time is None and self.state is not None and _load_stream(self.predictor, self.state, self.pair, oldest):
             source = "the saved state and the exchange"
         past = fetch(self.pair, int(oldest.timestamp() * 1000) if self.time is None else self.time // 10**6)
+        require_columns(past, config)
         past = past[past["date"] + step <= now][:-1]
+        past = past[find_known(past, self.columns)]
         if len(past):
-            self.predictor.warm_up(past[list(COLUMNS)], now=now)
-            self._seen = _add_hashes(self._seen, past)
+            self.predictor.warm_up(past[list(self.columns)], now=now)
+            self._seen = _add_hashes(self._seen, past, self.columns)
         _log_warm_up(self, source, len(past), time.perf_counter() - began)
         self.save()
 
@@ -382,19 +460,24 @@ class MarketStream:
         Its age is that when the frame came. Raises what `fetch` raises; the stream is then unchanged.
         """
         began, arrived = time.perf_counter(), self.clock()
-        rows = drop_fillers(candles)
-        changed = find_changed(self._seen, rows)
+        traded = drop_fillers(candles, self.columns)
+        is_known = find_known(traded, self.columns)
+        if len(traded) and not is_known[-1]:
+            return _refuse_candle(self, traded.iloc[-1])
+        rows = traded[is_known]
+        changed = find_changed(self._seen, rows, self.columns)
         if changed:
             _warn_of_changes(self.pair, changed)
             self._restart()
         if self.time is None:
             self.warm_up(fetch)
-        new = self._complete(rows[_to_times(rows["date"]) > (self.time or 0)], fetch)
+        new = _complete_candles(self, rows[_to_times(rows["date"]) > (self.time or 0)], fetch)
         if not len(new):
             return None
         decision = self._add(new, arrived)
         newest = int(_to_times(new["date"])[-1])
-        self.answers = dict([*self.answers.items(), (newest, _list_answer(decision))][-_MAX_ANSWERS:])
+        answer = _list_answer(decision, not has_fixed_barriers(self.predictor.config))
+        self.answers = dict([*self.answers.items(), (newest, answer)][-_MAX_ANSWERS:])
         if time.monotonic() - self._saved_s >= SAVE_EVERY_S:
             self.save()
         took_ms = 1000 * (time.perf_counter() - began)
@@ -407,28 +490,17 @@ class MarketStream:
         if self.state is not None and self.time is not None:
             _save_stream(self.predictor, self.state, self.pair)
 
-    def _complete(self, new: pd.DataFrame, fetch: Fetch) -> pd.DataFrame:
-        """The new candles, with those that are missing before or among them, as far as the exchange has them."""
-        stream = self.predictor.stream
-        if not len(new) or stream is None:
-            return new
-        holes = _find_missing(stream, _to_times(new["date"]), self.predictor.config.timeframe_minutes * MINUTE_NS)
-        if not holes:
-            return new
-        fetched = fetch(self.pair, min(holes) // 10**6)
-        return merge_candles(new, fetched[fetched["date"] <= new["date"].iloc[-1]])
-
     def _add(self, new: pd.DataFrame, now: datetime) -> Decision:
         """Pass new candles to the stream, the last one as the newest. Faults give NO_TRADE with the reason."""
         newest = new.iloc[-1]
         try:
             if len(new) > 1:
                 self.predictor.warm_up(new[:-1], now=now)
-            decision = self.predictor.update({name: newest[name] for name in COLUMNS}, now=now)
+            decision = self.predictor.update({name: newest[name] for name in self.columns}, now=now)
         except (StreamError, InvalidPredictionError) as error:
             self._restart()  # the next frame builds the stream anew
             return Decision.from_error(error)
-        self._seen = _add_hashes(self._seen, new)
+        self._seen = _add_hashes(self._seen, new, self.columns)
         return decision
 
     def _restart(self) -> None:
@@ -445,15 +517,32 @@ def _load_predictor(path: FilePath, sha256: str | None, timeframe: str) -> Predi
     """The predictor of a strategy. Raises `StrategyError` for another timeframe, and the errors of `Predictor.load`."""
     predictor = Predictor.load(path, sha256)
     require_market(predictor.config, None, timeframe)
-    require_plain_candles(predictor.config)
     return predictor
 
-# %% ../../nbs/inference/14_strategy.ipynb #71d50844
-class StrategyModel:
-    """A pinned model in a strategy of freqtrade. It can be pickled.
 
-    Raises `StrategyError` for another timeframe, and all errors of `Predictor.load`.
-    """
+def _predict_known(predictor: Predictor, candles: pd.DataFrame) -> pd.DataFrame:
+    """Answers to a history; columns may lack values at both ends. Raises as `Predictor.predict`."""
+    columns = list_columns(predictor.config)
+    known = np.flatnonzero(find_known(candles, columns))
+    if not len(known):
+        raise StreamError(describe_lack(candles.iloc[-1], columns))
+    return _tabulate_history(predictor.predict(candles[known[0] : known[-1] + 1]))
+
+
+def _find_scale(
+    tables: Sequence[pd.DataFrame],  # answers, indexed by nanoseconds; the last one counts first
+    latest: int,  # opening of the newest candle that had closed, nanoseconds
+) -> float:
+    """The scale of the newest answer until then; NaN where there is none."""
+    for table in reversed(tables):
+        place = int(table.index.searchsorted(latest, side="right")) - 1
+        if place >= 0:
+            return float(table["lstm_barrier_scale"].iloc[place])
+    return math.nan
+
+# %% ../../nbs/inference/14_strategy.ipynb #71d50844
+class _HistoryModel:
+    """A pinned model that answers histories."""
 
     def __init__(
         self,
@@ -486,12 +575,17 @@ class StrategyModel:
         candles: pd.DataFrame,  # of freqtrade, all closed
         load_past: Callable[[], pd.DataFrame],  # the candles on disk; those from the first of `candles` on are not used
     ) -> pd.DataFrame:  # the candles, with the columns `lstm_...`
-        """Answers for a backtest. They are cached by model, pair and last candle, and by the values of the candles."""
+        """Answers for a backtest. They are cached by model, pair and last candle, and by the values of the candles.
+
+        Raises `StrategyError` if a column of the model is missing.
+        """
         require_market(self.config, pair, None, self.any_pair, self.markets)
+        require_columns(candles, self.config)
         if not len(candles):
             return _join_answers(candles, _make_empty_answers())
-        rows = drop_fillers(candles)
-        digest = hashlib.sha256(_to_rows(rows).tobytes() + _to_times(rows["date"]).tobytes()).hexdigest()
+        columns = list_columns(self.config)
+        rows = drop_fillers(candles, columns)
+        digest = hashlib.sha256(_to_rows(rows, columns).tobytes() + _to_times(rows["date"]).tobytes()).hexdigest()
         key = (self.predictor.sha256, pair, int(_to_times(candles["date"])[-1]), digest)
         if key not in self._histories:
             while len(self._histories) >= _MAX_CACHED:
@@ -500,18 +594,23 @@ class StrategyModel:
         return _join_answers(candles, self._histories[key])
 
     def _predict(self, pair: str, rows: pd.DataFrame, past: pd.DataFrame) -> pd.DataFrame:
-        began = time.perf_counter()
-        needed = self.config.month_candles + self.config.sequence_length
-        before = past[past["date"] < rows["date"].iloc[0]].tail(needed)
-        own = select_market(self.predictor, pair, self.any_pair)
+        began, own = time.perf_counter(), select_market(self.predictor, pair, self.any_pair)
+        before = past[past["date"] < rows["date"].iloc[0]].tail(count_history(self.config))
         try:
-            answers = _tabulate_history(own.predict(merge_candles(before, rows)))
+            answers = _predict_known(own, merge_candles(before, rows, list_columns(self.config)))
         except (StreamError, InvalidPredictionError) as error:
             self.reasons.warn(pair, str(error), time.monotonic())
             return _make_empty_answers()
         seconds = time.perf_counter() - began
         _log.info("%s: %d answers with %d older candles, %.1f s", pair, len(answers), len(before), seconds)
         return answers
+
+# %% ../../nbs/inference/14_strategy.ipynb #8e2eaa7a
+class StrategyModel(_HistoryModel):
+    """A pinned model in a strategy of freqtrade. It can be pickled.
+
+    Raises `StrategyError` for another timeframe, and all errors of `Predictor.load`.
+    """
 
     def start(self, pair: str, fetch: Fetch) -> None:
         """Warm up the stream of a pair before its first frame. Raises `StreamError`, and what `fetch` raises."""
@@ -530,9 +629,22 @@ class StrategyModel:
         decision = stream.follow(candles, fetch)
         if decision is not None and decision.action == NO_TRADE:
             self.reasons.warn(pair, decision.reason, time.monotonic())
-        names = _make_empty_answers().columns
-        table = pd.DataFrame.from_dict(stream.answers, orient="index", columns=names, dtype=float)
-        return _join_answers(candles, table)
+        return _join_answers(candles, _tabulate_answers(stream.answers))
+
+    def find_scale(
+        self,
+        pair: str,
+        opened: datetime,  # when the trade was entered, in UTC
+    ) -> float:
+        """What the barriers of a trade are multiples of: the scale at its signal, NaN where that is not known.
+
+        The signal is the newest answer to a candle that had closed then.
+        """
+        if has_fixed_barriers(self.config):
+            return 1.0
+        tables = [table for key, table in self._histories.items() if key[1] == pair]
+        tables += [_tabulate_answers(self.streams[pair].answers)] if pair in self.streams else []
+        return _find_scale(tables, round(opened.timestamp() * 1e9) - self.config.timeframe_minutes * MINUTE_NS)
 
     def save_states(self) -> None:
         """Save the streams of all pairs."""

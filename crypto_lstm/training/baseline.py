@@ -20,6 +20,7 @@ from ..evaluation.judgement import Answers, Judgement, PolicyFit, Trials, list_p
 from ..evaluation.luck import LuckError, measure_sharpe
 from ..evaluation.record import Candles, make_record
 from ..evaluation.report import ReportSource
+from ..evaluation.rule_fit import read_scale
 from .judging import fit_model_policy, judge_part
 from .run_folder import fingerprint_candles, list_versions
 from ..utils.display import html_table, text_table
@@ -126,7 +127,8 @@ def judge_baselines(
     fits, answers = {}, {}
     for name, baseline in fit_baselines(data).items():
         fits[name] = fit_model_policy(data, baseline.validation, baseline.trained_on)
-        answers[name] = Answers.from_policy(name, baseline.test, fits[name].policy)
+        scale = read_scale(data.outcomes_of("test"))
+        answers[name] = Answers.from_policy(name, baseline.test, fits[name].policy, scale=scale)
     references = {name: [] if name == "class prior" else ["class prior"] for name in answers}
     judgements = {name: _judge_beside(candles, data, answers, name, references[name]) for name in answers}
     best = min(judgements, key=lambda name: judgements[name].model.log_loss)

@@ -33,6 +33,7 @@ from crypto_lstm.evaluation.judgement import (
 from ..evaluation.ledger import LedgerError, append_entry, make_entry, read_ledger, summarise_trials
 from ..evaluation.markets import judge_markets
 from ..evaluation.record import Candles, JudgementRecord, make_record
+from ..evaluation.rule_fit import read_scale
 from ..storage.lock import LockedError
 from ..utils.display import get_logger
 
@@ -75,7 +76,7 @@ def answer_with_baselines(
 
 def _answer_with(data: TrainingData, baseline: Baseline) -> Answers:
     policy = fit_model_policy(data, baseline.validation, baseline.trained_on).policy
-    return Answers.from_policy(baseline.name, baseline.test, policy)
+    return Answers.from_policy(baseline.name, baseline.test, policy, scale=read_scale(data.outcomes_of("test")))
 
 # %% ../../nbs/training/05_judging.ipynb #2eac49f8
 def count_trials(
@@ -220,7 +221,7 @@ def judge_model(
 ) -> JudgedModel:
     """Fit the policy of a network, answer with the simpler models, and judge the test part."""
     fit = fit_model_policy(data, validation, list_trained_shares(data))
-    answers = Answers.from_policy("network", test, fit.policy)
+    answers = Answers.from_policy("network", test, fit.policy, scale=read_scale(data.outcomes_of("test")))
     rivals = answer_with_baselines(data) if baselines else []
     labels = data.outcomes_of("test")["label"].to_numpy()
     filled: Candles = candles

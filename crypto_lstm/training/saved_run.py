@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 
 from ..config import Config
+from ..data.barriers import compute_barrier_scale
+from ..data.candles import ensure_filled
 from ..data.market_scaler import AnyScaler, MarketScaler, refuse_markets, require_markets_of
 from ..data.scaler import Scaler
 from ..data.windows import WindowDataset, prediction_windows
@@ -100,12 +102,20 @@ def predict_candles(
     return pd.concat(parts, ignore_index=True)
 
 
+def _find_scale(candles: Any, config: Config, rows: np.ndarray) -> np.ndarray:
+    """(rows,) the scale of the barriers at these rows of the filled candles, NaN where there is none."""
+    scale = compute_barrier_scale(ensure_filled(candles, config), config)
+    return np.ones(len(rows)) if scale is None else scale[rows]
+
+
 def _predict_market(
     model: keras.Model, scaler: Scaler, config: Config, candles: Any, policy: DecisionPolicy | None
 ) -> pd.DataFrame:
     windows, ends = prediction_windows(candles, config, scaler)
     answers = predict_probabilities(model, windows)
-    columns = (policy or DecisionPolicy()).choose_rows(answers)
+    policy = policy or DecisionPolicy()
+    scale = _find_scale(candles, config, windows.rows) if policy.needs_scale else None
+    columns = policy.choose_rows(answers, scale=scale)
     counts = {name: ends[name].to_numpy() for name in ("filled", "out_of_range")}
     return pd.DataFrame({"date": ends["date"], **columns, **counts})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sys
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support import live_oracle
+from support.interruption import interrupt_at
 from support.live_oracle import CONFIG
 
 from crypto_lstm.data.candle_input import StreamError, parse_candle, parse_candles
@@ -129,34 +129,6 @@ def test_a_state_that_no_stream_can_have_written_is_refused(seed):
 
 
 # ---------------------------------------------------------------- an exception in the middle of a step
-
-
-class Interrupt(BaseException):
-    """An exception from outside, as a signal handler raises it."""
-
-
-def interrupt_at(line: int, act) -> bool:
-    """Run `act` and raise at the given executed line of the stream's modules; whether the line was reached."""
-    count = 0
-
-    def trace(frame, event, _):
-        nonlocal count
-        if "crypto_lstm/data/" not in frame.f_code.co_filename.replace("\\", "/"):
-            return None
-        if event == "line":
-            count += 1
-            if count == line:
-                raise Interrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        act()
-    except Interrupt:
-        return True
-    finally:
-        sys.settrace(None)
-    return False
 
 
 STEPS = {

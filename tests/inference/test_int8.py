@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from datetime import timedelta
 
 import numpy as np
@@ -15,6 +16,7 @@ from crypto_lstm.config import Config
 from crypto_lstm.data.features import make_features
 from crypto_lstm.data.scaler import Scaler
 from crypto_lstm.data.synthetic import synthetic_candles
+from crypto_lstm.inference import onnx_file
 from crypto_lstm.inference.int8 import Int8Error
 from crypto_lstm.inference.onnx_file import INPUT, OnnxFileError, decode_onnx_file, export_onnx
 from crypto_lstm.inference.predictor import Predictor
@@ -98,9 +100,65 @@ def test_a_forged_report_is_refused(made):
 def test_close_decisions_are_refused_and_nothing_is_written(made, tmp_path):
     _, candles, _, options = made
     model = build_model(CONFIG, compile_model=False)
-    with pytest.raises(Int8Error, match=r"int8 changes too much, \d+ of 1,75\d decisions differ"):
+    kinds = r"integers in the layers: \d+ of 1,75\d decisions differ.*integers in the weights: \d+ of 1,75\d"
+    with pytest.raises(Int8Error, match=f"int8 changes too much, {kinds}"):
         export_onnx(model, tmp_path / "no.onnx", **options, int8=True, candles=candles)
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- integers in the weights alone
+
+
+@pytest.fixture(scope="module")
+def weights(made):
+    """A file with integers in the weights, as if those in the layers changed too much."""
+    folder, candles, model, options = made
+    with pytest.MonkeyPatch.context() as patch:
+        accept = onnx_file.is_accepted
+        patch.setattr(onnx_file, "is_accepted", lambda report: report.kind == "weights" and accept(report))
+        export_onnx(model, folder / "weights.onnx", **options, int8=True, candles=candles)
+    return folder / "weights.onnx"
+
+
+def test_weights_are_nearer_to_float_and_as_small(made, weights):
+    folder, candles, _, _ = made
+    plain = Predictor.load(folder / "float.onnx").predict(candles)
+    changes = {}
+    for name in ("int8", "weights"):
+        answers = Predictor.load(folder / f"{name}.onnx").predict(candles)
+        changes[name] = np.mean([np.abs(plain[one] - answers[one]) for one in ("short", "hold", "long")])
+    assert 0 < changes["weights"] < changes["int8"]
+    report = Predictor.load(weights).metadata["int8"]
+    assert report["kind"] == "weights" and report["mean_change"] == pytest.approx(changes["weights"], abs=1e-12)
+    assert weights.stat().st_size < 1.01 * (folder / "int8.onnx").stat().st_size
+
+
+def test_other_programs_run_the_weights_too(made, weights):
+    session = onnxruntime.InferenceSession(weights.read_bytes(), providers=["CPUExecutionProvider"])
+    windows = np.random.default_rng(0).standard_normal((5, 24, 8)).astype(np.float32)
+    answers = session.run(None, {INPUT: windows})[0]
+    assert np.allclose(answers, Predictor.load(weights).probabilities(windows), atol=1e-6)
+
+
+def test_a_bot_with_integers_in_the_weights_decides_as_predict(made, weights, tmp_path):
+    _, candles, _, _ = made
+    predictor = Predictor.load(weights)
+    answers = predictor.predict(candles)
+    predictor.warm_up(candles[:-10])
+    for row, candle in zip(range(-10, 0), candles[-10:].to_dict("records"), strict=True):
+        decision = predictor.update(candle, now=candle["date"].to_pydatetime() + timedelta(hours=1))
+        assert decision.probabilities["LONG"] == pytest.approx(answers["long"][row], abs=1e-6)
+    copy = pickle.loads(pickle.dumps(predictor))
+    assert copy.sha256 == predictor.sha256 and copy.stream.time == predictor.stream.time
+
+
+def test_every_changed_byte_of_the_weights_is_refused(weights):
+    data = bytearray(weights.read_bytes())
+    rng = np.random.default_rng(1)
+    for place in rng.integers(0, len(data), 100).tolist():
+        changed = bytes(data[:place]) + bytes([data[place] ^ 1 << int(rng.integers(8))]) + bytes(data[place + 1 :])
+        with pytest.raises(IntegrityError):
+            decode_onnx_file(changed, "changed.onnx")
 
 
 def test_verify_and_str_show_what_was_measured(made, capsys):

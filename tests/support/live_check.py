@@ -127,7 +127,8 @@ def _check_actions(folder: Path, plan: Plan, tally: Tally) -> None:
         if count > 1:
             tally.faults.append(f"{date}: {count} actions")
     tally.faults += [f"late: {entry}" for entry in actions if not 0 <= entry.latency_s <= plan.step_s]
-    tally.faults += [f"not in the journal: {call}" for call in calls if call not in entries]
+    written = {entry.as_line() for entry in entries}
+    tally.faults += [f"not in the journal: {call}" for call in calls if call.as_line() not in written]
     for date, count in Counter(call.date for call in calls if call.action != NO_TRADE).items():
         if count > 1:
             tally.faults.append(f"{date}: {count} calls with an action")
