@@ -348,7 +348,7 @@ def _find_span(plan: StrategyPlan, now: datetime) -> tuple[datetime, int]:
     elif start.time() != datetime.min.time():
         start += timedelta(days=1)  # the next midnight
     start = min(start, now - timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-    history_days = (config.month_candles + config.sequence_length) * config.timeframe_minutes / 1440
+    history_days = config.history_candles * config.timeframe_minutes / 1440
     return start, math.ceil((now - start).total_seconds() / 86_400 + history_days) + 1
 
 
@@ -374,7 +374,7 @@ def list_notes(
 ) -> list[str]:
     """What will not work, or works otherwise than a person may expect."""
     config = plan.predictor.config
-    needed = config.month_candles + config.sequence_length
+    needed = config.history_candles
     limit = _STARTUP_LIMITS[plan.trading_mode]
     notes = []
     if needed > limit:

@@ -89,7 +89,7 @@ def open_replay(
     """Candles that are replayed, from the first one with a full history on. Raises `LiveError` if there are too few."""
     config = predictor.config
     step = timedelta(minutes=config.timeframe_minutes)
-    needed = config.month_candles + config.sequence_length
+    needed = config.history_candles
     if len(candles) <= needed:
         raise LiveError(f"expected more than {needed:,} candles, the history of a decision, got {len(candles):,}")
     dates = candles["date"]

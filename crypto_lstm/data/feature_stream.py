@@ -38,10 +38,11 @@ from crypto_lstm.data.engine import (
     restore_nodes,
 )
 from .grid import Grid, fill_grid
+from .label_stream import LabelStream, export_labels, find_label_fault, restore_labels
 
 # %% auto #0
 __all__ = ['count_filled', 'FeatureRows', 'StreamState', 'append_candle', 'append_candles', 'find_window', 'count_missing',
-           'describe_doubt', 'export_state', 'restore_state', 'FeatureStream']
+           'count_finished_labels', 'describe_doubt', 'export_state', 'restore_state', 'FeatureStream']
 
 # %% ../../nbs/data/07_feature_stream.ipynb #8e680da5
 _Object = TypeVar("_Object")
@@ -118,6 +119,7 @@ class FeatureRows:
     matrix: np.ndarray  # (rows, features) float32, zero where a candle lacks a feature
     run: np.ndarray  # (rows,) candles in a row, up to this one, with all features and in one segment
     filled: np.ndarray  # (rows,) bool: added to fill a gap
+    finished: np.ndarray | None = None  # (rows, 3) finished labels of each class, if the prior is a rolling one
 
 # %% ../../nbs/data/07_feature_stream.ipynb #8f5c017f
 class StreamState:
@@ -140,6 +142,8 @@ class StreamState:
         self.ages = config.column_ages
         self.progress: ProgramState = self.program.start()
         self.ring = _WindowRing(config.sequence_length, len(self.program.names))
+        self.labeller = LabelStream.from_config(config)  # None without a rolling prior
+        self.labels = None if self.labeller is None else self.labeller.start()
         self.spacing = _SpacingWatch()
         self.time: int | None = None  # nanoseconds of the last candle
         self.row: tuple[float, ...] = ()  # its values
@@ -156,6 +160,8 @@ class StreamState:
         """An independent copy."""
         other = self.fork()
         other.progress = self.program.copy(self.progress)
+        if self.labeller is not None and self.labels is not None:
+            other.labels = self.labeller.copy(self.labels)
         return other
 
     def last_candle(self) -> dict[str, float]:
@@ -197,7 +203,10 @@ class StreamState:
         bits = (1 << self.ring.length) - 1
         for is_filled in grid.filled[-self.ring.length :].tolist():
             self.filled = (self.filled << 1 | is_filled) & bits
-        return FeatureRows(grid.times, scaled, run, grid.filled)
+        finished = None
+        if self.labeller is not None and self.labels is not None:
+            self.labels, finished = self.labeller.feed(self.labels, grid)
+        return FeatureRows(grid.times, scaled, run, grid.filled, finished)
 
     def _drop_known(self, times: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Drop the first candle if it is the last one again. Raises `StreamError` if it is older or differs."""
@@ -261,6 +270,11 @@ def count_missing(state: StreamState) -> int:
     return lacking + state.ring.length - min(state.run, state.ring.length)
 
 
+def count_finished_labels(state: StreamState) -> np.ndarray | None:
+    """(3,) finished labels of each class at the newest candle, for the rolling prior; None without one."""
+    return None if state.labels is None else state.labels.counts
+
+
 def describe_doubt(
     state: StreamState,
     later: Sequence[int] = (),  # times of candles after the newest one that the state lacks, nanoseconds
@@ -279,7 +293,10 @@ def export_state(state: StreamState) -> dict[str, np.ndarray]:
     header += [state.spacing.candles, state.spacing.times]
     arrays = {"header": np.array(header, dtype=np.int64), "row": np.array(state.row, dtype=np.float64)}
     window = {"ring": state.ring.rows.copy(), "filled": _to_bits(state.filled, state.ring.length)}
-    return {**arrays, **window, **export_nodes(state.program, state.progress)}
+    known = {**arrays, **window, **export_nodes(state.program, state.progress)}
+    if state.labeller is None or state.labels is None:
+        return known
+    return {**known, **export_labels(state.labeller, state.labels)}
 
 
 def _to_bits(number: int, length: int) -> np.ndarray:
@@ -326,6 +343,13 @@ def _require_possible_state(state: StreamState, arrays: Mapping[str, np.ndarray]
     require_sound_candle(time, arrays["row"].tolist(), state.step, state.extra)
 
 
+def _require_possible_labels(state: StreamState, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise `StreamError` for labels that no stream of this configuration can have kept."""
+    if state.labeller is not None:
+        fault = find_label_fault(state.labeller, arrays, state.progress, state.time or 0, state.last_candle())
+        _require_possible(str(fault), fault is None)
+
+
 def _require_possible_nodes(state: StreamState, arrays: Mapping[str, np.ndarray]) -> None:
     """Raise `StreamError` for values of spans that no stream of this configuration can have kept."""
     fault = find_node_fault(state.program, state.progress, state.time or 0, state.last_candle())
@@ -356,6 +380,8 @@ def restore_state(
     state.filled = int("".join("1" if bit else "0" for bit in arrays["filled"]), 2)
     state.progress = restore_nodes(state.program, arrays)
     _require_possible_nodes(state, arrays)
+    _require_possible_labels(state, arrays)
+    state.labels = None if state.labeller is None else restore_labels(state.labeller, arrays)
     return state
 
 # %% ../../nbs/data/07_feature_stream.ipynb #1a54b110
@@ -393,6 +419,10 @@ class FeatureStream:
     def filled_in_window(self) -> int:
         """How many of the last `sequence_length` candles were added to fill a gap."""
         return self._state.filled.bit_count()
+
+    def count_finished_labels(self) -> np.ndarray | None:
+        """(3,) finished labels of each class at the newest candle, for the rolling prior; None without one."""
+        return count_finished_labels(self._state)
 
     def missing(self) -> int:
         """Candles that must still come, without a long gap, until the window is full."""

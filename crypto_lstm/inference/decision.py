@@ -31,7 +31,8 @@ from ..utils.errors import CryptoLSTMError
 # %% auto #0
 __all__ = ['NO_TRADE', 'CLOCK_SKEW_S', 'InvalidPredictionError', 'Decision', 'choose_action', 'choose_actions', 'convert_windows',
            'require_probabilities', 'resolve_now', 'require_clock_skew', 'add_clock_skew', 'require_max_age',
-           'is_expiry', 'require_fresh', 'decide_newest', 'find_newest_window', 'add_notes', 'describe_missing']
+           'is_expiry', 'require_fresh', 'decide_newest', 'choose_newest', 'find_newest_window', 'add_notes',
+           'describe_missing']
 
 # %% ../../nbs/inference/01_decision.ipynb #8f9ef70e
 NO_TRADE = "NO_TRADE"
@@ -261,7 +262,7 @@ def decide_newest(
     expires: str | None = None,  # expiry of the model
     clock_skew_s: float = CLOCK_SKEW_S,  # seconds that this machine's clock may be slow
     scaler: Scaler | None = None,  # of the stream: the reason states a window out of the range of its training
-    choose: Callable[[np.ndarray], Decision] = choose_action,  # probabilities (3,) -> decision: `DecisionPolicy.choose`
+    choose: Callable[..., Decision] = choose_action,  # answer (3,) -> decision: `DecisionPolicy.choose`
 ) -> Decision:
     """The decision for the newest candle, shared by `Bundle` and `Predictor`.
 
@@ -269,7 +270,17 @@ def decide_newest(
     has a hole, and if the model has expired.
     """
     window = find_newest_window(stream, now, max_age_candles, expires, clock_skew_s)
-    return add_notes(choose(predict(window[None])[0]), stream, window, scaler)
+    return add_notes(choose_newest(choose, predict(window[None])[0], stream), stream, window, scaler)
+
+
+def choose_newest(
+    choose: Callable[..., Decision],  # answer (3,), and of a rolling prior the counts of finished labels (3,) -> decision
+    answer: np.ndarray,  # (3,) of the network
+    stream: FeatureStream | LiveStream,  # that the window comes from
+) -> Decision:
+    """The decision for the answer to the newest window, with the labels that the stream has counted for the prior."""
+    finished = stream.count_finished_labels()
+    return choose(answer) if finished is None else choose(answer, finished)
 
 
 def find_newest_window(

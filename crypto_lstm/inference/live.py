@@ -473,7 +473,7 @@ class _Feed:
     def fetch_history(self, market: _Market) -> Iterator[int]:
         """Collect the candles of a warm-up, from where an earlier try was cut off; yields after each page."""
         config, newest = market.live.config, self.find_newest_closed(market)
-        since = newest - (config.month_candles + config.sequence_length + self.keep - 1) * market.step
+        since = newest - (config.history_candles + self.keep - 1) * market.step
         if market.history:
             since = max(since, max(market.history) + market.step)
         for rows in _fetch_pages(self.fetch, market, since, newest, self.options.page_candles):

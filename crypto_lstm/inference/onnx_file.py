@@ -753,15 +753,20 @@ def export_onnx(
     data = encode_onnx_file(config, arrays, facts)
     _check_export(data, windows, answers, path)
     if int8:
-        rows = _make_candle_windows(config, scaler, candles, since)
-        data = _encode_integers(config, arrays, facts, rows, (windows[:golden], answers[:golden]))
+        rows, finished = _make_candle_windows(config, scaler, candles, since)
+        data = _encode_integers(config, arrays, facts, rows, finished, (windows[:golden], answers[:golden]))
     with atomic_file(path, facts={"bundle_sha256": facts["bundle_sha256"]}, needs_bytes=len(data)) as file:
         file.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #a475c361
-def _make_candle_windows(config: Config, scaler: Any, candles: Any, since: datetime | None) -> np.ndarray:
-    """(windows, sequence_length, features) float32, scaled: those that end since a date. Raises `Int8Error`."""
+def _make_candle_windows(
+    config: Config, scaler: Any, candles: Any, since: datetime | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scaled windows (windows, sequence_length, features) float32 that end since a date, and finished labels (windows, 3).
+
+    Raises `Int8Error`. The labels are None without a rolling prior.
+    """
     if scaler is None or candles is None:
         raise Int8Error("int8 is measured on candles: give candles of the test part, and a model with its scaler")
     fed = FeatureStream(config, scaler.scale_rows).feed(candles)
@@ -772,7 +777,8 @@ def _make_candle_windows(config: Config, scaler: Any, candles: Any, since: datet
     if not len(rows):
         raise Int8Error("the candles complete no window of the test part: give the test part with its history")
     views = np.lib.stride_tricks.sliding_window_view(fed.matrix, config.sequence_length, axis=0)
-    return np.ascontiguousarray(views[rows - config.sequence_length + 1].transpose(0, 2, 1))
+    windows = np.ascontiguousarray(views[rows - config.sequence_length + 1].transpose(0, 2, 1))
+    return windows, None if fed.finished is None else fed.finished[rows]
 
 
 def _encode_integers(
@@ -780,6 +786,7 @@ def _encode_integers(
     arrays: Mapping[str, np.ndarray],  # float32
     facts: dict[str, Any],
     rows: np.ndarray,  # windows of the test part
+    finished: np.ndarray | None,  # (windows, 3) finished labels of each class, for a rolling prior
     golden: tuple[np.ndarray, np.ndarray],  # golden windows and Keras' answers
 ) -> bytes:
     """The file with integers, and what they change in it. Raises `Int8Error` if that is too much."""
@@ -787,7 +794,7 @@ def _encode_integers(
     integers = quantize_arrays(arrays)
     session, int8_session = (open_session(encode_onnx_file(config, one)) for one in (arrays, integers))
     answers, int8_answers = run_one_by_one(session, rows), run_one_by_one(int8_session, rows)
-    decisions, int8_decisions = (policy.choose_rows(one)["decision"] for one in (answers, int8_answers))
+    decisions, int8_decisions = (policy.choose_rows(one, finished)["decision"] for one in (answers, int8_answers))
     deviation = float(np.abs(run_one_by_one(int8_session, golden[0]) - golden[1]).max())
     report = measure_change(answers, int8_answers, decisions, int8_decisions, deviation)
     require_accepted(report)

@@ -36,6 +36,7 @@ from crypto_lstm.inference.decision import (
     InvalidPredictionError,
     add_clock_skew,
     add_notes,
+    choose_newest,
     convert_windows,
     decide_newest,
     describe_missing,
@@ -56,7 +57,7 @@ from crypto_lstm.inference.onnx_file import (
     open_session,
     run_one_by_one,
 )
-from .policy import DecisionPolicy
+from .policy import DecisionPolicy, require_same_prior
 from .step_network import StepNetwork
 from ..storage.arrays import decode_npz
 from ..storage.lock import remove_stale_locks
@@ -118,10 +119,12 @@ def _require_metadata(facts: Mapping[str, Any], path: FilePath) -> None:
         raise OnnxFileError(path, f"expires: expected null or a date with a time zone, got {got}", _EXPORT_AGAIN)
 
 
-def _read_policy(values: Any, path: FilePath) -> DecisionPolicy:
-    """The decision policy of the file. Raises `OnnxFileError` if it is none of this version."""
+def _read_policy(values: Any, config: Config, path: FilePath) -> DecisionPolicy:
+    """The decision policy of the file. Raises `OnnxFileError` if it is none of this version, or does not fit `config`."""
     try:
-        return DecisionPolicy.from_dict(values)
+        policy = DecisionPolicy.from_dict(values)
+        require_same_prior(policy, config)
+        return policy
     except CryptoLSTMError as error:
         raise OnnxFileError(path, f"its decision policy is not valid ({error})", _EXPORT_AGAIN) from error
 
@@ -287,7 +290,7 @@ class _VerifiedNetwork:
         facts, config, arrays = decode_onnx_file(data, path)
         _require_metadata(facts, path)
         scaler = None if facts["scaler"] is None else decode_scaler(facts["scaler"], config, path)
-        policy = _read_policy(facts.get("policy"), path)
+        policy = _read_policy(facts.get("policy"), config, path)
         windows, answers = _decode_golden(facts["golden"], config, path)
         int8 = read_report(facts.get("int8"))
         network = _Network(open_session(data, threads), int8 is not None)
@@ -371,7 +374,8 @@ def _predict_candles(network: _VerifiedNetwork, scaler: Scaler, candles: Any) ->
         raise InvalidPredictionError(f"no candle completes a window, {describe_missing(stream)}")
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
     answers = [network.probabilities(_gather_windows(fed.matrix, block, network.config)) for block in blocks]
-    columns = network.policy.choose_rows(np.concatenate(answers))
+    finished = None if fed.finished is None else fed.finished[rows]
+    columns = network.policy.choose_rows(np.concatenate(answers), finished)
     dates = fed.times[rows].view("datetime64[ns]")
     filled = count_filled(fed.filled, network.config.sequence_length)[rows]
     outside = scaler.count_out_of_range(fed.matrix)
@@ -443,7 +447,8 @@ def _decide_many(
         answers = network._answer_windows(windows)
         for market, answer in zip(windows, answers, strict=True):
             stream, scaler = streams[market]
-            decisions[market] = add_notes(network.policy.choose(answer), stream, windows[market], scaler)
+            decision = choose_newest(network.policy.choose, answer, stream)
+            decisions[market] = add_notes(decision, stream, windows[market], scaler)
     except _FAULTS as error:
         decisions.update({market: Decision.from_error(error) for market in windows})
     return {market: decisions[market] for market in streams}

@@ -365,7 +365,7 @@ class MarketStream:
         began, source = time.perf_counter(), "the exchange"
         config, now = self.predictor.config, self.clock()
         step = timedelta(minutes=config.timeframe_minutes)
-        oldest = now - (config.month_candles + config.sequence_length + 10) * step
+        oldest = now - (config.history_candles + 10) * step
         if self.time is None and self.state is not None and _load_stream(self.predictor, self.state, self.pair, oldest):
             source = "the saved state and the exchange"
         past = fetch(self.pair, int(oldest.timestamp() * 1000) if self.time is None else self.time // 10**6)
@@ -501,7 +501,7 @@ class StrategyModel:
 
     def _predict(self, pair: str, rows: pd.DataFrame, past: pd.DataFrame) -> pd.DataFrame:
         began = time.perf_counter()
-        needed = self.config.month_candles + self.config.sequence_length
+        needed = self.config.history_candles
         before = past[past["date"] < rows["date"].iloc[0]].tail(needed)
         own = select_market(self.predictor, pair, self.any_pair)
         try:

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from ..config import Config
+from ..config import CLASSES, Config
 from ..data.market_scaler import AnyScaler, MarketScaler, refuse_markets, require_markets_of
 from ..data.scaler import Scaler
 from ..data.windows import WindowDataset, prediction_windows, tf_dataset
@@ -105,7 +105,9 @@ def _predict_market(
 ) -> pd.DataFrame:
     windows, ends = prediction_windows(candles, config, scaler)
     answers = predict_probabilities(model, windows)
-    columns = (policy or DecisionPolicy()).choose_rows(answers)
+    names = [f"finished_{name.lower()}" for name in CLASSES]
+    finished = None if config.prior_candles is None else ends[names].to_numpy()
+    columns = (policy or DecisionPolicy()).choose_rows(answers, finished)
     counts = {name: ends[name].to_numpy() for name in ("filled", "out_of_range")}
     return pd.DataFrame({"date": ends["date"], **columns, **counts})
 
