@@ -719,9 +719,14 @@ def _replace_model(market: _Market, predictor: Predictor, shares_stream: bool) -
     market.next_poll_s = 0.0
 
 
+_LABEL_SETTINGS = ("long_tp_pct", "long_sl_pct", "short_tp_pct", "short_sl_pct", "barrier_scale", "future_window", "tie")
+
+
 def _has_same_stream(one: Predictor, other: Predictor) -> bool:
-    """Whether a stream of one model is a stream of the other, too: the same features, window and scale."""
-    names = ("features", "timeframe", "sequence_length", "max_gap_minutes", "feature_clip")
+    """Whether a stream of one model is a stream of the other, too: the same features, window, scale, and labels."""
+    names = ["features", "timeframe", "sequence_length", "max_gap_minutes", "feature_clip", "rolling_prior"]
+    if one.config.rolling_prior is not None:
+        names += _LABEL_SETTINGS
     has_same_settings = all(getattr(one.config, name) == getattr(other.config, name) for name in names)
     return has_same_settings and one._require_scaler().as_dict() == other._require_scaler().as_dict()
 
