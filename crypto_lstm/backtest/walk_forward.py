@@ -34,7 +34,7 @@ from ..evaluation.judgement import Answers, Judgement, Trials, judge
 from ..evaluation.markets import judge_markets
 from ..evaluation.record import Candles
 from ..gpu import GpuStatus, setup_gpu_memory
-from ..memory import MemoryEstimate, estimate_memory
+from ..memory import JudgedRows, MemoryEstimate, estimate_memory
 from ..profiling.batch_size import memory_budget_mb
 from ..storage.arrays import decode_npz
 from ..storage.atomic import atomic_path, write_json
@@ -145,13 +145,13 @@ class BacktestForecast:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         time_values = {"steps": self.steps, "step_s": self.step_s, "training_s": self.training_s}
-        memory = {"process_peak_mb": self.memory.process_peak_mb, "upper_mb": self.memory.upper_mb}
+        memory = {"process_peak_mb": self.memory.highest_mb, "upper_mb": self.memory.upper_mb}
         sizes = {"folds": self.folds, "batch_size": self.batch_size, "budget_mb": self.budget_mb}
         return {**sizes, **time_values, **memory}
 
     def __str__(self) -> str:
         measured = f"{self.step_s:.3f} s a step, measured over {_TIMED_STEPS} steps with random inputs"
-        memory = f"about {self.memory.process_peak_mb:,.0f} MB, at most {self.memory.upper_mb:,.0f} MB"
+        memory = f"about {self.memory.highest_mb:,.0f} MB, at most {self.memory.upper_mb:,.0f} MB"
         lines = [
             f"Forecast: {self.folds} folds to train, at most {self.steps:,} steps of {self.batch_size} windows.",
             f"Time: at most {format_duration(self.training_s)} ({measured}).",
@@ -169,16 +169,25 @@ def _count_matrix_bytes(history: LabelledHistory | MarketsHistory) -> int:
 
 
 def _forecast_folds(
-    config: Config, history: LabelledHistory | MarketsHistory, windows: Sequence[int]
+    config: Config, history: LabelledHistory | MarketsHistory, windows: Sequence[int], judged: JudgedRows | None = None
 ) -> BacktestForecast:
-    """The forecast for folds with so many training windows each."""
+    """The forecast for folds with so many training windows each; `judged` is of the largest of them."""
     known = config.replace(batch_size=config.batch_windows)
     steps = sum(-(-count // config.batch_windows) for count in windows) * config.epochs
     base_mb = anonymous_memory_mb() + _count_matrix_bytes(history) / MB  # the scaled copy of the largest fold
-    memory = estimate_memory(known, base_mb=base_mb)
-    return BacktestForecast(
-        len(windows), steps, _measure_step_s(known), known.batch_windows, memory, memory_budget_mb()
-    )
+    memory = estimate_memory(known, base_mb=base_mb, judged=judged)
+    step_s = _measure_step_s(known)
+    return BacktestForecast(len(windows), steps, step_s, known.batch_windows, memory, memory_budget_mb())
+
+
+def _count_judged(backtest: _Backtest, windows: int) -> JudgedRows:
+    """The most that is judged after one fold with at most so many training windows."""
+    largest = {name: max(len(fold.parts[name]) for fold in backtest.folds) for name in ("validation", "test")}
+    candles = max(int(fold.train[-1]) - int(fold.train[0]) + 1 for fold in backtest.folds)
+    if isinstance(backtest.history, MarketsHistory):  # the rows are places in the targets of all markets
+        candles = -(-candles // len(backtest.history.histories))
+    features = len(backtest.config.features)
+    return JudgedRows(windows, **largest, features=features, candles=candles, baselines=backtest.baselines)
 
 
 def _measure_step_s(config: Config) -> float:
@@ -407,7 +416,8 @@ class _Clock:
         left = self._list_left(fold.number)
         if self.forecast is None:
             windows = [self.windows[number] for number in left]
-            self.forecast = _forecast_folds(self.backtest.config, self.backtest.history, windows)
+            judged = _count_judged(self.backtest, max(windows))
+            self.forecast = _forecast_folds(self.backtest.config, self.backtest.history, windows, judged)
             for line in str(self.forecast).splitlines():
                 _log.info(line)
         first, last = (date[:10] for date in fold.spans["test"])

@@ -98,14 +98,16 @@ def train_with_progress(
 ) -> TrainingRun:
     """Run `train`. Tables (candles, plan, forecast) and progress are shown when it begins, after all checks."""
     from crypto_lstm.architecture import layer_plan
-    from crypto_lstm.memory import estimate_memory
+    from crypto_lstm.memory import JudgedRows, estimate_memory
     from crypto_lstm.profiling.batch_size import memory_budget_mb
     from crypto_lstm.training.trainer import train
     from crypto_lstm.utils.system import anonymous_memory_mb
 
     forecast = "batch_size=auto: chosen after the windows are counted"
     if config.batch_size != "auto":
-        forecast = str(estimate_memory(config, base_mb=anonymous_memory_mb()))
+        count = sum(map(len, candles.values())) if isinstance(candles, Mapping) else len(candles)
+        judged = JudgedRows.from_candles(count, config)
+        forecast = str(estimate_memory(config, base_mb=anonymous_memory_mb(), judged=judged))
     budget = f"{memory_budget_mb():,.0f} MB may be used; candles are part of the runtime"
     tables = [_check_all(candles, config.timeframe), layer_plan(config), f"{forecast}\n{budget}\n"]
     progress = TrainingProgress(introduction="\n\n".join(map(str, tables)))
