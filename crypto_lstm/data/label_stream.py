@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import CLASSES, Config
-from .barriers import has_fixed_barriers
 from .candle_rules import MAX_VALUE
 from crypto_lstm.data.engine import (
     Program,
@@ -48,6 +47,7 @@ def count_finished(
     return counts
 
 # %% ../../nbs/data/26_label_stream.ipynb #b4cb5f13
+_PERCENT = "1"  # the scale of barriers that are percent, `data.barriers.FIXED`
 _NONE = -1  # class of a row without a label
 _PORTION = 131_072  # rows that are labelled at a time, so that temporary arrays stay small
 
@@ -76,7 +76,7 @@ class LabelStream:
         """The stream that a rolling prior needs; None if the configuration has none."""
         if config.prior_candles is None:
             return None
-        if has_fixed_barriers(config):
+        if config.barrier_scale == _PERCENT:
             return cls(config, None)
         return cls(config, compile_trees({"value": parse_expression(config.barrier_scale)}, config.timeframe_minutes))
 
