@@ -21,7 +21,7 @@ from crypto_lstm.data.market_scaler import MarketScaler
 from crypto_lstm.data.markets import prepare
 from crypto_lstm.data.scaler import Scaler
 from crypto_lstm.data.synthetic import synthetic_candles
-from crypto_lstm.data.windows import count_finished_labels
+from crypto_lstm.data.windows import count_finished_labels, prepare_history, prepare_rows
 from crypto_lstm.evaluation.ledger import fingerprint_settings
 from crypto_lstm.evaluation.pipeline_audit import audit_pipeline
 from crypto_lstm.inference.bundle import BundleError, load_bundle, save_bundle
@@ -273,6 +273,16 @@ def test_the_judged_rows_know_the_labels_that_a_bot_knows(config):
         assert counts.tolist() == fed.finished[np.searchsorted(fed.times, times)].tolist()
         assert counts.sum(axis=1).max() == 72
     assert count_finished_labels(prepare(candles, config.replace(rolling_prior=None))) == {}
+
+
+def test_a_fold_of_a_walk_forward_run_knows_the_same_labels_whatever_comes_later():
+    """A history that is cut after the labels of a test part has the counts of the whole one."""
+    history = prepare_history(make_candles(900, 7), CONFIG)
+    rows = tuple(history.usable[start : start + 100] for start in (100, 230, 360))
+    end = int(rows[2][-1]) + CONFIG.future_window + 1
+    found = [count_finished_labels(prepare_rows(one, rows, CONFIG)) for one in (history, history.cut(end, CONFIG))]
+    for name, counts in found[0].items():
+        assert counts.tolist() == found[1][name].tolist() and len(counts) == 100
 
 
 def test_of_several_markets_each_counts_its_own_labels():
