@@ -10,6 +10,7 @@ import difflib
 import functools
 import json
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -122,6 +123,22 @@ def _expect_scale(value: Any) -> str:
         raise FieldError(f"{wanted} ({error})") from None
     return " ".join(value.split())
 
+
+_TIME = re.compile(r"([1-9][0-9]{0,6})([mhd])")
+
+
+def _parse_time(text: str) -> Span:
+    """A time such as 7d. Raises `FieldError` for any other text."""
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise FieldError("a time such as 7d, 12h or 90m")
+    return Span(int(found[1]), found[2])
+
+
+def _expect_time(value: Any) -> str:
+    """Return the text of a time, or raise `FieldError`."""
+    return str(_parse_time(value if isinstance(value, str) else ""))
+
 # %% ../nbs/00_config.ipynb #6b9feba0
 _ANY_WIDTHS = expect_whole_numbers(min_length=0, maximum=65_536)
 _SOME_WIDTHS = expect_whole_numbers(min_length=1, maximum=65_536)
@@ -206,6 +223,9 @@ class _Settings:
     margin_pct: float = make_field(
         0.0, expect_number_in("[0, 100)"), "a trade needs a higher expected return after costs, percent"
     )
+    rolling_prior: str | None = make_field(
+        None, allow_none(_expect_time), "class prior of the labels finished in this time, as 7d; none: of the training"
+    )
     seed: int = make_field(42, _SEED, "seed of all random numbers")
 
     def __post_init__(self) -> None:
@@ -255,7 +275,26 @@ def _find_contradictions(config: _Settings, bad_settings: Iterable[str]) -> dict
         faults.update(_find_span_faults(config))
     if {"barrier_scale", "timeframe"}.isdisjoint(bad_settings):
         faults.update(_find_scale_fault(config))
+    if {"rolling_prior", "timeframe", "future_window", "labels"}.isdisjoint(bad_settings):
+        faults.update(_find_prior_fault(config))
     return faults
+
+
+def _find_prior_fault(config: _Settings) -> dict[str, str]:
+    """The fault of a rolling prior: name of the setting -> sentence."""
+    if config.rolling_prior is None:
+        return {}
+    if config.labels == "own":
+        known = "a bot can't make labels of your own (labels = 'own')"
+        return {"rolling_prior": f"rolling_prior must be none, because {known}: leave it out, or use triple barriers"}
+    try:
+        candles = _parse_time(config.rolling_prior).count_candles(TIMEFRAME_MINUTES[config.timeframe])
+    except ExpressionError as error:
+        return {"rolling_prior": f"rolling_prior must fit timeframe {config.timeframe}: {error}"}
+    if candles < config.future_window:
+        least = f"at least as long as future_window, {config.future_window} candles"
+        return {"rolling_prior": f"rolling_prior must be {least}, got {config.rolling_prior}, {candles} candles"}
+    return {}
 
 
 def _find_scale_fault(config: _Settings) -> dict[str, str]:
@@ -292,7 +331,7 @@ def _count_age(age: Span | None, timeframe_minutes: int) -> int:
 
 # %% ../nbs/00_config.ipynb #f3a7c1d2
 class _FeatureSettings(_Settings):
-    """What follows from the features of a configuration."""
+    """What follows from the features and the rolling prior of a configuration."""
 
     def list_features(self) -> tuple[Feature, ...]:
         """Name, text and tree of each feature, in order."""
@@ -315,6 +354,23 @@ class _FeatureSettings(_Settings):
         ages = dict(map(parse_age, self.column_max_age))
         minutes = TIMEFRAME_MINUTES[self.timeframe]
         return {name: _count_age(ages.get(name), minutes) for name in self.feature_columns}
+
+    @property
+    def prior_candles(self) -> int | None:
+        """Rows whose labels count in the rolling prior; None without one."""
+        if self.rolling_prior is None:
+            return None
+        return _parse_time(self.rolling_prior).count_candles(TIMEFRAME_MINUTES[self.timeframe])
+
+    @property
+    def history_candles(self) -> int:
+        """Candles before a decision that it may depend on: of 30 days and a window, or of the rolling prior if longer."""
+        month = 43200 // TIMEFRAME_MINUTES[self.timeframe]
+        known = month + self.sequence_length
+        if self.prior_candles is None:
+            return known
+        scale = 0 if self.barrier_scale == "1" else month
+        return max(known, self.prior_candles + self.future_window + scale)
 
 # %% ../nbs/00_config.ipynb #86c60a6f
 class Config(_FeatureSettings):

@@ -9,7 +9,7 @@ import html
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .architecture import LayerPlan, LayerSpec, layer_plan
@@ -39,7 +39,8 @@ __all__ = ['FLOAT32_BYTES', 'OPTIMIZER_SLOTS', 'PRECISION_BYTES', 'PARALLEL_ITER
            'LOW_MEMORY_BASE_MB', 'LOW_MEMORY_ALLOCATOR', 'LOW_MEMORY_MB', 'low_memory_activation_bytes',
            'keras_activation_bytes', 'UnsupportedMemoryError', 'Variant', 'require_positive', 'LayerMemory',
            'low_memory_step_bytes', 'low_memory_layer_peak', 'keras_layer_peak', 'PeakMoment', 'MemoryEstimate',
-           'LoopKind', 'assemble_estimate', 'estimate_memory', 'EmptyHistoryError', 'plot_memory_estimates']
+           'LoopKind', 'assemble_estimate', 'JudgedRows', 'estimate_memory', 'EmptyHistoryError',
+           'plot_memory_estimates']
 
 # %% ../nbs/04_memory.ipynb #e2793cf5
 FLOAT32_BYTES = 4
@@ -329,9 +330,15 @@ class MemoryEstimate:
     runtime_mb: float
     process_peak_mb: float
     growth_mb: float
-    upper_mb: float  # upper bound of the process peak; no measurement exceeded it
+    upper_mb: float  # upper bound of both process peaks; no measurement exceeded it
     file_mb: float | None  # file pages beside it, not counted; None: unknown
     not_counted: tuple[str, ...] = field(repr=False)
+    judging_peak_mb: float | None = None  # process peak of the judging after the training; None: not asked for
+
+    @property
+    def highest_mb(self) -> float:
+        """The process peak of the training or of the judging, whichever is higher."""
+        return max(self.process_peak_mb, self.judging_peak_mb or 0.0)
 
     @property
     def allocator_mb(self) -> float:
@@ -357,7 +364,7 @@ class MemoryEstimate:
 
         `total_estimated_mb` is the process peak: `model_memory_mb` (weights) + `training_memory_mb` (gradients,
         optimizer, activations, copies) + `batch_memory_mb` (one batch) + `runtime_mb` (Python and TensorFlow) +
-        `allocator_mb`.
+        `allocator_mb`. `highest_mb` is this peak or that of the judging, whichever is higher.
         """
         return {
             "model_parameters": self.parameters,
@@ -371,6 +378,8 @@ class MemoryEstimate:
             "runtime_mb": self.runtime_mb,
             "allocator_mb": self.allocator_mb,
             "growth_mb": self.growth_mb,
+            "judging_peak_mb": self.judging_peak_mb,
+            "highest_mb": self.highest_mb,
             "upper_mb": self.upper_mb,
             "file_mb": self.file_mb,
             "activations": [layer._asdict() for layer in self.activations],
@@ -393,8 +402,10 @@ def _estimate_rows(estimate: MemoryEstimate) -> list[tuple[str, str]]:
         "tensor peak": estimate.tensor_peak_mb,
         "process peak": estimate.process_peak_mb,
         "growth by training": estimate.growth_mb,
-        "upper bound": estimate.upper_mb,
     }
+    if estimate.judging_peak_mb is not None:
+        totals["process peak of the judging after it"] = estimate.judging_peak_mb
+    totals["upper bound"] = estimate.upper_mb
     if estimate.file_mb is not None:
         totals["file pages, not counted"] = estimate.file_mb
     return [(name, f"{mb:,.1f}") for name, mb in [*estimate.parts().items(), *totals.items()]]
@@ -492,12 +503,61 @@ def assemble_estimate(
         not_counted=(*_NOT_COUNTED, *notes),
     )
 
+# %% ../nbs/04_memory.ipynb #88b254a0
+_JUDGING_MB = 75.0  # libraries, and arrays whose size does not depend on the data
+_SUMMARIES = 11  # of each feature, see `evaluation.baselines.summarize_windows`
+_MOST_FIT_ROWS = 50_000  # `evaluation.baselines.MAX_FIT_ROWS`
+_MOST_ANSWERED_ROWS = 65_536  # that a simpler model answers at a time
+_FIT_BYTES, _ANSWERED_BYTES = 4, 20  # of each summary: float32, and two copies in float64
+_ACCOUNT_BYTES, _RIVAL_BYTES = 170, 35  # of each test row: the account of the model, and that of a simpler one
+_ANSWER_BYTES = 184  # of each row of validation and test: probabilities of all models, and their calibration
+_CAUTION_MB, _CAUTION_BYTES = 30.0, 24  # of each value of the training part: copies in float64 for the correlations
+_RIVALS = 5  # simpler models, with LightGBM
+
+
+class JudgedRows(NamedTuple):
+    """How much is judged after a training."""
+
+    train: int  # windows of the training part after balancing
+    validation: int
+    test: int
+    features: int
+    candles: int  # of the stretches that train; of several markets the most that one has
+    baselines: bool = True  # whether simpler models are compared
+
+    @classmethod
+    def from_candles(cls, candles: int, config: Config) -> JudgedRows:
+        """The most that so many candles can give, before the windows are known."""
+        validation, test = round(candles * config.validation_split), round(candles * config.test_split)
+        train = candles - validation - test
+        return cls(train, validation, test, len(config.features), train)
+
+    def count_mb(self) -> float:
+        """Memory that the judging adds to the process, in MB."""
+        rivals = _RIVALS if self.baselines else 0
+        answers = _ANSWER_BYTES * (self.validation + self.test) * (rivals > 0) / MB
+        accounts = _JUDGING_MB + (_ACCOUNT_BYTES + _RIVAL_BYTES * rivals) * self.test / MB
+        cautions = _CAUTION_MB + _CAUTION_BYTES * self.features * self.candles / MB
+        answered = min(max(self.validation, self.test), _MOST_ANSWERED_ROWS)
+        cells = _FIT_BYTES * min(self.train, _MOST_FIT_ROWS) + _ANSWERED_BYTES * answered
+        fits = _SUMMARIES * self.features * cells / MB if self.baselines else 0.0
+        return answers + max(accounts, cautions, fits)
+
+
+def _add_judging(estimate: MemoryEstimate, judged: JudgedRows) -> MemoryEstimate:
+    """The estimate with the judging. Weights and optimizer stay in memory, activations and gradients do not."""
+    added = judged.count_mb()
+    peak = estimate.runtime_mb + estimate.weights_mb + estimate.optimizer_mb + added
+    upper = peak + (_UPPER_FACTOR - 1) * added + _UPPER_MB
+    return replace(estimate, judging_peak_mb=peak, upper_mb=max(estimate.upper_mb, upper))
+
 # %% ../nbs/04_memory.ipynb #379ddc2f
 def estimate_memory(
     config: Config,  # network, window and batch size
     batch_size: int | None = None,  # windows in a step; None: the batch size of the configuration
     base_mb: float | None = None,  # anonymous memory of the process with data and model; None: one without data
     variant: Variant | None = None,  # inputs, optimizer, precision and loops if they differ from `build_model`
+    judged: JudgedRows | None = None,  # what is judged after the training; None: the judging is not counted
 ) -> MemoryEstimate:  # all in MB of 2**20 bytes
     """Anonymous memory that a training step of this configuration needs, in closed form.
 
@@ -508,7 +568,8 @@ def estimate_memory(
     - `tensor_peak_mb`: the tensors at the worst moment;
     - `process_peak_mb`: the tensors, the allocator and the runtime;
     - `growth_mb`: the process peak less the memory of the process just after the model was built;
-    - `upper_mb`: an upper bound of the process peak; no measurement of `python -m benchmarks memory` exceeded it;
+    - `judging_peak_mb`: the process peak of the judging after the training, if `judged` says how much is judged;
+    - `upper_mb`: an upper bound of both peaks; no measurement of `python -m benchmarks memory` exceeded it;
     - `file_mb`: file pages of the process, which the kernel can drop: part of none of the others.
 
     Raises `ConfigError` if the batch size is not a whole number of at least 1.
@@ -530,7 +591,7 @@ def estimate_memory(
         base_mb, file_mb, _ = find_base_memory()
     plan = layer_plan(config, variant.inputs)
     loop = LoopKind(_uses_low_memory_loops(config, variant), _has_masked_states(config))
-    return assemble_estimate(
+    estimate = assemble_estimate(
         config.batch_windows,
         plan.parameters,
         _plan_activations(plan, config, variant),
@@ -541,6 +602,7 @@ def estimate_memory(
         file_mb=file_mb,
         notes=[_MIXED_PRECISION_NOTE] if config.mixed_precision else [],
     )
+    return estimate if judged is None else _add_judging(estimate, judged)
 
 
 def _plan_activations(plan: LayerPlan, config: Config, variant: Variant) -> tuple[LayerMemory, ...]:

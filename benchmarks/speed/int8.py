@@ -69,7 +69,7 @@ def measure(candles: Any, timeframe: str, units: tuple[int, ...], epochs: int, p
     keras = onnx_file.decode_rows(facts["golden"]["probabilities"], (3,), "golden answers", path)
     found = []
     for integers in (quantize_arrays(arrays), quantize_weights(arrays)):
-        report = onnx_file.measure_integers(config, integers, (rows, answers, None), (golden, keras), policy)
+        report = onnx_file.measure_integers(config, integers, (rows, answers, {}), (golden, keras), policy)
         session = onnx_file.open_session(onnx_file.encode_onnx_file(config, restore_weights(integers)))
         sizes = [sum(array.nbytes for array in one.values()) for one in (arrays, integers)]
         file = len(onnx_file.encode_onnx_file(config, integers, {**facts, "int8": report.as_dict()}))

@@ -30,11 +30,11 @@ from ..data.candle_report import require_candles
 from ..data.markets import MarketsHistory, count_balanced, prepare_markets_history
 from ..data.targets import read_own_targets
 from ..data.windows import DataError, LabelledHistory, balance_rows, prepare_history
-from ..evaluation.judgement import Answers, Judgement, judge
+from ..evaluation.judgement import Answers, Judgement, Trials, judge
 from ..evaluation.markets import judge_markets
 from ..evaluation.record import Candles
 from ..gpu import GpuStatus, setup_gpu_memory
-from ..memory import MemoryEstimate, estimate_memory
+from ..memory import JudgedRows, MemoryEstimate, estimate_memory
 from ..profiling.batch_size import memory_budget_mb
 from ..storage.arrays import decode_npz
 from ..storage.atomic import atomic_path, write_json
@@ -154,13 +154,13 @@ class BacktestForecast:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         time_values = {"steps": self.steps, "step_s": self.step_s, "training_s": self.training_s}
-        memory = {"process_peak_mb": self.memory.process_peak_mb, "upper_mb": self.memory.upper_mb}
+        memory = {"process_peak_mb": self.memory.highest_mb, "upper_mb": self.memory.upper_mb}
         sizes = {"folds": self.folds, "batch_size": self.batch_size, "budget_mb": self.budget_mb}
         return {**sizes, **time_values, **memory}
 
     def __str__(self) -> str:
         measured = f"{self.step_s:.3f} s a step, measured over {_TIMED_STEPS} steps with random inputs"
-        memory = f"about {self.memory.process_peak_mb:,.0f} MB, at most {self.memory.upper_mb:,.0f} MB"
+        memory = f"about {self.memory.highest_mb:,.0f} MB, at most {self.memory.upper_mb:,.0f} MB"
         lines = [
             f"Forecast: {self.folds} folds to train, at most {self.steps:,} steps of {self.batch_size} windows.",
             f"Time: at most {format_duration(self.training_s)} ({measured}).",
@@ -178,16 +178,25 @@ def _count_matrix_bytes(history: LabelledHistory | MarketsHistory) -> int:
 
 
 def _forecast_folds(
-    config: Config, history: LabelledHistory | MarketsHistory, windows: Sequence[int]
+    config: Config, history: LabelledHistory | MarketsHistory, windows: Sequence[int], judged: JudgedRows | None = None
 ) -> BacktestForecast:
-    """The forecast for folds with so many training windows each."""
+    """The forecast for folds with so many training windows each; `judged` is of the largest of them."""
     known = config.replace(batch_size=config.batch_windows)
     steps = sum(-(-count // config.batch_windows) for count in windows) * config.epochs
     base_mb = anonymous_memory_mb() + _count_matrix_bytes(history) / MB  # the scaled copy of the largest fold
-    memory = estimate_memory(known, base_mb=base_mb)
-    return BacktestForecast(
-        len(windows), steps, _measure_step_s(known), known.batch_windows, memory, memory_budget_mb()
-    )
+    memory = estimate_memory(known, base_mb=base_mb, judged=judged)
+    step_s = _measure_step_s(known)
+    return BacktestForecast(len(windows), steps, step_s, known.batch_windows, memory, memory_budget_mb())
+
+
+def _count_judged(backtest: _Backtest, windows: int) -> JudgedRows:
+    """The most that is judged after one fold with at most so many training windows."""
+    largest = {name: max(len(fold.parts[name]) for fold in backtest.folds) for name in ("validation", "test")}
+    candles = max(int(fold.train[-1]) - int(fold.train[0]) + 1 for fold in backtest.folds)
+    if isinstance(backtest.history, MarketsHistory):  # the rows are places in the targets of all markets
+        candles = -(-candles // len(backtest.history.histories))
+    features = len(backtest.config.features)
+    return JudgedRows(windows, **largest, features=features, candles=candles, baselines=backtest.baselines)
 
 
 def _measure_step_s(config: Config) -> float:
@@ -416,7 +425,8 @@ class _Clock:
         left = self._list_left(fold.number)
         if self.forecast is None:
             windows = [self.windows[number] for number in left]
-            self.forecast = _forecast_folds(self.backtest.config, self.backtest.history, windows)
+            judged = _count_judged(self.backtest, max(windows))
+            self.forecast = _forecast_folds(self.backtest.config, self.backtest.history, windows, judged)
             for line in str(self.forecast).splitlines():
                 _log.info(line)
         first, last = (date[:10] for date in fold.spans["test"])
@@ -696,14 +706,7 @@ def _judge_folds(
     answers = _join_answers(done)
     cautions = list(dict.fromkeys(warning for fold in done for warning in fold.result.warnings))
     judgement = _judge_rows("walk-forward", backtest, rows, answers[0], answers[1:], cautions)
-    extra = {"walk_forward": {name: value for name, value in backtest.settings.items() if name != "config"}}
-    history, known = backtest.history, backtest.config
-    if isinstance(history, MarketsHistory):
-        dates, known = history.find_dates(rows), name_ledger_market(known, history.histories)
-    else:
-        dates = history.filled["date"].iloc[rows]
-    trials = count_trials(judgement, known, data["sha256"], dates, ledger, extra=extra)
-    judgement = judgement.with_trials(trials)
+    judgement = judgement.with_trials(_enter_run(backtest, judgement, rows, data["sha256"], ledger))
     return WalkForward(
         config=backtest.config,
         settings=backtest.settings,
@@ -717,6 +720,24 @@ def _judge_folds(
         answers=tuple(answers),
         rows=rows,
     )
+
+
+def _enter_run(
+    backtest: _Backtest,
+    judgement: Judgement,  # whose figures are entered
+    rows: np.ndarray,  # that were judged: rows of one market, or places in the targets of several
+    candles_sha256: str,
+    ledger: str | os.PathLike[str] | None,
+) -> Trials:
+    """Enter a run over folds in the ledger, with the settings of the folds, and count the trials on its test parts."""
+    method = backtest.method.replace("-", "_")
+    extra = {method: {name: value for name, value in backtest.settings.items() if name != "config"}}
+    history, known = backtest.history, backtest.config
+    if isinstance(history, MarketsHistory):
+        dates, known = history.find_dates(rows), name_ledger_market(known, history.histories)
+    else:
+        dates = history.filled["date"].iloc[rows]
+    return count_trials(judgement, known, candles_sha256, dates, ledger, extra=extra)
 
 
 def _select_outcomes(history: LabelledHistory | MarketsHistory, rows: np.ndarray) -> pd.DataFrame:
@@ -865,6 +886,7 @@ def cross_validate(
     validation: float = 0.2,  # the newest share of the rows that are left
     embargo: str | int = 0,  # after each test group
     targets: Any = None,  # of your own, as in `train`; None: triple barriers
+    ledger: str | os.PathLike[str] | None = None,  # counts what is judged on a test part; None: that of the user
     callbacks: Sequence[keras.callbacks.Callback] = (),
     on_memory: OnMemory = "refuse",
     save_every_batches: int | None = None,
@@ -875,7 +897,8 @@ def cross_validate(
 
     With N = 6 and k = 2 these are 15 models and 5 paths. The spread of the Sharpe ratios shows how much the result
     depends on the history that a model was trained on. The models of early test groups are trained on later candles, so
-    no path is a forecast: it is not entered in the ledger of trials. Resume, files and errors are those of
+    no path is a forecast. The run is one entry in the ledger of trials, with the figures of the path whose Sharpe ratio
+    is the median, and luck is measured against all trials on this history. Resume, files and errors are those of
     `walk_forward`.
 
     Source: López de Prado 2018, Advances in Financial Machine Learning, ch. 12.
@@ -888,24 +911,41 @@ def cross_validate(
     windows = backtest.count_windows()
     with _open_folder(backtest.folder, backtest.settings):
         done = _run_folds(backtest, windows)
+        facts = fingerprint_candles(candles, backtest.config.feature_columns)
         result = CrossValidation(
             config=backtest.config,
             settings=backtest.settings,
-            data=fingerprint_candles(candles, backtest.config.feature_columns),
+            data=facts,
             folds=tuple(fold.result for fold in done),
-            paths=tuple(_judge_paths(backtest, done)),
+            paths=_judge_paths(backtest, done, facts["sha256"], ledger),
             output_dir=backtest.folder,
         )
         write_json(backtest.folder / RESULT["cross-validation"], result.as_dict())
     return result
 
 
-def _judge_paths(backtest: _Backtest, done: Sequence[_FoldAnswers]) -> Iterator[Judgement]:
-    """The judgement of each path."""
+def _judge_paths(
+    backtest: _Backtest,
+    done: Sequence[_FoldAnswers],
+    candles_sha256: str,
+    ledger: str | os.PathLike[str] | None,
+) -> tuple[Judgement, ...]:
+    """The judgement of each path. The run is entered in the ledger, once for all paths."""
     names = ("raw", "probabilities", "decisions")
     stitched = {}
     for name in names:
         rows, stitched[name] = stitch_paths(backtest.folds, [getattr(fold.answers[0], name) for fold in done])
+    paths = []
     for number in range(len(stitched["raw"])):
         answers = Answers("network", *(stitched[name][number] for name in names))
-        yield _judge_rows(f"path {number + 1}", backtest, rows, answers)
+        paths.append(_judge_rows(f"path {number + 1}", backtest, rows, answers))
+    trials = _enter_run(backtest, _choose_median(paths), rows, candles_sha256, ledger)
+    return tuple(path.with_trials(trials) for path in paths)
+
+
+def _choose_median(paths: Sequence[Judgement]) -> Judgement:
+    """The path with the median Sharpe ratio, the lower one of two; the first path if none has a ratio."""
+    ratios = [path.model.simulation.figures["sharpe"] for path in paths]
+    places = [place for place, ratio in enumerate(ratios) if ratio is not None]
+    places.sort(key=lambda place: ratios[place])
+    return paths[places[(len(places) - 1) // 2]] if places else paths[0]

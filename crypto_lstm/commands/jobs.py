@@ -98,14 +98,16 @@ def train_with_progress(
 ) -> TrainingRun:
     """Run `train`. Tables (candles, plan, forecast) and progress are shown when it begins, after all checks."""
     from crypto_lstm.architecture import layer_plan
-    from crypto_lstm.memory import estimate_memory
+    from crypto_lstm.memory import JudgedRows, estimate_memory
     from crypto_lstm.profiling.batch_size import memory_budget_mb
     from crypto_lstm.training.trainer import train
     from crypto_lstm.utils.system import anonymous_memory_mb
 
     forecast = "batch_size=auto: chosen after the windows are counted"
     if config.batch_size != "auto":
-        forecast = str(estimate_memory(config, base_mb=anonymous_memory_mb()))
+        count = sum(map(len, candles.values())) if isinstance(candles, Mapping) else len(candles)
+        judged = JudgedRows.from_candles(count, config)
+        forecast = str(estimate_memory(config, base_mb=anonymous_memory_mb(), judged=judged))
     budget = f"{memory_budget_mb():,.0f} MB may be used; candles are part of the runtime"
     tables = [_check_all(candles, config.timeframe), layer_plan(config), f"{forecast}\n{budget}\n"]
     progress = TrainingProgress(introduction="\n\n".join(map(str, tables)))
@@ -139,7 +141,7 @@ def run_train(arguments: argparse.Namespace) -> Result:
 
 def _write_predict_command(run: TrainingRun) -> str:
     """The command that decides about the newest candle, with enough candles for its features."""
-    needed = run.config.month_candles + run.config.sequence_length
+    needed = run.config.history_candles
     return f"crypto-lstm predict --model {shlex.quote(str(run.output_dir))} --candles FILE --last {needed}"
 
 
@@ -256,7 +258,7 @@ def run_walk_forward(arguments: argparse.Namespace) -> Result:
         return Result(values, f"{error.cause} stopped fold {error.number}: run the same command again to resume")
     files = {name: str(result.path.with_suffix(suffix)) for name, suffix in {"result": ".json", "plot": ".png"}.items()}
     newest = shlex.quote(str(result.output_dir / result.folds[-1].folder_name))
-    needed = config.month_candles + config.sequence_length
+    needed = config.history_candles
     command = f"crypto-lstm predict --model {newest} --candles FILE --last {needed}"
     values = {**result.as_dict(), "output": str(result.output_dir), "files": files, "next": [command]}
     picture = f"Look at, in {result.output_dir}:\n  {Path(files['plot']).name}: does each fold earn its part?"

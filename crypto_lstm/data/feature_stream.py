@@ -41,10 +41,11 @@ from crypto_lstm.data.engine import (
     restore_nodes,
 )
 from .grid import Grid, fill_grid
+from .label_stream import LabelStream, export_labels, find_label_fault, restore_labels
 
 # %% auto #0
 __all__ = ['count_filled', 'FeatureRows', 'StreamState', 'append_candle', 'append_each', 'append_candles', 'find_window',
-           'count_missing', 'describe_doubt', 'export_state', 'restore_state', 'FeatureStream']
+           'count_missing', 'count_finished_labels', 'describe_doubt', 'export_state', 'restore_state', 'FeatureStream']
 
 # %% ../../nbs/data/07_feature_stream.ipynb #8e680da5
 _Object = TypeVar("_Object")
@@ -122,6 +123,7 @@ class FeatureRows:
     run: np.ndarray  # (rows,) candles in a row, up to this one, with all features and in one segment
     filled: np.ndarray  # (rows,) bool: added to fill a gap
     scale: np.ndarray | None = None  # (rows,) float64 of the barriers, NaN where there is none; None: not asked for
+    finished: np.ndarray | None = None  # (rows, 3) finished labels of each class, if the prior is a rolling one
 
 # %% ../../nbs/data/07_feature_stream.ipynb #8f5c017f
 class StreamState:
@@ -146,6 +148,8 @@ class StreamState:
         self.progress: ProgramState = self.program.start()
         self.ring = _WindowRing(config.sequence_length, len(config.features))
         self.scale = math.nan  # of the barriers at the newest candle, NaN where there is none
+        self.labeller = LabelStream.from_config(config)  # None without a rolling prior
+        self.labels = None if self.labeller is None else self.labeller.start()
         self.spacing = _SpacingWatch()
         self.time: int | None = None  # nanoseconds of the last candle
         self.row: tuple[float, ...] = ()  # its values
@@ -162,6 +166,8 @@ class StreamState:
         """An independent copy."""
         other = self.fork()
         other.progress = self.program.copy(self.progress)
+        if self.labeller is not None and self.labels is not None:
+            other.labels = self.labeller.copy(self.labels)
         return other
 
     def last_candle(self) -> dict[str, float]:
@@ -211,7 +217,14 @@ class StreamState:
         bits = (1 << self.ring.length) - 1
         for is_filled in grid.filled[-self.ring.length :].tolist():
             self.filled = (self.filled << 1 | is_filled) & bits
-        return FeatureRows(grid.times, scaled, run, grid.filled, scale)
+        return FeatureRows(grid.times, scaled, run, grid.filled, scale, self.take_labels(grid))
+
+    def take_labels(self, grid: Grid) -> np.ndarray | None:  # (rows, 3) of the rolling prior; None without one
+        """Label what the candles finish."""
+        if self.labeller is None or self.labels is None:
+            return None
+        self.labels, finished = self.labeller.feed(self.labels, grid)
+        return finished
 
 # %% ../../nbs/data/07_feature_stream.ipynb #34a83695
 def _drop_known(state: StreamState, times: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -267,7 +280,7 @@ def append_candle(
     """
     return append_each([state], np.array([time]), np.array([row]))[0]
 
-
+# %% ../../nbs/data/07_feature_stream.ipynb #34a83696
 def append_each(
     states: Sequence[StreamState],  # of one configuration, such as those of many markets; at least one
     times: np.ndarray,  # (states,) int64 nanoseconds: one step after the newest candle of each state
@@ -280,6 +293,7 @@ def append_each(
     first, cells = states[0], np.ascontiguousarray(rows.T)
     columns = dict(zip(first.columns, cells, strict=True))
     nothing = np.zeros(len(times), dtype=bool)
+    grid = Grid(times, columns, nothing, nothing)
     progress, block = first.program.feed_each([state.progress for state in states], times, columns, nothing)
     matrix, usable = _collect_rows(block, len(first.config.features))
     scaled = _hide_rows(_scale_each(states, matrix), usable)
@@ -287,9 +301,17 @@ def append_each(
     parts = (progress, scaled[:, None], usable.tolist(), scale.tolist())
     values = zip(times.tolist(), map(tuple, rows.tolist()), *parts, strict=True)
     after = [state.fork() for state in states]
-    for state, own in zip(after, values, strict=True):
+    for place, (state, own) in enumerate(zip(after, values, strict=True)):
         state.take_next(*own)
+        if state.labeller is not None:
+            state.take_labels(_select_row(grid, place))
     return after
+
+
+def _select_row(grid: Grid, place: int) -> Grid:
+    row = slice(place, place + 1)
+    columns = {name: values[row] for name, values in grid.columns.items()}
+    return Grid(grid.times[row], columns, grid.filled[row], grid.starts[row])
 
 
 def append_candles(
@@ -322,6 +344,11 @@ def count_missing(state: StreamState) -> int:
     return max(lacking, scale.warmup + 1 - progress.rows, scale.reach - progress.since)
 
 
+def count_finished_labels(state: StreamState) -> np.ndarray | None:
+    """(3,) finished labels of each class at the newest candle, for the rolling prior; None without one."""
+    return None if state.labels is None else state.labels.counts
+
+
 def describe_doubt(
     state: StreamState,
     later: Sequence[int] = (),  # times of candles after the newest one that the state lacks, nanoseconds
@@ -341,7 +368,10 @@ def export_state(state: StreamState) -> dict[str, np.ndarray]:
     arrays = {"header": np.array(header, dtype=np.int64), "row": np.array(state.row, dtype=np.float64)}
     window = {"ring": state.ring.rows.copy(), "filled": _to_bits(state.filled, state.ring.length)}
     scale = {"scale": np.array([state.scale])} if state.with_scale else {}
-    return {**arrays, **window, **scale, **export_nodes(state.program, state.progress)}
+    known = {**arrays, **window, **scale, **export_nodes(state.program, state.progress)}
+    if state.labeller is None or state.labels is None:
+        return known
+    return {**known, **export_labels(state.labeller, state.labels)}
 
 
 def _to_bits(number: int, length: int) -> np.ndarray:
@@ -390,6 +420,13 @@ def _require_possible_state(state: StreamState, arrays: Mapping[str, np.ndarray]
     _require_possible("a time out of range", bool(is_in_date_range(time)))
     require_sound_candle(time, arrays["row"].tolist(), state.step, state.extra)
 
+# %% ../../nbs/data/07_feature_stream.ipynb #5fa10c02
+def _require_possible_labels(state: StreamState, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise `StreamError` for labels that no stream of this configuration can have kept."""
+    if state.labeller is not None:
+        fault = find_label_fault(state.labeller, arrays, state.progress, state.time or 0, state.last_candle())
+        _require_possible(str(fault), fault is None)
+
 
 def _require_possible_nodes(state: StreamState, arrays: Mapping[str, np.ndarray]) -> None:
     """Raise `StreamError` for values of spans that no stream of this configuration can have kept."""
@@ -422,6 +459,8 @@ def restore_state(
     state.filled = int("".join("1" if bit else "0" for bit in arrays["filled"]), 2)
     state.progress = restore_nodes(state.program, arrays)
     _require_possible_nodes(state, arrays)
+    _require_possible_labels(state, arrays)
+    state.labels = None if state.labeller is None else restore_labels(state.labeller, arrays)
     return state
 
 # %% ../../nbs/data/07_feature_stream.ipynb #1a54b110
@@ -461,6 +500,10 @@ class FeatureStream:
         """How many of the last `sequence_length` candles were added to fill a gap."""
         return self._state.filled.bit_count()
 
+    def count_finished_labels(self) -> np.ndarray | None:
+        """(3,) finished labels of each class at the newest candle, for the rolling prior; None without one."""
+        return count_finished_labels(self._state)
+
     def missing(self) -> int:
         """Candles that must still come, without a long gap, until the window is full."""
         return count_missing(self._state)
@@ -480,11 +523,8 @@ class FeatureStream:
         """(features,) float32 of the newest candle, a view; None if the candle lacks a feature."""
         return self._state.ring.window()[-1] if self._state.run else None
 
-    def suspicion(
-        self,
-        later: Sequence[int] = (),  # times of candles after the newest one that the stream has not taken, nanoseconds
-    ) -> str | None:
-        """A sentence if the last candles look like those of another timeframe, else None."""
+    def suspicion(self, later: Sequence[int] = ()) -> str | None:
+        """`describe_doubt` about the candles of the stream and the times of `later` ones."""
         return describe_doubt(self._state, later)
 
     def push(
@@ -519,8 +559,5 @@ class FeatureStream:
         return export_state(self._state)
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Continue from the `state_dict` of a stream of the same configuration.
-
-        Raises `StreamError`, and has then changed nothing.
-        """
+        """Continue from the `state_dict` of a stream of the same configuration. Raises `StreamError`."""
         self._state = restore_state(self._state, state)

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from ..config import CLASSES, HOLD, LONG, SHORT, Config
+from ..config import CLASSES, Config
 from .barriers import compute_barrier_scale
 from .candle_report import describe_bad_value
 from .candles import ensure_filled, select_dates
+from .touches import OUTCOMES, STOP, TARGET, TIMEOUT, compute_barriers, label_rows
 from ..utils.display import BLUE, CLASS_COLOURS, GREY, RED, new_axes
 from ..utils.errors import CryptoLSTMError
 
@@ -22,100 +23,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['OUTCOMES', 'TARGET', 'STOP', 'TIMEOUT', 'LabelError', 'compute_barriers', 'first_touch', 'make_labels',
-           'label_filled', 'count_labels', 'plot_labels']
+__all__ = ['LabelError', 'make_labels', 'label_filled', 'count_labels', 'plot_labels']
 
 # %% ../../nbs/data/08_labels.ipynb #01ad144a
-OUTCOMES = ("target", "stop", "timeout")  # how a trade ends: codes 0, 1, 2
-TARGET, STOP, TIMEOUT = range(3)
-
-
 class LabelError(CryptoLSTMError, ValueError):
     """Candles that can't be labelled."""
 
-# %% ../../nbs/data/08_labels.ipynb #72439c30
-def compute_barriers(
-    close: np.ndarray,  # (rows,) entry prices
-    config: Config,  # long_tp_pct, long_sl_pct, short_tp_pct, short_sl_pct
-    scale: np.ndarray | float = 1.0,  # (rows,) from `compute_barrier_scale`: the percentages are multiples of it
-) -> dict[str, np.ndarray]:  # long_target, long_stop, short_target, short_stop: (rows,) prices
-    """The prices at which a long and a short from each close would end. A touch of the price is enough."""
-    return {
-        "long_target": close * (1 + scale * config.long_tp_pct / 100),
-        "long_stop": close * (1 - scale * config.long_sl_pct / 100),
-        "short_target": close * (1 - scale * config.short_tp_pct / 100),
-        "short_stop": close * (1 + scale * config.short_sl_pct / 100),
-    }
-
-# %% ../../nbs/data/08_labels.ipynb #ea5090c2
-def first_touch(
-    values: np.ndarray,  # (rows,) highs, or lows with their sign turned
-    levels: np.ndarray,  # (rows,) the level of each row that a later value must reach
-    window: int,  # candles that are searched after each row
-) -> np.ndarray:  # (rows,) int32: candles until the touch, 1 to window; window + 1 without a touch
-    """For each row t the smallest k >= 1 with `values[t + k] >= levels[t]`.
-
-    The end of the array counts as a touch, so the results of the last `window` rows are meaningless.
-    """
-    span = 1 << window.bit_length()  # a power of two above `window`
-    portion = max(16_384, span)
-    padded = np.concatenate([values, np.full(span, np.inf)])
-    offsets = np.empty(len(levels), dtype=np.int32)
-    for start in range(0, len(levels), portion):
-        part = levels[start : start + portion]
-        later = padded[start + 1 : start + len(part) + span]
-        offsets[start : start + portion] = 1 + _count_below(later, part, window)
-    return np.minimum(offsets, window + 1, out=offsets)
-
-
-def _count_below(values: np.ndarray, levels: np.ndarray, window: int) -> np.ndarray:
-    """Count the values from row t on that are below `levels[t]`, up to the first that is not, or to `window`."""
-    maxima = [values]  # maxima[p][i] is the highest of 2**p values from i on
-    while 2 ** len(maxima) <= window:
-        half = 2 ** (len(maxima) - 1)
-        maxima.append(np.maximum(maxima[-1][:-half], maxima[-1][half:]))
-    rows = np.arange(len(levels))
-    position = rows.copy()
-    for power in reversed(range(len(maxima))):
-        is_below = maxima[power].take(position) < levels
-        position += is_below.astype(np.intp) << power
-    return position - rows
-
-# %% ../../nbs/data/08_labels.ipynb #4a62849e
-class _SideResult(NamedTuple):
-    """How the trades of one side end; each (rows,)."""
-
-    outcome: np.ndarray  # int8 codes of OUTCOMES
-    offset: np.ndarray  # int32 candles until the end; the window at timeout
-    returns: np.ndarray  # float32 percent
-
-
-def _end_side(
-    target: np.ndarray,  # (rows,) candles until the target is touched
-    stop: np.ndarray,  # (rows,) candles until the stop is touched
-    moves: np.ndarray,  # (rows,) percent: the return if neither is touched
-    side: str,  # "long" or "short"
-    config: Config,
-    scale: np.ndarray | float = 1.0,  # (rows,) of the barriers
-) -> _SideResult:
-    target_pct, stop_pct = scale * getattr(config, f"{side}_tp_pct"), scale * getattr(config, f"{side}_sl_pct")
-    won = target <= stop if config.tie == "target" else target < stop
-    offset = np.minimum(target, stop)
-    outcome = np.where(won, TARGET, STOP).astype(np.int8)
-    outcome[offset > config.future_window] = TIMEOUT
-    returns = np.where(outcome == TARGET, target_pct, np.where(outcome == STOP, -stop_pct, moves))
-    return _SideResult(outcome, np.minimum(offset, config.future_window), returns.astype(np.float32))
-
-# %% ../../nbs/data/08_labels.ipynb #30cae9b9
-def _choose_classes(long: _SideResult, short: _SideResult) -> np.ndarray:
-    """int8 class of each row."""
-    long_wins, short_wins = long.outcome == TARGET, short.outcome == TARGET
-    long_first = long_wins & (~short_wins | (long.offset <= short.offset))
-    return np.where(long_first, LONG, np.where(short_wins, SHORT, HOLD)).astype(np.int8)
-
 # %% ../../nbs/data/08_labels.ipynb #2689e4a7
 _PORTION = 131_072  # candles that are labelled at a time, so that temporary arrays stay small
-_SIDES = ("long", "short")
 _COLUMN_TYPES = {
     "label": np.int8,
     "long_outcome": np.int8,
@@ -176,46 +91,14 @@ def label_filled(
         rows = np.flatnonzero(has_future[start : start + _PORTION])
         seen = slice(start, start + _PORTION + config.future_window)
         sizes = 1.0 if scale is None else scale[start : start + _PORTION][rows]
-        for name, values in _label_rows(high[seen], low[seen], close[seen], rows, config, sizes).items():
+        for name, values in label_rows(high[seen], low[seen], close[seen], rows, config, sizes).items():
             columns[name][done : done + len(rows)] = values
         done += len(rows)
     if scale is not None:
         columns["barrier_scale"] = scale[has_future]
     return pd.DataFrame({"date": dates, **columns}, index=dates.index, copy=False)
 
-
-def _label_rows(
-    high: np.ndarray,  # (candles,)
-    low: np.ndarray,  # (candles,)
-    close: np.ndarray,  # (candles,)
-    rows: np.ndarray,  # the entries; `future_window` candles come after each
-    config: Config,
-    scale: np.ndarray | float,  # (entries,) of the barriers
-) -> dict[str, np.ndarray]:  # the columns of `make_labels` but the date, each (entries,)
-    window = config.future_window
-    barriers = compute_barriers(close, config, _spread_scale(scale, rows, len(close)))
-    moves = 100 * (close[rows + window] - close[rows]) / close[rows]
-    up = {name: first_touch(high, barriers[name], window)[rows] for name in ("long_target", "short_stop")}
-    down = {name: first_touch(-low, -barriers[name], window)[rows] for name in ("long_stop", "short_target")}
-    long = _end_side(up["long_target"], down["long_stop"], moves, "long", config, scale)
-    short = _end_side(down["short_target"], up["short_stop"], -moves, "short", config, scale)
-    columns = {"label": _choose_classes(long, short)}
-    for side, result in zip(_SIDES, (long, short), strict=True):
-        columns[f"{side}_outcome"] = result.outcome
-        columns[f"{side}_offset"] = result.offset
-        columns[f"{side}_return"] = result.returns
-    return columns
-
 # %% ../../nbs/data/08_labels.ipynb #5ca1e0c1
-def _spread_scale(scale: np.ndarray | float, rows: np.ndarray, count: int) -> np.ndarray | float:
-    """(count,) the scale at each row, 1 at the others."""
-    if isinstance(scale, float):
-        return scale
-    spread = np.ones(count)
-    spread[rows] = scale
-    return spread
-
-
 def _find_scaled(has_future: np.ndarray, scale: np.ndarray, config: Config) -> np.ndarray:
     """(rows,) bool: the row has a scale as well. Raises `LabelError` if there is none."""
     is_labelled = has_future & np.isfinite(scale)
@@ -307,7 +190,7 @@ def _draw_trade(ax: Axes, candles: pd.DataFrame, trade: dict[Any, Any], row: int
         texts.setdefault(price, []).append(f"{side.upper()} {barrier} {100 * (price / entry - 1):+.3g} %")
         if OUTCOMES[trade[f"{side}_outcome"]] == barrier:
             _draw_mark(ax, until, price, trade[f"{side}_outcome"], side)
-    for side in _SIDES:
+    for side in _SIDE_COLOURS:
         if trade[f"{side}_outcome"] == TIMEOUT:
             _draw_mark(ax, end, candles["close"].iloc[end], TIMEOUT, side)
     beside: dict[str, Any] = {"textcoords": "offset points", "va": "center"}

@@ -25,6 +25,7 @@ from crypto_lstm.data.feature_stream import (
     append_candle,
     append_candles,
     append_each,
+    count_finished_labels,
     count_missing,
     describe_doubt,
     export_state,
@@ -218,6 +219,10 @@ class LiveStream:
     def filled_in_window(self) -> int:
         """Candles of the window that were filled because the exchange published none."""
         return self._live.state.filled.bit_count()
+
+    def count_finished_labels(self) -> np.ndarray | None:
+        """(3,) finished labels of each class at the newest candle, for the rolling prior; None without one."""
+        return count_finished_labels(self._live.state)
 
     def missing(self) -> int:
         """Candles that must still come, without a long gap, until the window is full."""

@@ -24,6 +24,8 @@ from .candles import ensure_filled
 from .engine import count_causes
 from .feature_stream import count_filled
 from .features import compute_features, make_feature_matrix
+from .grid import Grid
+from .label_stream import LabelStream, count_finished
 from .labels import label_filled
 from .scaler import Scaler
 from .targets import Targets, read_targets
@@ -33,9 +35,9 @@ from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
 __all__ = ['DataError', 'find_window_ends', 'split_rows', 'balance_rows', 'compute_class_weights', 'epoch_order', 'WindowDataset',
-           'tf_dataset', 'TrainingData', 'prepare', 'LabelledHistory', 'make_outcomes', 'prepare_history',
-           'prepare_rows', 'find_training_spans', 'make_dataset', 'make_training_set', 'scale_in_place',
-           'require_batch', 'find_doubts', 'describe_still_price', 'prediction_windows']
+           'tf_dataset', 'TrainingData', 'count_finished_labels', 'prepare', 'LabelledHistory', 'make_outcomes',
+           'prepare_history', 'prepare_rows', 'find_training_spans', 'make_dataset', 'make_training_set',
+           'scale_in_place', 'require_batch', 'find_doubts', 'describe_still_price', 'prediction_windows']
 
 # %% ../../nbs/data/10_windows.ipynb #a29ed83d
 class DataError(CryptoLSTMError, ValueError):
@@ -345,6 +347,21 @@ class TrainingData:
         if not self.warnings:
             return parts
         return parts + html_table(["warning"], [[warning] for warning in self.warnings])
+
+# %% ../../nbs/data/10_windows.ipynb #de9453b2
+def count_finished_labels(
+    data: TrainingData,
+) -> dict[str, np.ndarray]:  # validation, test -> (windows, 3) labels of each class that are finished at each window
+    """What a rolling prior knows at each window; empty without one. Each market counts its own labels."""
+    span = data.config.prior_candles
+    if span is None:
+        return {}
+    found = {name: np.empty((len(data.parts[name].rows), len(CLASSES)), np.int64) for name in ("validation", "test")}
+    for chosen, one in data.split_markets():
+        known = one.outcomes["label"].to_numpy(), one.outcomes.index.to_numpy()
+        for name, counts in found.items():
+            counts[chosen[name]] = count_finished(*known, one.parts[name].rows, data.config.future_window, span)
+    return found
 
 # %% ../../nbs/data/10_windows.ipynb #2562bd0d
 def prepare(
@@ -686,8 +703,9 @@ def prediction_windows(
     """Every full window that ends with a candle of the input, scaled as in training.
 
     Filled candles are part of windows and end none; the column `filled` counts them in each window, and `out_of_range`
-    the values that the training did not cover. Raises `DataError` without any window, and for a scaler of other
-    features.
+    the values that the training did not cover. With a rolling prior `finished_short`, `finished_hold` and
+    `finished_long` count the labels that are finished there. Raises `DataError` without any window, and for a scaler of
+    other features.
     """
     if scaler.features != config.feature_names:
         found = f"the scaler is for the features {scaler.features}, the configuration has {config.feature_names}"
@@ -704,4 +722,15 @@ def prediction_windows(
     ends = filled.iloc[rows].reset_index(drop=True)
     ends["filled"] = count_filled(filled["filled"].to_numpy(), config.sequence_length)[rows]
     ends["out_of_range"] = count_filled(scaler.count_out_of_range(matrix), config.sequence_length)[rows]
-    return dataset, ends
+    stream = LabelStream.from_config(config)
+    return dataset, ends if stream is None else ends.assign(**_count_labels(stream, filled, rows))
+
+# %% ../../nbs/data/10_windows.ipynb #e2a6108a
+def _count_labels(stream: LabelStream, filled: pd.DataFrame, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Column -> (rows,) labels of a class that are finished at some rows of filled candles."""
+    names = [*("open", "high", "low", "close", "volume"), *stream.config.feature_columns]
+    columns = {name: filled[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names}
+    times = filled["date"].dt.as_unit("ns").astype("int64").to_numpy()
+    starts = np.diff(filled["segment"].to_numpy(), prepend=-1) != 0
+    _, counts = stream.feed(stream.start(), Grid(times, columns, filled["filled"].to_numpy(), starts))
+    return {f"finished_{name.lower()}": counts[rows, number] for number, name in enumerate(CLASSES)}

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..config import CLASSES, Config, ConfigError
 from ..data.candles import ensure_filled
-from ..data.labels import OUTCOMES, TARGET, TIMEOUT, compute_barriers
+from ..data.touches import OUTCOMES, TARGET, TIMEOUT, compute_barriers
 from ..data.windows import DataError, TrainingData
 from ..utils.checks import is_whole_number, shorten_repr
 from ..utils.display import BLUE, CLASS_COLOURS, GREY, RED, text_table

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ..config import CLASSES, LONG, SHORT
+from ..data.label_stream import count_finished
 from .metrics import row_log_loss
 from ..inference.calibration import Calibration, CalibrationError, compute_shares
 from ..utils.display import CLASS_COLOURS, GREY, html_table, new_axes, text_table
@@ -373,13 +374,7 @@ def rolling_prior(
     if horizon < 1 or span < 1:
         raise CalibrationError(f"expected a horizon and days of at least one candle, got {horizon} and {days}")
     moments = rows if at is None else np.asarray(at, dtype=np.int64)
-    newest = np.searchsorted(rows, moments - horizon, side="right")
-    oldest = np.searchsorted(rows, moments - horizon - span, side="right")
-    counts = np.empty((len(moments), len(CLASSES)), dtype=np.int64)
-    for number in range(len(CLASSES)):
-        total = np.concatenate([[0], np.cumsum(labels == number)])
-        counts[:, number] = total[newest] - total[oldest]
-    return compute_shares(counts, prior, horizon)
+    return compute_shares(count_finished(labels, rows, moments, horizon, span), prior, horizon)
 
 # %% ../../nbs/evaluation/03_calibration_fit.ipynb #f0fc219c
 def plot_reliability(

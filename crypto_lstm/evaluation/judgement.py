@@ -24,6 +24,7 @@ from .luck import Luck, LuckError, measure_luck
 from .metrics import EvaluationError, confusion_matrix, decision_metrics, row_log_loss
 from .rule_fit import fit_rule
 from .simulator import Simulation, simulate
+from ..inference.calibration import PriorWindow
 from ..inference.policy import DecisionPolicy
 from ..inference.rule import TradeRule
 from ..utils.display import html_table, limit_width, text_table
@@ -47,13 +48,16 @@ def fit_policy(
     training: pd.DataFrame,  # outcomes of the training part, before balancing
     trained_on: npt.ArrayLike,  # (3,) class shares that the model was trained on
     prior: npt.ArrayLike,  # (3,) class shares of the training part
-    config: Config,  # barriers, costs, margin and rule
+    config: Config,  # barriers, costs, margin, rule and rolling prior
+    finished: np.ndarray | None = None,  # (rows, 3) finished labels at these rows; None: the prior does not roll
 ) -> PolicyFit:
     """Calibration and rule of a model. Raises `CalibrationError` and `RuleError` for input that does not fit."""
     labels, rows = _read_outcomes(validation)
     gap = config.future_window + config.sequence_length - 1
-    calibration = fit_calibration(answers, labels, rows, trained_on, prior, gap)
-    return PolicyFit(DecisionPolicy(calibration.calibration, fit_rule(training, config)), calibration)
+    window = None if finished is None else PriorWindow.from_config(config)
+    row_priors = None if window is None or finished is None else window.compute_prior(finished, prior)
+    calibration = fit_calibration(answers, labels, rows, trained_on, prior, gap, row_priors)
+    return PolicyFit(DecisionPolicy(calibration.calibration, fit_rule(training, config), window), calibration)
 
 
 def _read_outcomes(outcomes: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -76,10 +80,11 @@ class Answers:
         name: str,
         raw: np.ndarray,  # (rows, 3) of the model
         policy: DecisionPolicy,
+        finished: np.ndarray | None = None,  # (rows, 3) finished labels at these rows, for a rolling prior
         scale: np.ndarray | None = None,  # (rows,) of the barriers, if `policy.needs_scale`: `rule_fit.read_scale`
     ) -> Self:
         """Calibrate and decide. Without a rule the most likely class is the decision, and HOLD for a tie."""
-        probabilities = policy.calibrate(raw)
+        probabilities = policy.calibrate(raw, None if policy.rolling is None else finished)
         rule = policy.rule or TradeRule("argmax", ((0.0,) * 3,) * 2, 0.0)
         return cls(name, raw, probabilities, rule.choose_classes(probabilities, scale))
 

@@ -44,6 +44,7 @@ def default_ledger_path() -> Path:
     return base / "crypto_lstm" / "ledger.jsonl"
 
 # %% ../../nbs/evaluation/07_ledger.ipynb #831933c0
+_OPTIONAL = ("rolling_prior",)  # settings that earlier versions did not have: None counts as if they were not there
 _IRRELEVANT = ("pair", "batch_size", "mixed_precision")  # the market has a field of its own; the others affect rounding
 
 
@@ -53,6 +54,9 @@ def fingerprint_settings(
 ) -> str:  # 16 hexadecimal digits
     """A SHA-256 of the settings that make a trial, shortened."""
     settings = {name: value for name, value in config.as_dict().items() if name not in _IRRELEVANT}
+    for name in _OPTIONAL:
+        if settings[name] is None:
+            del settings[name]
     text = _encode({"config": settings, "extra": _check_plain("extra", dict(extra or {}))})
     return hashlib.sha256(text).hexdigest()[:16]
 

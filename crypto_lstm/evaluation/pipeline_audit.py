@@ -16,7 +16,7 @@ from ..config import CLASSES, Config
 from ..data.candles import ensure_filled
 from ..data.features import make_features
 from ..data.labels import make_labels
-from ..data.windows import TrainingData, prepare
+from ..data.windows import TrainingData, count_finished_labels, prepare
 from .judgement import fit_policy
 from .lookahead import ColumnAudit, LookaheadAudit, Verdict, audit_lookahead, change_candles
 from ..utils.errors import CryptoLSTMError
@@ -58,9 +58,11 @@ def _fit_stages(filled: pd.DataFrame, config: Config) -> dict[str, _Stage]:
     train, validation = data.training_spans[-1][1], int(data.validation.rows[-1])
     outcomes = data.training_outcomes
     shares = np.array(list(data.train.class_counts.values())) / len(data.train.rows)
-    fit = fit_policy(_answer_by_chance(data), data.outcomes_of("validation"), outcomes, shares, data.prior, config)
-    policy = fit.policy.as_dict()
+    finished = count_finished_labels(data)
+    known = data.outcomes_of("validation"), outcomes, shares, data.prior, config, finished.get("validation")
+    policy = fit_policy(_answer_by_chance(data), *known).policy.as_dict()
     later = config.future_window
+    rolling = {} if not finished else {"rolling prior": _Stage(validation, finished["validation"].ravel())}
     matrix, targets = data.train.matrix, [data.train.rows, np.asarray(data.train.labels)]
     return {
         "scaler": _Stage(train, np.array([*data.scaler.center, *data.scaler.scale])),
@@ -70,6 +72,7 @@ def _fit_stages(filled: pd.DataFrame, config: Config) -> dict[str, _Stage]:
         "rule": _Stage(train + later, np.array(_list_numbers(policy["rule"]))),
         "validation windows": _Stage(validation, matrix[: validation + 1].ravel()),
         "calibration": _Stage(validation + later, np.array(_list_numbers(policy["calibration"]))),
+        **rolling,
     }
 
 # %% ../../nbs/evaluation/16_pipeline_audit.ipynb #15b842a3

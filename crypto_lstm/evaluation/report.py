@@ -361,7 +361,9 @@ def _describe_calibration(metadata: Mapping[str, Any]) -> Section:
         return Section("reliability", "Calibration", ("How the calibration was fitted is not part of this report.",))
     fitted = _get(fit, "fitted", "biases")
     biases = [_write_number(bias, "{:+.3f}") for bias in fitted] if isinstance(fitted, (list, tuple)) else ["-"]
+    span = _get(metadata, "config", "rolling_prior")
     rows = [
+        *([["class prior", f"shares of the labels finished in the last {span}"]] if isinstance(span, str) else []),
         ["temperature that was fitted", _write_number(_get(fit, "fitted", "temperature"), "{:.3f}")],
         [f"fitted biases of {', '.join(CLASSES)}", ", ".join(biases)],
         ["log-loss of the raw answers", _write_number(_get(fit, "log_loss_raw"), "{:.4f}")],

@@ -21,7 +21,7 @@ from ..data.barriers import compute_barrier_scale
 from ..data.candle_report import describe_bad_value
 from ..data.candle_rules import MINUTE_NS, format_time
 from ..data.candles import ensure_filled
-from ..data.labels import first_touch
+from ..data.touches import first_touch
 from ..utils.checks import is_finite_number, is_whole_number, shorten_repr
 from ..utils.display import BLUE, GREEN, GREY, PURPLE, RED, html_table, limit_width, new_axes, text_table
 from ..utils.errors import CryptoLSTMError

@@ -56,7 +56,7 @@ from crypto_lstm.inference.onnx_file import (
     restore_raw,
     scale_golden,
 )
-from .policy import DecisionPolicy
+from .policy import DecisionPolicy, require_same_prior
 from ..saving.compatibility import validate_model
 from ..storage.arrays import decode_npz
 from ..storage.manifest import FilePath, IntegrityError, SavedFileError, parse_json
@@ -643,12 +643,14 @@ def _parse_bundle(path: Path, facts: Mapping[str, Any], files: Mapping[str, byte
     _require_matching_facts(facts, config, scaler, path)
     golden = _parse_golden(files["golden.npz"], config, scaler, path)
     weights = decode_weights(files["weights.npz"], shapes, path / "weights.npz")
-    return _BundleContent(config, scaler, weights, golden, _parse_policy(facts.get("policy"), path))
+    return _BundleContent(config, scaler, weights, golden, _parse_policy(facts.get("policy"), config, path))
 
 
-def _parse_policy(values: Any, path: Path) -> DecisionPolicy:
+def _parse_policy(values: Any, config: Config, path: Path) -> DecisionPolicy:
     try:
-        return DecisionPolicy.from_dict(values)
+        policy = DecisionPolicy.from_dict(values)
+        require_same_prior(policy, config)
+        return policy
     except CryptoLSTMError as error:
         fault = f"its decision policy is not valid ({error})"
         raise BundleError(path, fault, "use the version that wrote it") from error

@@ -13,13 +13,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from ..config import CLASSES
+from ..config import CLASSES, Config
 from .decision import require_probabilities
 from ..utils.checks import is_finite_number, is_whole_number, shorten_repr
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
-__all__ = ['MIN_SHARE', 'CalibrationError', 'Calibration', 'RollingPrior', 'compute_shares']
+__all__ = ['MIN_SHARE', 'CalibrationError', 'Calibration', 'RollingPrior', 'compute_shares', 'PriorWindow']
 
 # %% ../../nbs/inference/05_calibration.ipynb #31c056ba
 MIN_SHARE = 1e-6  # a class share below this counts as this, so that a class that never occurred stays finite
@@ -170,6 +170,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 class RollingPrior:
     """Class shares of the finished labels of the last days, kept row by row in a bot.
 
+    A `Predictor` does this by itself if its model was trained with `rolling_prior`; this class is for bots of other models.
     At each closed candle `now` a bot labels the row `now - horizon`, whose last candle has just closed (`make_labels`
     of the last `horizon + 1` candles has exactly this row), passes it to `add`, and reads `shares(now)`. The result is
     that of `evaluation.calibration_fit.rolling_prior`, to the bit. Memory: one small object a row of the span.
@@ -234,3 +235,59 @@ def compute_shares(
     """Class shares of some labels and of a prior: (counts + weight x prior) / (labels + weight)."""
     total = counts.sum(axis=-1, keepdims=True) + float(weight)
     return (counts + weight * np.asarray(prior, dtype=np.float64)) / total
+
+# %% ../../nbs/inference/05_calibration.ipynb #d3dad9c8
+_WINDOW_FIELDS = ("horizon", "span", "minimum")
+
+
+@dataclass(frozen=True)
+class PriorWindow:
+    """Which finished labels make the prior of a decision, and how many there must be.
+
+    At each candle they are the labels of the rows in (now - horizon - span, now - horizon]. With fewer than `minimum` of
+    them, as in the first days of a stream or after a long gap, the prior is that of the training.
+    Raises `CalibrationError` for values that are no whole numbers of candles, and for a minimum above the span.
+    """
+
+    horizon: int  # candles after a row that its label looks at: `future_window`
+    span: int  # candles whose labels count
+    minimum: int  # labels
+
+    def __post_init__(self) -> None:
+        for name in _WINDOW_FIELDS:
+            value = getattr(self, name)
+            if not is_whole_number(value, minimum=1, maximum=self.span if name == "minimum" else None):
+                limit = " that is not above the span" if name == "minimum" else ""
+                wanted = f"a whole number of at least 1{limit}"
+                raise CalibrationError(f"{name} of a rolling prior must be {wanted}, got {shorten_repr(value)}")
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,  # rolling_prior, future_window
+    ) -> Self | None:  # None: the prior is that of the training
+        """The window of a configuration. At least half of its labels must be finished, and those of one horizon."""
+        span = config.prior_candles
+        if span is None:
+            return None
+        return cls(config.future_window, span, max(config.future_window, -(-span // 2)))
+
+    def compute_prior(
+        self,
+        counts: np.ndarray,  # (..., 3) finished labels of each class
+        prior: npt.ArrayLike,  # (3,) of the training
+    ) -> np.ndarray:  # (..., 3) float64, sum to 1
+        """The prior: shares of the finished labels, in which that of the training counts as one horizon of labels."""
+        is_known = counts.sum(axis=-1, keepdims=True) >= self.minimum
+        return np.where(is_known, compute_shares(counts, prior, self.horizon), np.asarray(prior, dtype=np.float64))
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain values for JSON; `from_dict` reads them."""
+        return {name: int(getattr(self, name)) for name in _WINDOW_FIELDS}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """A window from the values of `as_dict`. Raises `CalibrationError`."""
+        if not isinstance(values, Mapping) or set(values) != set(_WINDOW_FIELDS):
+            raise CalibrationError(f"a rolling prior has {', '.join(_WINDOW_FIELDS)}, got {shorten_repr(values)}")
+        return cls(**values)

@@ -31,8 +31,8 @@ from ..utils.errors import CryptoLSTMError
 # %% auto #0
 __all__ = ['NO_TRADE', 'CLOCK_SKEW_S', 'InvalidPredictionError', 'Decision', 'choose_action', 'choose_actions', 'convert_windows',
            'require_probabilities', 'resolve_now', 'require_clock_skew', 'add_clock_skew', 'require_max_age',
-           'is_expiry', 'require_fresh', 'decide_newest', 'find_newest_window', 'require_window', 'add_notes',
-           'add_reasons', 'describe_missing']
+           'is_expiry', 'require_fresh', 'decide_newest', 'choose_newest', 'find_newest_window', 'require_window',
+           'add_notes', 'add_reasons', 'describe_missing']
 
 # %% ../../nbs/inference/01_decision.ipynb #8f9ef70e
 NO_TRADE = "NO_TRADE"
@@ -271,9 +271,17 @@ def decide_newest(
     has a hole, and if the model has expired.
     """
     window = find_newest_window(stream, now, max_age_candles, expires, clock_skew_s)
-    answer, scale = predict(window[None])[0], stream.barrier_scale()
-    decision = choose(answer) if scale is None else choose(answer, scale=scale)
-    return add_notes(decision, stream, window, scaler)
+    return add_notes(choose_newest(choose, predict(window[None])[0], stream), stream, window, scaler)
+
+
+def choose_newest(
+    choose: Callable[..., Decision],  # `DecisionPolicy.choose`, or a function of the answer alone
+    answer: np.ndarray,  # (3,) of the network
+    stream: FeatureStream | LiveStream,  # that the window comes from
+) -> Decision:
+    """The decision for the answer to the newest window, with what the stream knows for a rolling prior and the rule."""
+    known = {"finished": stream.count_finished_labels(), "scale": stream.barrier_scale()}
+    return choose(answer, **{name: value for name, value in known.items() if value is not None})
 
 
 def find_newest_window(

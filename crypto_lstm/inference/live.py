@@ -176,9 +176,9 @@ def _make_stream(predictor: Predictor) -> LiveStream:
 def count_history(
     config: Config,  # of a model
 ) -> int:
-    """Candles that a decision needs: a window, and before it 30 days, or more if its features or barriers span more."""
+    """Candles that a decision needs: a window, and before it 30 days, or more if features, barriers or prior span more."""
     stream = LiveStream(config, with_scale=not has_fixed_barriers(config))
-    return max(config.month_candles + config.sequence_length, stream.missing())
+    return max(config.history_candles, stream.missing())
 
 
 def _copy_stream(predictor: Predictor, stream: LiveStream) -> LiveStream:
@@ -827,10 +827,15 @@ def _replace_model(market: _Market, predictor: Predictor, shares_stream: bool) -
     market.next_poll_s = 0.0
 
 
+_LABEL_SETTINGS = ("long_tp_pct", "long_sl_pct", "short_tp_pct", "short_sl_pct", "barrier_scale", "future_window", "tie")
+
+
 def _has_same_stream(one: Predictor, other: Predictor) -> bool:
-    """Whether a stream of one model is a stream of the other, too: the same features, window and scale."""
-    names = ("features", "column_max_age", "timeframe", "sequence_length", "max_gap_minutes", "feature_clip")
-    names = (*names, "barrier_scale")
+    """Whether a stream of one model is a stream of the other, too: the same features, window, scale, and labels."""
+    names = ["features", "column_max_age", "timeframe", "sequence_length", "max_gap_minutes", "feature_clip"]
+    names += ["barrier_scale", "rolling_prior"]
+    if one.config.rolling_prior is not None:
+        names += _LABEL_SETTINGS
     has_same_settings = all(getattr(one.config, name) == getattr(other.config, name) for name in names)
     return has_same_settings and one._require_scaler().as_dict() == other._require_scaler().as_dict()
 

@@ -767,22 +767,28 @@ def export_onnx(
     data = encode_onnx_file(config, arrays, facts)
     _check_export(data, windows, answers, path)
     if int8:
-        rows = _make_candle_windows(config, scaler, candles, since)
-        scale = _make_candle_scales(config, facts, candles, since)
-        data = _encode_integers(config, arrays, facts, rows, (windows[:golden], answers[:golden]), scale=scale)
+        rows, finished = _make_candle_windows(config, scaler, candles, since)
+        known = {"finished": finished, "scale": _make_candle_scales(config, facts, candles, since)}
+        data = _encode_integers(config, arrays, facts, rows, (windows[:golden], answers[:golden]), known)
     with atomic_file(path, facts={"bundle_sha256": facts["bundle_sha256"]}, needs_bytes=len(data)) as file:
         file.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 # %% ../../nbs/inference/02_onnx_file.ipynb #a475c361
-def _make_candle_windows(config: Config, scaler: Any, candles: Any, since: datetime | None) -> np.ndarray:
-    """(windows, sequence_length, features) float32, scaled: those that end since a date. Raises `Int8Error`."""
+def _make_candle_windows(
+    config: Config, scaler: Any, candles: Any, since: datetime | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scaled windows (windows, sequence_length, features) float32 that end since a date, and finished labels (windows, 3).
+
+    Raises `Int8Error`. The labels are None without a rolling prior.
+    """
     if scaler is None or candles is None:
         raise Int8Error("int8 is measured on candles: give candles of the test part, and a model with its scaler")
     fed = FeatureStream(config, scaler.scale_rows).feed(candles)
     rows = _find_window_rows(fed, config, since)
     views = np.lib.stride_tricks.sliding_window_view(fed.matrix, config.sequence_length, axis=0)
-    return np.ascontiguousarray(views[rows - config.sequence_length + 1].transpose(0, 2, 1))
+    windows = np.ascontiguousarray(views[rows - config.sequence_length + 1].transpose(0, 2, 1))
+    return windows, None if fed.finished is None else fed.finished[rows]
 
 
 def _make_candle_scales(config: Config, facts: dict[str, Any], candles: Any, since: datetime | None) -> Any:
@@ -811,14 +817,14 @@ def _encode_integers(
     facts: dict[str, Any],
     rows: np.ndarray,  # windows of the test part
     golden: tuple[np.ndarray, np.ndarray],  # golden windows and Keras' answers
-    scale: np.ndarray | None = None,  # of the barriers at the windows of the test part, if the policy needs it
+    known: Mapping[str, np.ndarray | None],  # `finished` and `scale` of `DecisionPolicy.choose_rows`, at the windows
 ) -> bytes:
     """The file with integers, and what they change in it. Raises `Int8Error` if that is too much."""
     policy = DecisionPolicy.from_dict(facts["policy"])
     answers = run_one_by_one(open_session(encode_onnx_file(config, arrays)), rows)
     reports = []
     for integers in (quantize_arrays(arrays), quantize_weights(arrays)):
-        report = measure_integers(config, integers, (rows, answers, scale), golden, policy)
+        report = measure_integers(config, integers, (rows, answers, known), golden, policy)
         if is_accepted(report):
             return encode_onnx_file(config, integers, {**facts, "int8": report.as_dict()})
         reports.append(report)
@@ -828,14 +834,14 @@ def _encode_integers(
 def measure_integers(
     config: Config,
     integers: Mapping[str, np.ndarray],  # of `quantize_arrays` or `quantize_weights`
-    measured: tuple[np.ndarray, np.ndarray, np.ndarray | None],  # windows, answers in float32, scale of barriers
+    measured: tuple[np.ndarray, np.ndarray, Mapping[str, Any]],  # windows, answers in float32, more for `choose_rows`
     golden: tuple[np.ndarray, np.ndarray],  # golden windows and Keras' answers
     policy: DecisionPolicy,
 ) -> Int8Report:
     """How the decisions of a network with integers differ."""
-    session, (rows, answers, scale) = open_session(encode_onnx_file(config, restore_weights(integers))), measured
+    session, (rows, answers, known) = open_session(encode_onnx_file(config, restore_weights(integers))), measured
     int8_answers = run_one_by_one(session, rows)
-    decisions, int8_decisions = (policy.choose_rows(one, scale=scale)["decision"] for one in (answers, int8_answers))
+    decisions, int8_decisions = (policy.choose_rows(one, **known)["decision"] for one in (answers, int8_answers))
     deviation = float(np.abs(run_one_by_one(session, golden[0]) - golden[1]).max())
     kind = find_kind(integers) or "layers"
     return measure_change(answers, int8_answers, decisions, int8_decisions, deviation, kind)

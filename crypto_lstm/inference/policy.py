@@ -7,36 +7,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 
-from ..config import CLASSES, HOLD, LONG, SHORT
-from .calibration import Calibration
+from ..config import CLASSES, HOLD, LONG, SHORT, Config
+from .calibration import Calibration, PriorWindow
 from .decision import NO_TRADE, Decision, choose_action, choose_actions
 from .rule import TradeRule
 from ..utils.checks import shorten_repr
 from ..utils.errors import CryptoLSTMError
 
 # %% auto #0
-__all__ = ['PolicyError', 'DecisionPolicy']
+__all__ = ['PolicyError', 'DecisionPolicy', 'require_same_prior']
 
 # %% ../../nbs/inference/07_policy.ipynb #74a26d4f
 _FIELDS = ("calibration", "rule")
+_ROLLING = "rolling_prior"  # in a file, if there is one
 _SIDE_NAMES = ("LONG", "SHORT")  # in the order of `expected_returns`
 
 
 class PolicyError(CryptoLSTMError, ValueError):
     """Values that are no decision policy."""
 
-
+# %% ../../nbs/inference/07_policy.ipynb #1e8d4340
 @dataclass(frozen=True)
 class DecisionPolicy:
     """From the answer of a network to a decision. Without arguments: the most likely class, or NO_TRADE for a tie."""
 
     calibration: Calibration | None = None  # None: the probabilities stay those of the network
     rule: TradeRule | None = None  # None: the most likely class
+    rolling: PriorWindow | None = None  # the prior follows finished labels; None: it is that of the calibration
+
+    def __post_init__(self) -> None:
+        if self.rolling is not None and self.calibration is None:
+            raise PolicyError("a rolling prior needs a calibration: give both, or none")
 
     @property
     def needs_scale(self) -> bool:
@@ -46,42 +52,53 @@ class DecisionPolicy:
     def calibrate(
         self,
         answers: np.ndarray,  # (rows, 3) of the network
+        finished: np.ndarray | None = None,  # (rows, 3) finished labels of each class, for a rolling prior
     ) -> np.ndarray:  # (rows, 3) float64
-        """Calibrated probabilities; without a calibration the same array."""
-        return answers if self.calibration is None else self.calibration.apply(answers)
+        """Calibrated probabilities; without a calibration the same array. Raises `PolicyError` without `finished`."""
+        if self.calibration is None:
+            return answers
+        if self.rolling is None:
+            return self.calibration.apply(answers)
+        if finished is None or np.shape(finished) != np.shape(answers):
+            wanted = f"counts of finished labels of the shape {np.shape(answers)}, since the prior is a rolling one"
+            raise PolicyError(f"expected {wanted}, got {'none' if finished is None else np.shape(finished)}")
+        return self.calibration.apply(answers, self.rolling.compute_prior(finished, self.calibration.prior))
 
     def choose(
         self,
         answer: np.ndarray,  # (3,) of the network
+        finished: np.ndarray | None = None,  # (3,) finished labels of each class, for a rolling prior
         scale: float | None = None,  # of the barriers at the candle, if `needs_scale`; NaN: unknown
     ) -> Decision:
-        """The decision for one window. Without a known scale that the rule needs it is NO_TRADE."""
-        return self.choose_each(answer[None], scale=None if scale is None else np.array([scale]))[0]
+        """The decision for one window. Without a known scale that the rule needs it is NO_TRADE.
+
+        Raises `PolicyError` as `calibrate` does.
+        """
+        counts = None if finished is None else finished[None]
+        return self.choose_each(answer[None], counts, None if scale is None else np.array([scale]))[0]
 
     def choose_each(
         self,
         answers: np.ndarray,  # (rows, 3) of the network
+        finished: np.ndarray | None = None,  # (rows, 3) finished labels of each class, for a rolling prior
         scale: np.ndarray | None = None,  # (rows,) of the barriers, if `needs_scale`
     ) -> list[Decision]:
         """`choose` for many windows, such as the newest ones of many markets."""
-        probabilities = self.calibrate(answers)
-        if self.rule is None:
-            return list(map(choose_action, probabilities))
-        expected = self.rule.expected_returns(probabilities, scale).tolist()
-        numbers = self.rule.choose_classes(probabilities, scale).tolist()
-        rows = zip(numbers, probabilities.tolist(), expected, strict=True)
-        return [_decide_by_rule(self.rule, *row) for row in rows]
+        decisions = _decide_rows(self.rule, self.calibrate(answers, finished), scale)
+        return decisions if self.rolling is None else _name_prior(self.rolling, decisions, finished)
 
     def choose_rows(
         self,
         answers: np.ndarray,  # (rows, 3) of the network
+        finished: np.ndarray | None = None,  # (rows, 3) finished labels of each class, for a rolling prior
         scale: np.ndarray | None = None,  # (rows,) of the barriers, if `needs_scale`
     ) -> dict[str, np.ndarray]:  # short, hold, long, expected_long, expected_short, decision: each (rows,)
         """`choose` for many windows: calibrated probabilities, expected net returns in percent, and decisions.
 
         Without a rule the expected returns are NaN. The values of a row are equal, to the bit, to those of `choose`.
+        Raises `PolicyError` as `calibrate` does.
         """
-        probabilities = self.calibrate(answers)
+        probabilities = self.calibrate(answers, finished)
         if self.rule is None:
             expected = np.full((len(answers), len(_SIDE_NAMES)), np.nan)
             decisions = choose_actions(probabilities)
@@ -96,7 +113,8 @@ class DecisionPolicy:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them."""
         parts = {name: getattr(self, name) for name in _FIELDS}
-        return {name: None if part is None else part.as_dict() for name, part in parts.items()}
+        values: dict[str, Any] = {name: None if part is None else part.as_dict() for name, part in parts.items()}
+        return values if self.rolling is None else {**values, _ROLLING: self.rolling.as_dict()}
 
     @classmethod
     def from_dict(
@@ -104,23 +122,47 @@ class DecisionPolicy:
         values: Any,  # of `as_dict`; None: the file was saved without a policy
     ) -> Self:
         """Raises `PolicyError`, `CalibrationError` or `RuleError` that names the wrong field."""
-        if values is None:
-            return cls()
-        if not isinstance(values, Mapping) or set(values) != set(_FIELDS):
-            raise PolicyError(f"a decision policy has {' and '.join(_FIELDS)}, got {shorten_repr(values)}")
-        calibration, rule = values["calibration"], values["rule"]
-        return cls(
-            None if calibration is None else Calibration.from_dict(calibration),
-            None if rule is None else TradeRule.from_dict(rule),
-        )
+        return cls() if values is None else cls(*_read_parts(values))
 
     def __str__(self) -> str:
         calibration = "probabilities of the network" if self.calibration is None else "calibrated probabilities"
+        prior = "" if self.rolling is None else f", prior of the labels of the last {self.rolling.span:,} candles"
         if self.rule is None or self.rule.kind == "argmax":
-            return f"the most likely class by the {calibration}"
-        return f"expected return above {self.rule.margin_pct:g} % after costs of {self.rule.cost_pct:g} %"
+            return f"the most likely class by the {calibration}{prior}"
+        return f"expected return above {self.rule.margin_pct:g} % after costs of {self.rule.cost_pct:g} %{prior}"
 
 # %% ../../nbs/inference/07_policy.ipynb #8758d71f
+def _read_parts(values: Any) -> tuple[Calibration | None, TradeRule | None, PriorWindow | None]:
+    if not isinstance(values, Mapping) or set(values) - {_ROLLING} != set(_FIELDS):
+        raise PolicyError(f"a decision policy has {' and '.join(_FIELDS)}, got {shorten_repr(values)}")
+    calibration, rule, rolling = (values.get(name) for name in (*_FIELDS, _ROLLING))
+    return (
+        None if calibration is None else Calibration.from_dict(calibration),
+        None if rule is None else TradeRule.from_dict(rule),
+        PriorWindow.from_dict(rolling) if _ROLLING in values else None,
+    )
+
+
+def _name_prior(rolling: PriorWindow, decisions: list[Decision], finished: np.ndarray | None) -> list[Decision]:
+    """The decisions; a reason tells if too few labels are finished for the rolling prior."""
+    named = []
+    counts = [0] * len(decisions) if finished is None else finished.sum(axis=1).tolist()
+    for decision, count in zip(decisions, counts, strict=True):
+        known = f"{count:,} labels are finished, and the rolling prior needs {rolling.minimum:,}"
+        reason = f"{decision.reason}; {known}: the prior is that of the training"
+        named.append(decision if count >= rolling.minimum else replace(decision, reason=reason))
+    return named
+
+
+def _decide_rows(rule: TradeRule | None, probabilities: np.ndarray, scale: np.ndarray | None) -> list[Decision]:
+    """The decisions for calibrated probabilities (rows, 3)."""
+    if rule is None:
+        return list(map(choose_action, probabilities))
+    expected = rule.expected_returns(probabilities, scale).tolist()
+    numbers = rule.choose_classes(probabilities, scale).tolist()
+    return [_decide_by_rule(rule, *row) for row in zip(numbers, probabilities.tolist(), expected, strict=True)]
+
+
 def _decide_by_rule(rule: TradeRule, number: int, probabilities: list[float], expected: list[float]) -> Decision:
     """The decision for a class, with the probabilities of the classes and the expected returns of the sides."""
     shares = dict(zip(CLASSES, probabilities, strict=True))
@@ -128,6 +170,17 @@ def _decide_by_rule(rule: TradeRule, number: int, probabilities: list[float], ex
         return Decision(NO_TRADE, shares, "the scale of the barriers is not known at this candle")
     returns = dict(zip(_SIDE_NAMES, expected, strict=True))
     return Decision(CLASSES[number], shares, _explain(rule, number, shares, returns), returns)
+
+
+def require_same_prior(
+    policy: DecisionPolicy,  # of a file
+    config: Config,  # of the same file: rolling_prior, future_window
+) -> None:
+    """Raise `PolicyError` for a rolling prior other than that of the configuration, whose streams count the labels."""
+    if policy.calibration is None or policy.rolling == PriorWindow.from_config(config):
+        return
+    got = "no rolling prior" if policy.rolling is None else str(policy.rolling)
+    raise PolicyError(f"rolling_prior is {config.rolling_prior} in the configuration, and the policy has {got}")
 
 
 def _explain(rule: TradeRule, number: int, shares: Mapping[str, float], returns: Mapping[str, float]) -> str:

@@ -59,7 +59,7 @@ from crypto_lstm.inference.onnx_file import (
     open_session,
     run_one_by_one,
 )
-from .policy import DecisionPolicy
+from .policy import DecisionPolicy, require_same_prior
 from .step_network import StepNetwork
 from ..storage.arrays import decode_npz
 from ..storage.lock import remove_stale_locks
@@ -121,10 +121,12 @@ def _require_metadata(facts: Mapping[str, Any], path: FilePath) -> None:
         raise OnnxFileError(path, f"expires: expected null or a date with a time zone, got {got}", _EXPORT_AGAIN)
 
 
-def _read_policy(values: Any, path: FilePath) -> DecisionPolicy:
-    """The decision policy of the file. Raises `OnnxFileError` if it is none of this version."""
+def _read_policy(values: Any, config: Config, path: FilePath) -> DecisionPolicy:
+    """The decision policy of the file. Raises `OnnxFileError` if it is none of this version, or does not fit `config`."""
     try:
-        return DecisionPolicy.from_dict(values)
+        policy = DecisionPolicy.from_dict(values)
+        require_same_prior(policy, config)
+        return policy
     except CryptoLSTMError as error:
         raise OnnxFileError(path, f"its decision policy is not valid ({error})", _EXPORT_AGAIN) from error
 
@@ -290,7 +292,7 @@ class _VerifiedNetwork:
         facts, config, arrays = decode_onnx_file(data, path)
         _require_metadata(facts, path)
         scaler = None if facts["scaler"] is None else decode_scaler(facts["scaler"], config, path)
-        policy = _read_policy(facts.get("policy"), path)
+        policy = _read_policy(facts.get("policy"), config, path)
         windows, answers = _decode_golden(facts["golden"], config, path)
         int8 = read_report(facts.get("int8"))
         if find_kind(arrays) == "weights":
@@ -378,7 +380,8 @@ def _predict_candles(network: _VerifiedNetwork, scaler: Scaler, candles: Any) ->
     blocks = [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
     answers = [network.probabilities(_gather_windows(fed.matrix, block, network.config)) for block in blocks]
     scale = None if fed.scale is None else fed.scale[rows]
-    columns = network.policy.choose_rows(np.concatenate(answers), scale=scale)
+    finished = None if fed.finished is None else fed.finished[rows]
+    columns = network.policy.choose_rows(np.concatenate(answers), finished, scale)
     dates = fed.times[rows].view("datetime64[ns]")
     filled = count_filled(fed.filled, network.config.sequence_length)[rows]
     outside = scaler.count_out_of_range(fed.matrix)
@@ -483,10 +486,12 @@ def _decide_windows(
     if not windows:
         return {}
     stacked = np.stack(list(windows.values()))
-    answers, scale = network._answer_windows(list(windows), stacked), None
+    answers, finished, scale = network._answer_windows(list(windows), stacked), None, None
+    if network.policy.rolling is not None:
+        finished = np.stack([np.asarray(streams[market][0].count_finished_labels()) for market in windows])
     if network.policy.needs_scale:
         scale = np.array([streams[market][0].barrier_scale() for market in windows], dtype=np.float64)
-    decisions = network.policy.choose_each(answers, scale=scale)
+    decisions = network.policy.choose_each(answers, finished, scale)
     outside = describe_windows([streams[market][1] for market in windows], stacked)
     rows = zip(windows, decisions, outside, strict=True)
     return {market: add_reasons(decision, streams[market][0], text) for market, decision, text in rows}

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..config import Config, ConfigError, OnMemory
-from ..memory import MemoryEstimate, Variant, estimate_memory, require_positive
+from ..memory import JudgedRows, MemoryEstimate, Variant, estimate_memory, require_positive
 from ..utils.base_memory import find_base_memory
 from ..utils.display import get_logger
 from ..utils.errors import CryptoLSTMError, Suggestion
@@ -21,7 +21,7 @@ _log = get_logger(__name__)
 
 # %% auto #0
 __all__ = ['AUTO_STEPS', 'memory_budget_mb', 'MemoryBudgetError', 'OutOfMemoryError', 'BatchSize', 'max_batch_size',
-           'config_with_batch_size', 'halve_batch_size', 'require_memory', 'fit_to_memory']
+           'config_with_batch_size', 'halve_batch_size', 'require_memory', 'fit_to_memory', 'require_judging_memory']
 
 # %% ../../nbs/profiling/01_batch_size.ipynb #62284277
 _RESERVE = 0.05  # share of the memory limit that is not used
@@ -50,12 +50,13 @@ class MemoryBudgetError(CryptoLSTMError, MemoryError):
         advice: Config | None,
         largest: int | None = None,
         fault: str | None = None,
+        remedy: str | None = None,  # None: batches that fit
     ) -> None:
         self.estimate = estimate  # of the requested training
         self.budget_mb = budget_mb  # memory that the process may hold; None: unknown
         self.advice = advice  # the same training in batches that fit; None: nothing fits
         self.largest = largest  # the largest batch size that fits by the forecast; None: unknown
-        message = f"{fault or _need(estimate, budget_mb or 0)}; {_advice(advice, largest)}"
+        message = f"{fault or _need(estimate, budget_mb or 0)}; {remedy or _advice(advice, largest)}"
         super().__init__(message, suggestions=_suggestions(advice))
 
 
@@ -275,3 +276,30 @@ def fit_to_memory(
 def _describe_split(config: Config) -> str:
     steps = config.gradient_accumulation_steps
     return f"training with batch_size={config.batch_size} gradient_accumulation_steps={steps}"
+
+# %% ../../nbs/profiling/01_batch_size.ipynb #425d5978
+def require_judging_memory(
+    config: Config,  # of the training, with a batch size that fits
+    judged: JudgedRows,  # what is judged after it
+    on_memory: OnMemory = "refuse",  # "force" logs a warning in place of the error
+    budget_mb: float | None = None,  # memory that the process may hold at its peak; None: `memory_budget_mb`
+    base_mb: float | None = None,  # of the process before training, see `max_batch_size`
+) -> None:
+    """Raise `MemoryBudgetError` if the judging after a training may need more memory than the budget."""
+    budget = memory_budget_mb() if budget_mb is None else budget_mb
+    base = _find_base_mb(base_mb)
+    training = estimate_memory(config, base_mb=base)
+    whole = estimate_memory(config, base_mb=base, judged=judged)
+    if whole.upper_mb <= max(budget, training.upper_mb):  # the training itself was checked before
+        return
+    fault = (
+        f"the judging after the training may take the process to {whole.upper_mb:,.0f} MB "
+        f"(forecast {whole.judging_peak_mb:,.0f}), but {budget:,.0f} MB may be used"
+    )
+    error = MemoryBudgetError(whole, budget, None, fault=fault, remedy=_FEWER_CANDLES)
+    if on_memory != "force":
+        raise error
+    _log.warning("training in spite of the forecast: %s", error)
+
+
+_FEWER_CANDLES = "give fewer candles or features, or free memory"

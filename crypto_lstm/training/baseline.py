@@ -14,14 +14,13 @@ import numpy as np
 import crypto_lstm
 from ..config import Config
 from ..data.markets import prepare
-from ..data.windows import TrainingData
+from ..data.windows import TrainingData, count_finished_labels
 from ..evaluation.baselines import MAX_FIT_ROWS, fit_baselines
 from ..evaluation.judgement import Answers, Judgement, PolicyFit, Trials, list_periods
 from ..evaluation.luck import LuckError, measure_sharpe
 from ..evaluation.record import Candles, make_record
 from ..evaluation.report import ReportSource
-from ..evaluation.rule_fit import read_scale
-from .judging import fit_model_policy, judge_part
+from .judging import fit_baseline_policy, judge_part
 from .run_folder import fingerprint_candles, list_versions
 from ..utils.display import html_table, text_table
 from ..utils.system import MB, process_memory_mb
@@ -125,10 +124,9 @@ def judge_baselines(
     """
     data = prepare(candles, config)
     fits, answers = {}, {}
+    finished = count_finished_labels(data)
     for name, baseline in fit_baselines(data).items():
-        fits[name] = fit_model_policy(data, baseline.validation, baseline.trained_on)
-        scale = read_scale(data.outcomes_of("test"))
-        answers[name] = Answers.from_policy(name, baseline.test, fits[name].policy, scale=scale)
+        fits[name], answers[name] = fit_baseline_policy(data, baseline, finished)
     references = {name: [] if name == "class prior" else ["class prior"] for name in answers}
     judgements = {name: _judge_beside(candles, data, answers, name, references[name]) for name in answers}
     best = min(judgements, key=lambda name: judgements[name].model.log_loss)

@@ -17,7 +17,7 @@ import pandas as pd
 from ..config import CLASSES, Config
 from ..data.candles import ensure_filled
 from ..data.markets import MarketsData
-from ..data.windows import TrainingData
+from ..data.windows import TrainingData, count_finished_labels
 from ..evaluation.baselines import Baseline, fit_baselines
 from ..evaluation.cautions import Caution, CautionError, find_cautions
 from crypto_lstm.evaluation.judgement import (
@@ -40,8 +40,8 @@ from ..utils.display import get_logger
 _log = get_logger(__name__)
 
 # %% auto #0
-__all__ = ['list_trained_shares', 'fit_model_policy', 'answer_with_baselines', 'count_trials', 'warn_of_rule', 'list_cautions',
-           'judge_part', 'name_ledger_market', 'JudgedModel', 'judge_model']
+__all__ = ['list_trained_shares', 'fit_model_policy', 'answer_with_baselines', 'fit_baseline_policy', 'count_trials',
+           'warn_of_rule', 'list_cautions', 'judge_part', 'name_ledger_market', 'JudgedModel', 'judge_model']
 
 # %% ../../nbs/training/05_judging.ipynb #39293648
 def list_trained_shares(
@@ -58,25 +58,32 @@ def fit_model_policy(
     data: TrainingData,
     answers: np.ndarray,  # (rows, 3) of the model on the validation part
     trained_on: Sequence[float] | np.ndarray,  # (3,) class shares that it was trained on
+    finished: np.ndarray | None = None,  # (rows, 3) finished labels at these rows; None: the prior does not roll
 ) -> PolicyFit:
     """The policy of a model that was trained on `data`. It sees nothing of the test part."""
-    training = data.training_outcomes
-    return fit_policy(answers, data.outcomes_of("validation"), training, trained_on, data.prior, data.config)
+    training, outcomes = data.training_outcomes, data.outcomes_of("validation")
+    return fit_policy(answers, outcomes, training, trained_on, data.prior, data.config, finished)
 
 
 def answer_with_baselines(
     data: TrainingData,
+    finished: Mapping[str, np.ndarray] | None = None,  # of `count_finished_labels`; None: they are counted
 ) -> list[Answers]:  # on the test part, the simplest first
     """Fit the simpler models and their policies, and answer the test part with them."""
-    answered = []
-    for baseline in fit_baselines(data).values():
-        answered.append(_answer_with(data, baseline))
-    return answered
+    counts = count_finished_labels(data) if finished is None else finished
+    return [fit_baseline_policy(data, baseline, counts)[1] for baseline in fit_baselines(data).values()]
 
 
-def _answer_with(data: TrainingData, baseline: Baseline) -> Answers:
-    policy = fit_model_policy(data, baseline.validation, baseline.trained_on).policy
-    return Answers.from_policy(baseline.name, baseline.test, policy, scale=read_scale(data.outcomes_of("test")))
+def fit_baseline_policy(
+    data: TrainingData,
+    baseline: Baseline,
+    finished: Mapping[str, np.ndarray],  # of `count_finished_labels`
+) -> tuple[PolicyFit, Answers]:  # the policy, and the answers to the test part
+    """The policy of a simpler model. A model that does not look at candles has no rolling prior: it is one itself."""
+    counts = finished if baseline.fit_rows else {}
+    fit = fit_model_policy(data, baseline.validation, baseline.trained_on, counts.get("validation"))
+    scale = read_scale(data.outcomes_of("test"))
+    return fit, Answers.from_policy(baseline.name, baseline.test, fit.policy, counts.get("test"), scale)
 
 # %% ../../nbs/training/05_judging.ipynb #2eac49f8
 def count_trials(
@@ -220,9 +227,11 @@ def judge_model(
     is_trial: bool = True,  # enter the judgement in the ledger; False for a fold, whose run is judged as a whole
 ) -> JudgedModel:
     """Fit the policy of a network, answer with the simpler models, and judge the test part."""
-    fit = fit_model_policy(data, validation, list_trained_shares(data))
-    answers = Answers.from_policy("network", test, fit.policy, scale=read_scale(data.outcomes_of("test")))
-    rivals = answer_with_baselines(data) if baselines else []
+    finished = count_finished_labels(data)
+    fit = fit_model_policy(data, validation, list_trained_shares(data), finished.get("validation"))
+    scale = read_scale(data.outcomes_of("test"))
+    answers = Answers.from_policy("network", test, fit.policy, finished.get("test"), scale)
+    rivals = answer_with_baselines(data, finished) if baselines else []
     labels = data.outcomes_of("test")["label"].to_numpy()
     filled: Candles = candles
     if not isinstance(candles, Mapping):

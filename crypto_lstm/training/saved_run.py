@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from ..config import Config
+from ..config import CLASSES, Config
 from ..data.barriers import compute_barrier_scale
 from ..data.candles import ensure_filled
 from ..data.market_scaler import AnyScaler, MarketScaler, refuse_markets, require_markets_of
@@ -114,8 +114,10 @@ def _predict_market(
     windows, ends = prediction_windows(candles, config, scaler)
     answers = predict_probabilities(model, windows)
     policy = policy or DecisionPolicy()
+    names = [f"finished_{name.lower()}" for name in CLASSES]
+    finished = None if config.prior_candles is None else ends[names].to_numpy()
     scale = _find_scale(candles, config, windows.rows) if policy.needs_scale else None
-    columns = policy.choose_rows(answers, scale=scale)
+    columns = policy.choose_rows(answers, finished, scale)
     counts = {name: ends[name].to_numpy() for name in ("filled", "out_of_range")}
     return pd.DataFrame({"date": ends["date"], **columns, **counts})
 

@@ -41,9 +41,15 @@ from ..evaluation.report import write_report
 from ..gpu import GpuStatus, setup_gpu_memory
 from ..inference.bundle import export_saved_bundle, save_bundle
 from ..inference.policy import DecisionPolicy
-from ..memory import MemoryEstimate, Variant, estimate_memory
+from ..memory import JudgedRows, MemoryEstimate, Variant, estimate_memory
 from ..persistence import load_model, save_model
-from ..profiling.batch_size import MemoryBudgetError, OutOfMemoryError, fit_to_memory, halve_batch_size
+from crypto_lstm.profiling.batch_size import (
+    MemoryBudgetError,
+    OutOfMemoryError,
+    fit_to_memory,
+    halve_batch_size,
+    require_judging_memory,
+)
 from ..profiling.memory_monitor import MemoryMonitorCallback
 from ..storage.atomic import atomic_path, sha256_file, write_json
 from ..storage.manifest import MANIFEST, parse_json
@@ -88,7 +94,7 @@ if TYPE_CHECKING:
 _log = get_logger(__name__)
 
 # %% auto #0
-__all__ = ['EARLY_STOPPING', 'PREPARED_COPIES', 'TrainingRun', 'train', 'train_rows']
+__all__ = ['EARLY_STOPPING', 'PREPARED_COPIES', 'TrainingRun', 'count_judged', 'train', 'train_rows']
 
 # %% ../../nbs/training/04_trainer.ipynb #3b50ee66
 EARLY_STOPPING = "early stopping"  # the regular end of a training that no longer improves
@@ -233,7 +239,7 @@ def _report_rows(run: TrainingRun) -> list[tuple[str, str]]:
     start = run.identity.get("start_from")
     if start:
         epochs += f", from the network {start['bundle_sha256'][:16]} of an earlier run"
-    memory = f"estimated {run.estimate.process_peak_mb:.0f} MB"
+    memory = f"estimated {run.estimate.highest_mb:.0f} MB"
     if run.peak_mb is not None:
         memory += f", measured {run.peak_mb:.0f} MB"
     if run.estimate.file_mb is not None:
@@ -320,7 +326,19 @@ def _prepare_batches(task: _Task, config: Config, on_memory: OnMemory, gpu: GpuS
     data = task.prepare(config)
     config = _fit_to_memory(config, on_memory, gpu, anonymous_memory_mb(), len(data.train.rows))
     data = data.with_batch_size(config.batch_windows)
+    require_judging_memory(config, count_judged(data, task.baselines), on_memory)
     return replace(data, config=config)
+
+
+def count_judged(
+    data: TrainingData,
+    baselines: bool,  # compare with simpler models
+) -> JudgedRows:
+    """How much is judged after the training, for the forecast of memory."""
+    spans = [market.spans for market in data.markets] if isinstance(data, MarketsData) else [data.training_spans]
+    candles = max(sum(last - first + 1 for first, last in own) for own in spans)
+    counts = {name: len(part.rows) for name, part in data.parts.items()}
+    return JudgedRows(**counts, features=len(data.config.features), candles=candles, baselines=baselines)
 
 
 def _count_candles(candles: Candles) -> int:
@@ -372,7 +390,8 @@ class _Job:
         """The memory of the training in this process, which holds the data already."""
         variant = Variant(keras_layers=bool(self.gpu))
         held = read_process_memory()
-        estimate = estimate_memory(self.data.config, base_mb=held.anonymous_mb, variant=variant)
+        judged = count_judged(self.data, self.task.baselines)
+        estimate = estimate_memory(self.data.config, base_mb=held.anonymous_mb, variant=variant, judged=judged)
         return replace(estimate, file_mb=held.file_mb)
 
 

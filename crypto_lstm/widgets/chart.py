@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..config import CLASSES
 from ..data.candle_report import plot_candles, require_candles
-from ..data.labels import OUTCOMES, STOP, TARGET
+from ..data.touches import OUTCOMES, STOP, TARGET
 from ..utils.checks import is_finite_number, list_first_names
 from ..utils.display import CLASS_COLOURS, GREEN, RED
 from ..utils.errors import CryptoLSTMError

@@ -27,7 +27,9 @@ from crypto_lstm.callbacks import OutputFolderError
 from crypto_lstm.config import Config
 from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.data.windows import DataError, prepare, prepare_history, prepare_rows, split_rows
-from crypto_lstm.evaluation.judgement import Answers
+from crypto_lstm.evaluation.judgement import Answers, list_periods
+from crypto_lstm.evaluation.ledger import read_ledger
+from crypto_lstm.evaluation.luck import measure_luck, measure_sharpe
 from crypto_lstm.evaluation.metrics import confusion_matrix, decision_metrics
 from crypto_lstm.storage.manifest import IntegrityError
 from crypto_lstm.training.judging import answer_with_baselines
@@ -319,8 +321,9 @@ def test_rolling_folds_find_an_edge_whose_sign_flips_and_one_split_does_not():
 def test_cross_validation_answers_every_row_once_in_each_path(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_measure_step_s", lambda config: 0.01)
     monkeypatch.setattr(module, "_train_fold", answer_at_random)
-    candles = make_candles(1000)
-    found = cross_validate(candles, CONFIG.replace(batch_size=32), tmp_path / "cv", groups=6, test_groups=2)
+    candles, ledger = make_candles(1000), tmp_path / "ledger.jsonl"
+    options = {"groups": 6, "test_groups": 2, "ledger": ledger}
+    found = cross_validate(candles, CONFIG.replace(batch_size=32), tmp_path / "cv", **options)
     assert (len(found.folds), len(found.paths)) == (15, 5)
     usable = prepare_history(candles, CONFIG).usable
     assert [path.rows for path in found.paths] == [len(usable)] * 5
@@ -328,10 +331,32 @@ def test_cross_validation_answers_every_row_once_in_each_path(tmp_path, monkeypa
     saved = json.loads((tmp_path / "cv" / "cross_validation.json").read_text())
     assert saved == json.loads(json.dumps(found.as_dict()))
     assert max(map(len, str(found).splitlines())) <= 80 and "15 models, 5 paths" in str(found)
-    again = cross_validate(
-        candles, CONFIG.replace(batch_size=32), tmp_path / "cv", groups=6, test_groups=2
-    )  # the answers are read
+    again = cross_validate(candles, CONFIG.replace(batch_size=32), tmp_path / "cv", **options)  # the answers are read
     assert again.as_dict() == found.as_dict()
+    (entry,) = read_ledger(ledger)  # one for 5 paths, and none more for the second call
+    settings = {name: value for name, value in found.settings.items() if name != "config"}
+    assert entry.changes["cross_validation"] == settings and settings["folds"]["groups"] == 6
+    ratios = [measure_sharpe(list_periods(path.model.simulation)).sharpe for path in found.paths]
+    assert entry.sharpe.sharpe in ratios and [path.luck.trials for path in found.paths] == [1] * 5
+
+
+def test_a_cross_validation_is_one_trial_among_others(tmp_path, monkeypatch):
+    """Another number of groups is another trial, and the deflated Sharpe ratio counts both, with their variance."""
+    monkeypatch.setattr(module, "_measure_step_s", lambda config: 0.01)
+    monkeypatch.setattr(module, "_train_fold", answer_at_random)
+    candles, ledger = make_candles(1000), tmp_path / "ledger.jsonl"
+    found = {}
+    for groups in (4, 5, 4):
+        folder = tmp_path / f"cv{groups}"
+        config = CONFIG.replace(batch_size=32)
+        found[groups] = cross_validate(candles, config, folder, groups=groups, test_groups=1, ledger=ledger)
+    entries = read_ledger(ledger).entries
+    assert len(entries) == 2 and entries[0].settings != entries[1].settings
+    sharpes = [entry.sharpe.sharpe for entry in entries]
+    (path,) = found[4].paths
+    returns = list_periods(path.model.simulation)
+    assert path.luck == measure_luck(returns, 2, float(np.var(sharpes, ddof=1)))
+    assert path.luck.deflated < measure_luck(returns, 1, 0.0).deflated
 
 
 def answer_at_random(backtest, fold, history, facts, parent):

@@ -16,8 +16,9 @@ from crypto_lstm.data import features as features_module
 from crypto_lstm.data import labels as labels_module
 from crypto_lstm.data.candles import fill_gaps
 from crypto_lstm.data.features import FeatureError, compute_features, count_warmup_candles, make_features, rolling_mean
-from crypto_lstm.data.labels import OUTCOMES, LabelError, count_labels, make_labels, plot_labels
+from crypto_lstm.data.labels import LabelError, count_labels, make_labels, plot_labels
 from crypto_lstm.data.synthetic import synthetic_candles
+from crypto_lstm.data.touches import OUTCOMES
 from crypto_lstm.data.windows import prepare
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -11,8 +11,9 @@ import pytest
 
 from crypto_lstm.config import HOLD, LONG, SHORT, Config
 from crypto_lstm.data.candles import fill_gaps
-from crypto_lstm.data.labels import OUTCOMES, make_labels
+from crypto_lstm.data.labels import make_labels
 from crypto_lstm.data.synthetic import synthetic_candles
+from crypto_lstm.data.touches import OUTCOMES
 from crypto_lstm.evaluation.simulator import Costs, SimulationError, plot_equity, plot_trades, simulate
 
 EIGHT_HOURS = pd.Timedelta(hours=8)
