@@ -5,6 +5,7 @@
 # %% ../../nbs/widgets/02_training_record.ipynb #4f8b7154
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -220,6 +221,7 @@ class TrainingRecord:
         return self._epoch, self._done
 
 # %% ../../nbs/widgets/02_training_record.ipynb #2dc1f68e
+@functools.lru_cache(maxsize=4096)  # a curve has the same points in every view
 def _round(value: float | None) -> float | None:
     """Five significant digits; None for a value that JSON can't hold."""
     if value is None or not math.isfinite(value):
