@@ -20,7 +20,7 @@ from ..utils.checks import is_finite_number, list_first_names
 from ..utils.display import CLASS_COLOURS, GREEN, RED
 from ..utils.errors import CryptoLSTMError
 from .candle_bars import MAX_BARS, Bars, choose_bar_candles, join_candles
-from .notebook import has_widgets, make_picture_bundle, read_asset
+from .notebook import has_widgets, make_picture_bundle, make_widget_bundle, read_asset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -241,14 +241,14 @@ class CandleChart:
         layers = [name for name in ("labels", "decisions", "trades") if getattr(self, name) is not None]
         return f"CandleChart({len(self)} candles{''.join(f', {name}' for name in layers)})"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        bundle: dict[str, Any] = dict(make_picture_bundle(self.plot(), repr(self)))
-        if has_widgets():
-            if not self._widgets:
-                self._widgets.append(_make_widget(self))
-            bundle |= self._widgets[0]._repr_mimebundle_()[0]
-            bundle["text/plain"] = repr(self)
-        return bundle
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        picture: dict[str, Any] = dict(make_picture_bundle(self.plot(), repr(self)))
+        if not has_widgets():
+            return picture, {}
+        if not self._widgets:
+            self._widgets.append(_make_widget(self))
+        bundle, metadata = make_widget_bundle(self._widgets[0], repr(self))
+        return picture | bundle, metadata
 
 # %% ../../nbs/widgets/07_chart.ipynb #16e70595
 def _list_labels(shown: CandleChart, rows: tuple[int, int]) -> list[list[Any]]:

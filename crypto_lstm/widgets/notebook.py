@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['find_notebook_shell', 'is_notebook', 'has_widgets', 'read_asset', 'NotebookOutput', 'make_text_bundle',
-           'make_picture_bundle', 'make_picture_html']
+           'make_widget_bundle', 'make_picture_bundle', 'make_picture_html']
 
 # %% ../../nbs/widgets/03_notebook.ipynb #49b0a31b
 def find_notebook_shell() -> Any | None:  # IPython's shell; None outside of a notebook
@@ -67,10 +67,12 @@ class NotebookOutput:
     def show(
         self,
         bundle: Mapping[str, Any],  # MIME type -> content
+        metadata: Mapping[str, Any] | None = None,  # MIME type -> what the notebook has to know about that content
     ) -> None:
         """Show the bundle in the place of the one before."""
         display = importlib.import_module("IPython.display").display
-        display(dict(bundle), raw=True, display_id=self._display_id, update=self._is_shown)
+        place: dict[str, Any] = {"display_id": self._display_id, "update": self._is_shown}
+        display(dict(bundle), metadata=dict(metadata or {}), raw=True, **place)
         self._is_shown = True
 
 
@@ -82,6 +84,18 @@ def make_text_bundle(
     shown = html.escape(escape_control(text))
     bar = "" if share is None else f'<progress max="1" value="{share:.4f}" style="vertical-align:middle"></progress> '
     return {"text/plain": escape_control(text), "text/html": f"<div>{bar}{shown}</div>"}
+
+
+def make_widget_bundle(
+    widget: Any,  # of ipywidgets
+    text: str,  # for readers that show no widgets
+) -> tuple[dict[str, Any], dict[str, Any]]:  # bundle, metadata
+    """A widget, with a text in the place of its address in memory.
+
+    In Colab, anywidget enables third-party widgets, and the metadata name the widget manager that draws them.
+    """
+    bundle, metadata = widget._repr_mimebundle_()
+    return {**bundle, "text/plain": escape_control(text)}, dict(metadata or {})
 
 
 def make_picture_bundle(

@@ -15,7 +15,8 @@ import keras
 
 from ..utils.display import get_logger
 from ..utils.system import anonymous_memory_mb
-from .notebook import NotebookOutput, has_widgets, make_picture_bundle, make_text_bundle, read_asset
+from .notebook import NotebookOutput, has_widgets, read_asset
+from .notebook import make_picture_bundle, make_text_bundle, make_widget_bundle
 from .panel_picture import plot_training_view
 from .training_record import TrainingRecord
 
@@ -65,7 +66,8 @@ class WidgetDisplay:
         self._output = output or NotebookOutput()
         if on_stop is not None:
             self._widget.on_msg(functools.partial(_receive_stop, on_stop))
-        self._output.show(self._widget._repr_mimebundle_()[0])
+        text = f"{view['title']}: {view['status']} (the live panel needs a notebook that shows widgets)"
+        self._output.show(*make_widget_bundle(self._widget, text))
 
     def update(self, view: Mapping[str, Any]) -> None:
         """Send another view to the browser."""
