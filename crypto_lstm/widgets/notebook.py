@@ -77,13 +77,14 @@ class NotebookOutput:
 
 
 def make_text_bundle(
-    text: str,  # one line
+    text: str,  # one line or several
     share: float | None = None,  # 0 to 1, for a bar; None: no bar
 ) -> dict[str, str]:
-    """A line of text, in HTML with a bar. The text is escaped."""
-    shown = html.escape(escape_control(text))
+    """A text, in HTML with a bar. It is escaped, except for line breaks."""
+    plain = escape_control(text, keep="\n")
+    shown = html.escape(plain).replace("\n", "<br>")
     bar = "" if share is None else f'<progress max="1" value="{share:.4f}" style="vertical-align:middle"></progress> '
-    return {"text/plain": escape_control(text), "text/html": f"<div>{bar}{shown}</div>"}
+    return {"text/plain": plain, "text/html": f"<div>{bar}{shown}</div>"}
 
 
 def make_widget_bundle(
@@ -105,7 +106,8 @@ def make_picture_bundle(
     """A figure as PNG, with a text."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return {"image/png": base64.b64encode(buffer.getvalue()).decode("ascii"), "text/plain": escape_control(text)}
+    picture = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"image/png": picture, "text/plain": escape_control(text, keep="\n")}
 
 # %% ../../nbs/widgets/03_notebook.ipynb #f3c75ab1
 def make_picture_html(

@@ -300,8 +300,9 @@ def list_facts(
     """Names and values for the line below the curves."""
     step_s = record.timer.step_s
     rate = record.learning_rate
+    best = "best epoch so far" if record.phase in PHASES[:3] else "best epoch"
     facts = [
-        ("best epoch so far", describe_best(record)),
+        (best, describe_best(record)),
         ("learning rate", "–" if rate is None else f"{rate:.3g}"),
         ("time of a step", "–" if step_s is None else _describe_step_time(step_s)),
     ]

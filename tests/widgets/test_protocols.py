@@ -98,3 +98,9 @@ def test_text_in_the_place_of_widgets_is_escaped(in_widget_notebook):
     panel.choose_display(record.view())
     assert "\x1b" not in in_widget_notebook[0][0]["text/plain"]
     assert "<b>" not in notebook.make_text_bundle("<b>")["text/html"]
+
+
+def test_a_closing_text_of_two_lines_stays_two_lines():
+    bundle = notebook.make_text_bundle("Finished <all>.\nTest: \x1b[2J nothing.")
+    assert bundle["text/plain"] == "Finished <all>.\nTest: \\x1b[2J nothing."
+    assert "Finished &lt;all&gt;.<br>Test: \\x1b[2J nothing." in bundle["text/html"]
