@@ -79,6 +79,10 @@ function render({ model, el }) {
   const hasProbabilities = model.get('has_probabilities');
   const box = make('div', hasProbabilities ? 'cl-box cl-tall' : 'cl-box', root);
   const foot = make('div', 'cl-line', root), detail = make('div', 'cl-line', root);
+  const counts = make('span', '', foot), help = make('span', '', foot), link = make('a', '', foot);
+  link.href = 'https://www.tradingview.com/'; link.target = '_blank'; link.rel = 'noopener';
+  link.textContent = 'Charts by TradingView (Lightweight Charts)';
+  const write = (node, text) => { if (node.textContent !== text) node.textContent = text; }; // a change lays the page out again
   const options = { autoSize: true, crosshair: { mode: 0 }, ...readTheme(root) };
   const theme = readTheme(root);
   const chart = LWC.createChart(box, { ...options, timeScale: { ...theme.timeScale, timeVisible: true, secondsVisible: false, minBarSpacing: 0.2, rightOffset: 3 } });
@@ -93,7 +97,7 @@ function render({ model, el }) {
   candles.attachPrimitive(overlay);
 
   const id = Math.random().toString(36).slice(2);
-  let state = null, busy = false, asked = 0, shownDigits = -1, wanted = null, moving = null, labels = new Map(), rows = [], closes = new Map();
+  let state = null, busy = false, asked = 0, shownDigits = -1, marked = 0, wanted = null, moving = null, labels = new Map(), rows = [], closes = new Map();
 
   const ask = (span) => { busy = true; asked = performance.now(); wanted = span; model.send({ id, from: span && span.from, to: span && span.to, bars: countBars() }); };
   const countBars = () => Math.min(MOST, Math.max(1000, 2 * box.clientWidth)); // a half is visible: a bar for each pixel
@@ -129,7 +133,7 @@ function render({ model, el }) {
   const showLabel = (time) => {
     const row = labels.get(time);
     overlay.label = null;
-    detail.replaceChildren();
+    if (detail.firstChild) detail.replaceChildren();
     if (row) {
       const [start, kind, longEnd, shortEnd, longOutcome, shortOutcome, ...barriers] = row;
       overlay.label = { time: start, close: closes.get(start), longEnd, shortEnd, barriers };
@@ -181,20 +185,18 @@ function render({ model, el }) {
     labels = new Map(message.labels.map((row) => [row[0], row]));
     overlay.trades = message.trades;
     overlay.labels = message.labels;
-    marks.setMarkers(listMarks(message));
+    const found = listMarks(message);
+    if (found.length || marked) marks.setMarkers(found);
+    marked = found.length;
     state = message;
     if (rows.length) showSpan(span || { from: message.from, to: message.to });
     const middle = message.labels.filter((row) => row[1] !== 1 && row[0] >= message.from && row[0] <= message.to);
     showLabel(middle.length ? middle[Math.floor(middle.length / 2)][0] : null);
     const minutes = message.step / 60;
     const unit = minutes < 60 ? `${minutes} min` : minutes < 1440 ? `${minutes / 60} h` : `${minutes / 1440} d`;
-    foot.replaceChildren();
-    make('span', '', foot).textContent = `${bars.toLocaleString('en')} bars of ${unit}, ${message.total.toLocaleString('en')} candles`;
+    write(counts, `${bars.toLocaleString('en')} bars of ${unit}, ${message.total.toLocaleString('en')} candles`);
     const hint = message.near ? `${message.labels.length ? 'band: labels; ' : ''}${message.decisions.length ? 'dots: decisions; ' : ''}point at a candle to see its barriers` : 'zoom in (wheel) for labels and decisions';
-    make('span', '', foot).textContent = hint;
-    const link = make('a', '', foot);
-    link.href = 'https://www.tradingview.com/'; link.target = '_blank'; link.rel = 'noopener';
-    link.textContent = 'Charts by TradingView (Lightweight Charts)';
+    write(help, hint);
     const python = message.ms.toFixed(2), roundTrip = (received - asked).toFixed(1);
     Object.assign(root.dataset, { bars, step: message.step, near: message.near, labels: message.labels.length, trades: message.trades.length, python, roundTrip, first: message.first, last: message.last });
     requestAnimationFrame(() => setTimeout(() => { // the bars are drawn
