@@ -73,7 +73,7 @@ $(BROWSER): $(READY)
 	sed -n 's/^browser_requirements = //p' settings.ini | xargs $(BIN)/python -m pip install --quiet
 	@touch $(BROWSER)
 
-browser: $(BROWSER) docs
+browser: $(BROWSER) $(DOCS)
 	$(BIN)/python tools/browser.py
 
 $(TORCH):
