@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from browser_lab import (
@@ -96,6 +97,7 @@ def check_chart(lab: Lab, page: Page, zooms: int = 60) -> str:
     page.wait_for_timeout(500)
     page.screenshot(path=PICTURES / "chart-far.png")
     found = page.evaluate(ZOOMS, zooms)
+    (PICTURES / "chart-zooms.json").write_text(json.dumps(found, indent=1))
     require(len(found) >= zooms / 3, f"only {len(found)} of {zooms} zooms brought new bars")
     for theme in ("Dark", "Light"):
         change_theme(page, theme)

@@ -100,7 +100,7 @@ function render({ model, el }) {
   let state = null, busy = false, asked = 0, shownDigits = -1, marked = 0, wanted = null, moving = null, labels = new Map(), rows = [], closes = new Map();
 
   const ask = (span) => { busy = true; asked = performance.now(); wanted = span; model.send({ id, from: span && span.from, to: span && span.to, bars: countBars() }); };
-  const countBars = () => Math.min(MOST, Math.max(1000, 2 * box.clientWidth)); // a half is visible: a bar for each pixel
+  const countBars = () => Math.min(MOST, Math.max(1000, Math.round(1.2 * box.clientWidth))); // a half is visible: a bar for 1.7 pixels
 
   // Times and places of bars, continued beyond the first and the last bar: a view may be wider than what is loaded.
   const timeAt = (place) => {
