@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 from browser_lab import (
+    CELLS,
     KERNEL,
     PICTURES,
     WIDGET,
+    CheckError,
     Lab,
     change_theme,
     find_errors,
@@ -18,7 +20,7 @@ from browser_lab import (
     watch_requests,
     write_notebook,
 )
-from playwright.sync_api import Page
+from playwright.sync_api import Page, TimeoutError
 
 SETTINGS = """
 import crypto_lstm as cl
@@ -108,6 +110,7 @@ CONTRAST = """() => {
 def watch_panel(page: Page) -> float:
     """Wait for the panel; returns its updates in a second. Fails if it does not move, or its text stays the same."""
     page.wait_for_selector(PANEL, timeout=90_000)
+    wait_for_steps(page)
     read = f"""() => {{
         const node = document.querySelector('{PANEL}');
         return [Number(node?.dataset.updates || 0), node?.innerText];
@@ -124,6 +127,15 @@ def watch_panel(page: Page) -> float:
     return moved / (time.monotonic() - started)
 
 
+def wait_for_steps(page: Page) -> None:
+    """Wait until steps are shown: before the first one TensorFlow builds the graph, and nothing moves."""
+    is_training = f"() => / left/.test(document.querySelector('{PANEL}')?.dataset.status)"
+    try:
+        page.wait_for_function(is_training, timeout=60_000)
+    except TimeoutError as error:
+        raise CheckError("the panel does not move: it shows no step within 60 s") from error
+
+
 def check_background(lab: Lab, page: Page) -> str:
     """The buttons of a training in the background are heard, and the same call goes on."""
     write_notebook(lab.folder / "background.ipynb", [SETTINGS, BACKGROUND, RESULT])
@@ -138,7 +150,7 @@ def check_background(lab: Lab, page: Page) -> str:
         require(page.locator(f".cl-stop-{kind}").is_disabled(), "a pressed button can be pressed again")
         page.screenshot(path=PICTURES / f"background-{kind}.png")
         run_cell(page, 2)
-        texts.append(page.evaluate(f"() => {WIDGET}.content.model.cells.get(2).outputs.toJSON()[0]?.text || ''"))
+        texts.append(read_text(page.evaluate(CELLS)[2:]))
         require("interrupted: the stop button" in texts[-1], f"the button 'stop after {kind}' was not heard: {texts}")
         page.wait_for_selector(PANEL, state="detached", timeout=20_000)
     require("resumed: None" in texts[0] and "resumed: epoch" in texts[1], f"the second training did not go on: {texts}")
