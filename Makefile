@@ -32,11 +32,12 @@ $(READY): settings.ini setup.py
 	@echo "setting up .venv: this takes a few minutes the first time"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $(READY)
 
 demo: setup
 	$(BIN)/crypto-lstm demo
+	@echo "The command is in .venv: type  source .venv/bin/activate  before these."
 
 test: setup
 	$(BIN)/python tools/check.py
@@ -75,7 +76,7 @@ $(BROWSER): $(READY)
 	sed -n 's/^browser_requirements = //p' settings.ini | xargs $(BIN)/python -m pip install --quiet
 	@touch $(BROWSER)
 
-browser: $(BROWSER) docs
+browser: $(BROWSER) $(DOCS)
 	$(BIN)/python tools/browser.py
 
 $(TORCH):

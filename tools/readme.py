@@ -1,7 +1,8 @@
 """Make README.md from nbs/index.ipynb: `readme.py` writes it, `readme.py --check` reports whether it is up to date.
 
 Markdown cells are copied. Code cells become Python blocks with their text outputs below; pictures become files in
-nbs/images. A cell with `#| hide` is left out; `#| echo: false` shows the output alone. Directives are never shown.
+nbs/images. A cell with `#| hide` is left out; `#| echo: false` shows the output alone; `#| alt: TEXT` is read to those
+who don't see the picture. Directives are never shown.
 """
 
 import base64
@@ -38,18 +39,19 @@ def render_code(source: str, outputs: list[dict], pictures: dict[Path, bytes]) -
     if "echo: false" not in directives:
         code = "\n".join(line for line in lines if not line.startswith(DIRECTIVE))
         parts.append(f"```python\n{code}\n```")
+    alt = next((line.removeprefix("alt:").strip() for line in directives if line.startswith("alt:")), "")
     for output in outputs:
-        parts += render_output(output, pictures)
+        parts += render_output(output, pictures, alt)
     return parts
 
 
-def render_output(output: dict, pictures: dict[Path, bytes]) -> list[str]:
+def render_output(output: dict, pictures: dict[Path, bytes], alt: str) -> list[str]:
     """The Markdown of one output; a picture is added to `pictures`."""
     data = output.get("data", {})
     if "image/png" in data:
         path = IMAGES / f"index-{len(pictures) + 1}.png"
         pictures[path] = base64.b64decode("".join(data["image/png"]))
-        return [f"![{path.stem}]({path.relative_to(ROOT).as_posix()})"]
+        return [f"![{alt or path.stem}]({path.relative_to(ROOT).as_posix()})"]
     text = "".join(output.get("text", data.get("text/plain", []))).strip("\n")
     return [f"```\n{text}\n```"] if text else []
 

@@ -20,7 +20,8 @@ __all__ = ['NEXT_COMMANDS', 'DEMO_CANDLES', 'DEMO_SEED', 'DEMO_EDGE', 'DEMO_CONF
 
 # %% ../../nbs/commands/05_demo.ipynb #acda5cf3
 NEXT_COMMANDS = (
-    "crypto-lstm settings",
+    "crypto-lstm new my_project",
+    "crypto-lstm download BTC/USDT --timeframe 15m --days 400",
     "crypto-lstm train --candles FILE --output DIR",
 )
 DEMO_CANDLES = 100_000

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shlex
@@ -206,6 +207,8 @@ def run_new(arguments: argparse.Namespace) -> Result:
     }
     table = text_table([str(folder), ""], contents.items())
     commands = [f"cd {shlex.quote(str(folder))}", "jupyter lab first_model.ipynb"]
+    if importlib.util.find_spec("jupyterlab") is None:
+        commands.insert(1, 'pip install "crypto_lstm[lab]"')
     text = "\n".join([table, "", "Next:", *(f"  {command}" for command in commands)])
     return Result({"output": str(folder), "files": list(contents), "next": commands}, text)
 

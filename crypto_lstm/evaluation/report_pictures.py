@@ -206,6 +206,8 @@ def draw_equity(
 def _state_equity(record: JudgementRecord) -> str:
     """The message of the equity: what model and market returned, and the worst drawdown."""
     model, hold = (100 * (float(record.equity[name][-1]) - 1) for name in ("model", "buy and hold"))
+    if record.trades.empty:
+        return f"The model made no trade; buy and hold {describe_return(hold)}"
     worst = abs(float(_measure_drawdown(record.equity["model"]).min()))
     ends = f"The model {describe_return(model)} after costs, buy and hold {describe_return(hold)}"
     return f"{ends}; the model fell by at most {worst:.1f} % from its peak"

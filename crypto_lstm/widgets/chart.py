@@ -19,8 +19,8 @@ from ..data.touches import OUTCOMES, STOP, TARGET
 from ..utils.checks import is_finite_number, list_first_names
 from ..utils.display import CLASS_COLOURS, GREEN, RED
 from ..utils.errors import CryptoLSTMError
-from .candle_bars import Bars, choose_bar_candles, join_candles
-from .notebook import has_widgets, make_picture_bundle, read_asset
+from .candle_bars import MAX_BARS, Bars, choose_bar_candles, join_candles
+from .notebook import has_widgets, make_picture_bundle, make_widget_bundle, read_asset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,17 +82,25 @@ def _read_labels(labels: pd.DataFrame, times: np.ndarray, close: np.ndarray) -> 
     outcomes = chosen[["long_outcome", "short_outcome"]].to_numpy()
     returns = chosen[["long_return", "short_return"]].to_numpy(np.float64)
     entry = close[rows[known]]
+    scales = _read_scales(chosen)
     columns = []
     for side, sign in ((0, 1.0), (1, -1.0)):
         for outcome in (TARGET, STOP):
-            distance_pct = _read_distance_pct(returns[:, side], outcomes[:, side], outcome)
-            columns.append(entry * (1 + sign * distance_pct / 100))
+            distance_pct = _read_distance_pct(returns[:, side] / scales, outcomes[:, side], outcome)
+            columns.append(entry * (1 + sign * distance_pct * scales / 100))
     offsets = chosen[["long_offset", "short_offset"]].to_numpy()
     return _Labels(rows[known], chosen["label"].to_numpy(), outcomes, offsets, np.column_stack(columns))
 
 
+def _read_scales(labels: pd.DataFrame) -> np.ndarray:
+    """(labels,) factors of take-profit and stop-loss: 1 without a `barrier_scale` in the settings."""
+    if "barrier_scale" not in labels.columns:
+        return np.ones(len(labels))
+    return labels["barrier_scale"].to_numpy(np.float64)
+
+
 def _read_distance_pct(returns: np.ndarray, outcomes: np.ndarray, outcome: int) -> float:
-    """The return of every trade that ended at this barrier; NaN if there is no such trade."""
+    """The return of every trade that ended at this barrier, in units of its scale; NaN if there is no such trade."""
     found = returns[outcomes == outcome]
     return float(np.round(found[0], 5)) if len(found) else float("nan")
 
@@ -170,8 +178,9 @@ class CandleChart:
         self,
         first_s: float,  # begin of the visible span, seconds since 1970
         last_s: float,  # its end
+        most: int = MAX_BARS,  # bars
     ) -> tuple[dict[str, Any], np.ndarray]:  # marks and facts; (bars, 6 or 9) float64
-        """What the browser needs to show a span: at most 3,000 bars, with half a span more at either side.
+        """What the browser needs to show a span: at most `most` bars, with half a span more at either side.
 
         Columns: time in seconds, open, high, low, close, volume, and the mean probabilities of SHORT, HOLD and LONG.
         """
@@ -180,13 +189,15 @@ class CandleChart:
         margin = (shown[1] - shown[0]) // 2
         rows = max(shown[0] - margin, 0), min(shown[1] + margin, len(self.times))
         gross = int(self.times[rows[1] - 1] - self.times[rows[0]]) // self.step_ns + 1
-        span = choose_bar_candles(gross)
+        span = choose_bar_candles(gross, most)
         bars = join_candles(self.times, self.prices, self.volume, span * self.step_ns, rows)
         is_near = span == 1 and shown[1] - shown[0] <= NEAR_CANDLES
         message: dict[str, Any] = {
             "step": span * self.step_ns // _NS,
             "candle": self.step_ns // _NS,
             "total": len(self.times),
+            "first": int(self.times[0] // _NS),
+            "last": int(self.times[-1] // _NS),
             "from": self.times[shown[0]] // _NS,
             "to": self.times[shown[1] - 1] // _NS,
             "ends": [rows[0] == 0, rows[1] == len(self.times)],
@@ -230,14 +241,14 @@ class CandleChart:
         layers = [name for name in ("labels", "decisions", "trades") if getattr(self, name) is not None]
         return f"CandleChart({len(self)} candles{''.join(f', {name}' for name in layers)})"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        bundle: dict[str, Any] = dict(make_picture_bundle(self.plot(), repr(self)))
-        if has_widgets():
-            if not self._widgets:
-                self._widgets.append(_make_widget(self))
-            bundle |= self._widgets[0]._repr_mimebundle_()[0]
-            bundle["text/plain"] = repr(self)
-        return bundle
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        picture: dict[str, Any] = dict(make_picture_bundle(self.plot(), repr(self)))
+        if not has_widgets():
+            return picture, {}
+        if not self._widgets:
+            self._widgets.append(_make_widget(self))
+        bundle, metadata = make_widget_bundle(self._widgets[0], repr(self))
+        return picture | bundle, metadata
 
 # %% ../../nbs/widgets/07_chart.ipynb #16e70595
 def _list_labels(shown: CandleChart, rows: tuple[int, int]) -> list[list[Any]]:
@@ -306,14 +317,22 @@ def _make_widget(shown: CandleChart) -> Any:
     return widget
 
 
+_FEWEST_BARS = 100
+
+
 def _receive_request(shown: CandleChart, widget: Any, content: Any, buffers: Any) -> None:
-    """Answer a view that asks for a span: `{"id": ..., "from": seconds, "to": seconds}`; without a span, for all."""
+    """Answer a view that asks for a span: `{"id": ..., "from": seconds, "to": seconds, "bars": at most}`.
+
+    Without a span it gets all candles.
+    """
     if not isinstance(content, dict) or "id" not in content:
         return
     span: list[Any] = [content.get("from"), content.get("to")]
     if not all(map(is_finite_number, span)):
         span = [shown.times[0] / _NS, shown.times[-1] / _NS]
-    message, block = shown.answer(*span)
+    wanted = content.get("bars", MAX_BARS)
+    most = int(min(max(wanted, _FEWEST_BARS), MAX_BARS)) if is_finite_number(wanted) else MAX_BARS
+    message, block = shown.answer(*span, most)
     widget.send({**message, "id": content["id"], "columns": block.shape[1]}, [block.tobytes()])
 
 # %% ../../nbs/widgets/07_chart.ipynb #b6bcdbec

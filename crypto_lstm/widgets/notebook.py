@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['find_notebook_shell', 'is_notebook', 'has_widgets', 'read_asset', 'NotebookOutput', 'make_text_bundle',
-           'make_picture_bundle', 'make_picture_html']
+           'make_widget_bundle', 'make_picture_bundle', 'make_picture_html']
 
 # %% ../../nbs/widgets/03_notebook.ipynb #49b0a31b
 def find_notebook_shell() -> Any | None:  # IPython's shell; None outside of a notebook
@@ -68,21 +68,36 @@ class NotebookOutput:
     def show(
         self,
         bundle: Mapping[str, Any],  # MIME type -> content
+        metadata: Mapping[str, Any] | None = None,  # MIME type -> what the notebook has to know about that content
     ) -> None:
         """Show the bundle in the place of the one before."""
         display = importlib.import_module("IPython.display").display
-        display(dict(bundle), raw=True, display_id=self._display_id, update=self._is_shown)
+        place: dict[str, Any] = {"display_id": self._display_id, "update": self._is_shown}
+        display(dict(bundle), metadata=dict(metadata or {}), raw=True, **place)
         self._is_shown = True
 
 
 def make_text_bundle(
-    text: str,  # one line
+    text: str,  # one line or several
     share: float | None = None,  # 0 to 1, for a bar; None: no bar
 ) -> dict[str, str]:
-    """A line of text, in HTML with a bar. The text is escaped."""
-    shown = html.escape(escape_control(text))
+    """A text, in HTML with a bar. It is escaped, except for line breaks."""
+    plain = escape_control(text, keep="\n")
+    shown = html.escape(plain).replace("\n", "<br>")
     bar = "" if share is None else f'<progress max="1" value="{share:.4f}" style="vertical-align:middle"></progress> '
-    return {"text/plain": escape_control(text), "text/html": f"<div>{bar}{shown}</div>"}
+    return {"text/plain": plain, "text/html": f"<div>{bar}{shown}</div>"}
+
+
+def make_widget_bundle(
+    widget: Any,  # of ipywidgets
+    text: str,  # for readers that show no widgets
+) -> tuple[dict[str, Any], dict[str, Any]]:  # bundle, metadata
+    """A widget, with a text in the place of its address in memory.
+
+    In Colab, anywidget enables third-party widgets, and the metadata name the widget manager that draws them.
+    """
+    bundle, metadata = widget._repr_mimebundle_()
+    return {**bundle, "text/plain": escape_control(text)}, dict(metadata or {})
 
 
 def make_picture_bundle(
@@ -92,7 +107,8 @@ def make_picture_bundle(
     """A figure as PNG, with a text."""
     buffer = io.BytesIO()
     write_png(figure, buffer)
-    return {"image/png": base64.b64encode(buffer.getvalue()).decode("ascii"), "text/plain": escape_control(text)}
+    picture = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"image/png": picture, "text/plain": escape_control(text, keep="\n")}
 
 # %% ../../nbs/widgets/03_notebook.ipynb #f3c75ab1
 def make_picture_html(

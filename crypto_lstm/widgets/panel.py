@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -14,7 +15,8 @@ import keras
 
 from ..utils.display import get_logger
 from ..utils.system import anonymous_memory_mb
-from .notebook import NotebookOutput, has_widgets, make_picture_bundle, make_text_bundle, read_asset
+from .notebook import NotebookOutput, has_widgets, read_asset
+from .notebook import make_picture_bundle, make_text_bundle, make_widget_bundle
 from .panel_picture import plot_training_view
 from .training_record import TrainingRecord
 
@@ -35,7 +37,7 @@ def _make_widget_class() -> Any:
 
         _esm = read_asset("uPlot.iife.min.js") + "\n" + read_asset("panel.js")
         _css = read_asset("uPlot.min.css") + "\n" + read_asset("panel.css")
-        view = traitlets.Dict().tag(sync=True)  # of `TrainingRecord.view`
+        view = traitlets.Unicode("{}").tag(sync=True)  # of `TrainingRecord.view`, as JSON: cheaper than a tree to send
         background = traitlets.Bool(False).tag(sync=True)  # show the buttons: they work only while no cell runs
 
     return TrainingWidget
@@ -60,15 +62,16 @@ class WidgetDisplay:
         on_stop: Callable[[str], None] | None = None,  # called with "step" or "epoch"; None: no buttons
         output: NotebookOutput | None = None,  # to replace; None: a new output of this cell
     ) -> None:
-        self._widget = _make_widget_class()(view=dict(view), background=on_stop is not None)
+        self._widget = _make_widget_class()(view=json.dumps(view), background=on_stop is not None)
         self._output = output or NotebookOutput()
         if on_stop is not None:
             self._widget.on_msg(functools.partial(_receive_stop, on_stop))
-        self._output.show(self._widget._repr_mimebundle_()[0])
+        text = f"{view['title']}: {view['status']} (the live panel needs a notebook that shows widgets)"
+        self._output.show(*make_widget_bundle(self._widget, text))
 
     def update(self, view: Mapping[str, Any]) -> None:
         """Send another view to the browser."""
-        self._widget.view = dict(view)
+        self._widget.view = json.dumps(view)
 
     def close(self, view: Mapping[str, Any]) -> None:
         """Replace the widget by a picture, which is saved with the notebook."""

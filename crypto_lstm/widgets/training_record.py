@@ -5,6 +5,7 @@
 # %% ../../nbs/widgets/02_training_record.ipynb #4f8b7154
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -220,6 +221,7 @@ class TrainingRecord:
         return self._epoch, self._done
 
 # %% ../../nbs/widgets/02_training_record.ipynb #2dc1f68e
+@functools.lru_cache(maxsize=4096)  # a curve has the same points in every view
 def _round(value: float | None) -> float | None:
     """Five significant digits; None for a value that JSON can't hold."""
     if value is None or not math.isfinite(value):
@@ -298,8 +300,9 @@ def list_facts(
     """Names and values for the line below the curves."""
     step_s = record.timer.step_s
     rate = record.learning_rate
+    best = "best epoch so far" if record.phase in PHASES[:3] else "best epoch"
     facts = [
-        ("best epoch so far", describe_best(record)),
+        (best, describe_best(record)),
         ("learning rate", "–" if rate is None else f"{rate:.3g}"),
         ("time of a step", "–" if step_s is None else _describe_step_time(step_s)),
     ]

@@ -116,3 +116,9 @@ def test_a_stopped_download_says_how_to_resume(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(main.__globals__["_JOBS"], "download", stop)
     assert main(["download", "BTC/USDT"]) == 130
     assert "run the same command again to resume" in capsys.readouterr().err
+
+
+def test_new_names_the_extra_where_jupyterlab_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(first_day.importlib.util, "find_spec", lambda name: None)
+    result = first_day.run_new(argparse.Namespace(name=tmp_path / "p"))
+    assert result.values["next"][1:] == ['pip install "crypto_lstm[lab]"', "jupyter lab first_model.ipynb"]

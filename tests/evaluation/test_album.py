@@ -77,6 +77,8 @@ def test_the_title_of_the_equity_names_gain_loss_and_the_worst_fall():
     )
     flat = draw_equity(make_record(model=(1.0, 1.0, 1.0)), []).title
     assert flat.startswith("The model ended where it began after costs") and "at most 0.0 %" in flat
+    idle = draw_equity(make_record(model=(1.0, 1.0, 1.0), nets=()), []).title
+    assert idle == "The model made no trade; buy and hold lost 20.0 %"
     assert "lost 100.0 %" in draw_equity(make_record(model=(1.0, 0.5, 0.0)), []).title
 
 

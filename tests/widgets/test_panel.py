@@ -28,7 +28,7 @@ class Screen:
 
     shown: list = []
 
-    def show(self, bundle):
+    def show(self, bundle, metadata=None):
         Screen.shown.append(dict(bundle))
 
 
@@ -159,7 +159,7 @@ from crypto_lstm.widgets.notebook import has_widgets, is_notebook
 assert not has_widgets() and not is_notebook()
 candles = cl.synthetic_candles(300, timeframe="1h")
 shown = cl.chart(candles)
-bundle = shown._repr_mimebundle_()
+bundle, metadata = shown._repr_mimebundle_()
 assert set(bundle) == {{"image/png", "text/plain"}}, set(bundle)
 print(shown)
 """

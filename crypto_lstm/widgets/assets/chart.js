@@ -3,7 +3,8 @@ const LWC = window.LightweightCharts;
 const UP = '#0072B2', DOWN = '#D55E00', HOLD = '#7F7F7F', WON = '#009E73';
 const SIDES = { SHORT: DOWN, HOLD, LONG: UP };
 const NAMES = ['SHORT', 'HOLD', 'LONG'];
-const FEW = 300, MANY = 2500, NEAR = 400; // visible bars: ask for shorter ones below, for longer ones above
+const NEAR = 400; // visible candles: labels and decisions below
+const MOST = 3000; // bars that Python sends
 
 function make(tag, className, parent) {
   const node = document.createElement(tag);
@@ -78,10 +79,14 @@ function render({ model, el }) {
   const hasProbabilities = model.get('has_probabilities');
   const box = make('div', hasProbabilities ? 'cl-box cl-tall' : 'cl-box', root);
   const foot = make('div', 'cl-line', root), detail = make('div', 'cl-line', root);
+  const counts = make('span', '', foot), help = make('span', '', foot), link = make('a', '', foot);
+  link.href = 'https://www.tradingview.com/'; link.target = '_blank'; link.rel = 'noopener';
+  link.textContent = 'Charts by TradingView (Lightweight Charts)';
+  const write = (node, text) => { if (node.textContent !== text) node.textContent = text; }; // a change lays the page out again
   const options = { autoSize: true, crosshair: { mode: 0 }, ...readTheme(root) };
   const theme = readTheme(root);
   const chart = LWC.createChart(box, { ...options, timeScale: { ...theme.timeScale, timeVisible: true, secondsVisible: false, minBarSpacing: 0.2, rightOffset: 3 } });
-  const candles = chart.addSeries(LWC.CandlestickSeries, { upColor: UP, borderUpColor: UP, wickUpColor: UP, downColor: DOWN, borderDownColor: DOWN, wickDownColor: DOWN, priceLineVisible: false, lastValueVisible: false });
+  const candles = chart.addSeries(LWC.CandlestickSeries, { upColor: UP, borderVisible: false, wickUpColor: UP, downColor: DOWN, wickDownColor: DOWN, priceLineVisible: false, lastValueVisible: false });
   const volume = chart.addSeries(LWC.HistogramSeries, { priceScaleId: 'volume', priceFormat: { type: 'volume' }, color: HOLD + '66', lastValueVisible: false, priceLineVisible: false });
   chart.priceScale('volume').applyOptions({ scaleMargins: { top: 0.82, bottom: 0 } });
   candles.priceScale().applyOptions({ scaleMargins: { top: 0.06, bottom: 0.22 } });
@@ -92,14 +97,43 @@ function render({ model, el }) {
   candles.attachPrimitive(overlay);
 
   const id = Math.random().toString(36).slice(2);
-  let state = null, busy = false, asked = 0, waiting = null, labels = new Map(), rows = [], closes = new Map();
+  let state = null, busy = false, asked = 0, shownDigits = -1, marked = 0, wanted = null, moving = null, labels = new Map(), rows = [], closes = new Map();
 
-  const ask = (from, to) => { busy = true; asked = performance.now(); model.send({ id, from, to }); };
+  const ask = (span) => { busy = true; asked = performance.now(); wanted = span; model.send({ id, from: span && span.from, to: span && span.to, bars: countBars() }); };
+  const countBars = () => Math.min(MOST, Math.max(1000, Math.round(1.2 * box.clientWidth))); // a half is visible: a bar for 1.7 pixels
+
+  // Times and places of bars, continued beyond the first and the last bar: a view may be wider than what is loaded.
+  const timeAt = (place) => {
+    const last = rows.length - 1, before = Math.floor(place);
+    if (place <= 0) return rows[0].time + place * state.step;
+    if (place >= last) return rows[last].time + (place - last) * state.step;
+    return rows[before].time + (place - before) * (rows[before + 1].time - rows[before].time);
+  };
+  const placeOf = (time) => {
+    let low = 0, high = rows.length - 1;
+    if (time <= rows[0].time) return (time - rows[0].time) / state.step;
+    if (time >= rows[high].time) return high + (time - rows[high].time) / state.step;
+    while (high - low > 1) {
+      const middle = (low + high) >> 1;
+      if (rows[middle].time <= time) low = middle; else high = middle;
+    }
+    return low + (time - rows[low].time) / (rows[high].time - rows[low].time);
+  };
+  const readSpan = () => { // of the view, in seconds
+    if (moving) return moving;
+    const shown = chart.timeScale().getVisibleLogicalRange();
+    return shown && state && rows.length ? { from: timeAt(shown.from), to: timeAt(shown.to) } : null;
+  };
+  const showSpan = (span) => { // the library moves in its next frame; until then it would tell the places of before
+    moving = span;
+    chart.timeScale().setVisibleLogicalRange({ from: placeOf(span.from), to: placeOf(span.to) });
+    requestAnimationFrame(() => { if (moving === span && !busy) moving = null; check(); });
+  };
 
   const showLabel = (time) => {
     const row = labels.get(time);
     overlay.label = null;
-    detail.replaceChildren();
+    if (detail.firstChild) detail.replaceChildren();
     if (row) {
       const [start, kind, longEnd, shortEnd, longOutcome, shortOutcome, ...barriers] = row;
       overlay.label = { time: start, close: closes.get(start), longEnd, shortEnd, barriers };
@@ -126,6 +160,7 @@ function render({ model, el }) {
 
   const receive = (message, buffers) => {
     if (message.id !== id) return;
+    const span = readSpan(), received = performance.now();
     const view = buffers[0], width = message.columns;
     const values = new Float64Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
     const bars = values.length / width, volumes = [], lines = [[], [], []];
@@ -137,56 +172,63 @@ function render({ model, el }) {
       closes.set(time, values[k + 4]);
       if (hasProbabilities) lines.forEach((line, index) => line.push(Number.isNaN(values[k + 6 + index]) ? { time } : { time, value: values[k + 6 + index] }));
     }
-    const isFirst = state === null;
-    const range = isFirst ? { from: message.from, to: message.to } : chart.timeScale().getVisibleRange();
     const digits = rows.length ? Math.max(0, Math.min(8, 6 - Math.ceil(Math.log10(rows[rows.length - 1].close)))) : 2;
-    candles.applyOptions({ priceFormat: { type: 'price', precision: digits, minMove: 10 ** -digits } });
+    if (digits !== shownDigits) {
+      shownDigits = digits;
+      const formatter = (price) => (price < 0 ? '' : price.toFixed(digits)); // the axis goes below 0, where the volume is
+      candles.applyOptions({ priceFormat: { type: 'custom', formatter, minMove: 10 ** -digits } });
+    }
+    for (const series of [volume, ...shares, candles]) series.setData([]); // else each merges its times with the former ones
     candles.setData(rows);
     volume.setData(volumes);
     shares.forEach((series, index) => series.setData(lines[index]));
     labels = new Map(message.labels.map((row) => [row[0], row]));
     overlay.trades = message.trades;
     overlay.labels = message.labels;
-    marks.setMarkers(listMarks(message));
+    const found = listMarks(message);
+    if (found.length || marked) marks.setMarkers(found);
+    marked = found.length;
     state = message;
-    if (range) chart.timeScale().setVisibleRange(range);
+    if (rows.length) showSpan(span || { from: message.from, to: message.to });
     const middle = message.labels.filter((row) => row[1] !== 1 && row[0] >= message.from && row[0] <= message.to);
     showLabel(middle.length ? middle[Math.floor(middle.length / 2)][0] : null);
-    const minutes = message.step / 60, took = performance.now() - asked;
+    const minutes = message.step / 60;
     const unit = minutes < 60 ? `${minutes} min` : minutes < 1440 ? `${minutes / 60} h` : `${minutes / 1440} d`;
-    foot.replaceChildren();
-    make('span', '', foot).textContent = `${bars.toLocaleString('en')} bars of ${unit}, ${message.total.toLocaleString('en')} candles`;
+    write(counts, `${bars.toLocaleString('en')} bars of ${unit}, ${message.total.toLocaleString('en')} candles`);
     const hint = message.near ? `${message.labels.length ? 'band: labels; ' : ''}${message.decisions.length ? 'dots: decisions; ' : ''}point at a candle to see its barriers` : 'zoom in (wheel) for labels and decisions';
-    make('span', '', foot).textContent = hint;
-    const link = make('a', '', foot);
-    link.href = 'https://www.tradingview.com/'; link.target = '_blank'; link.rel = 'noopener';
-    link.textContent = 'Charts by TradingView (Lightweight Charts)';
-    Object.assign(root.dataset, { bars, step: message.step, near: message.near, labels: message.labels.length, trades: message.trades.length, python: message.ms.toFixed(2), roundTrip: took.toFixed(1), answers: Number(root.dataset.answers || 0) + 1 });
-    setTimeout(() => { busy = false; check(); }, 60);
+    write(help, hint);
+    const python = message.ms.toFixed(2), roundTrip = (received - asked).toFixed(1);
+    Object.assign(root.dataset, { bars, step: message.step, near: message.near, labels: message.labels.length, trades: message.trades.length, python, roundTrip, first: message.first, last: message.last });
+    requestAnimationFrame(() => setTimeout(() => { // the bars are drawn
+      const painted = performance.now();
+      Object.assign(root.dataset, { painted: painted.toFixed(1), drawing: (painted - received).toFixed(1), answers: Number(root.dataset.answers || 0) + 1 });
+    }));
+    busy = false;
+    check(); // asks before it draws: the view may have moved on
   };
 
   const check = () => {
     if (!state || busy) return;
-    const range = chart.timeScale().getVisibleRange();
-    if (!range || !rows.length) return;
-    const visible = (range.to - range.from) / state.step, base = state.candle;
-    const isCoarse = visible < FEW && state.step > base, isFine = visible > MANY;
-    const nowNear = (range.to - range.from) / base <= NEAR - 10;
-    const crossesNear = state.step === base && nowNear !== state.near && (nowNear || (range.to - range.from) / base > NEAR + 10);
-    const leavesLeft = !state.ends[0] && range.from <= rows[0].time, leavesRight = !state.ends[1] && range.to >= rows[rows.length - 1].time;
-    if (isCoarse || isFine || crossesNear || leavesLeft || leavesRight) ask(range.from, range.to);
+    const span = readSpan();
+    if (!span) return;
+    const from = state.ends[0] ? Math.max(span.from, rows[0].time) : span.from; // within the candles
+    const to = state.ends[1] ? Math.min(span.to, rows[rows.length - 1].time) : span.to;
+    if (!(to > from) || wanted && Math.abs(from - wanted.from) + Math.abs(to - wanted.to) < 0.01 * (to - from)) return;
+    const base = state.candle, visible = (to - from) / state.step, candlesSeen = (to - from) / base;
+    const isCoarse = visible < countBars() / 10 && state.step > base, isFine = visible > 0.85 * countBars() && !(state.ends[0] && state.ends[1]);
+    const crossesNear = state.step === base && (state.near ? candlesSeen > NEAR + 10 : candlesSeen <= NEAR - 10);
+    const leavesLeft = !state.ends[0] && from <= rows[0].time, leavesRight = !state.ends[1] && to >= rows[rows.length - 1].time;
+    if (isCoarse || isFine || crossesNear || leavesLeft || leavesRight) ask({ from, to });
   };
-  const checkSoon = () => { clearTimeout(waiting); waiting = setTimeout(check, 30); };
 
-  chart.timeScale().subscribeVisibleTimeRangeChange(checkSoon);
+  chart.timeScale().subscribeVisibleLogicalRangeChange(check);
   chart.subscribeCrosshairMove((event) => { if (state && state.near && event.time && labels.has(event.time)) showLabel(event.time); });
   model.on('msg:custom', receive);
   const themes = new MutationObserver(() => chart.applyOptions(readTheme(root)));
   themes.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-name', 'data-jp-theme-light', 'class'] });
-  root.zoom = (from, to) => chart.timeScale().setVisibleRange({ from, to }); // for tests
-  ask(null, null);
+  root.zoom = (from, to) => showSpan({ from, to }); // for tests
+  ask(null);
   return () => {
-    clearTimeout(waiting);
     themes.disconnect();
     model.off('msg:custom', receive);
     chart.remove();

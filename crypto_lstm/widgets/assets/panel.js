@@ -107,14 +107,13 @@ function render({ model, el }) {
   const plots = { loss: makePlot(plotBox, root, 'Loss'), accuracy: makePlot(plotBox, root, 'Accuracy') };
   const facts = make('div', 'cl-facts', root), memory = make('div', 'cl-memory', root), note = make('div', 'cl-note', root);
   if (model.get('background')) makeButtons(make('div', 'cl-buttons', root), model);
-  let seen = performance.now(), count = 0;
+  let seen = performance.now(), count = 0, view = {};
   const tick = () => {
-    const view = model.get('view');
     if (!view.title) return;
     clock.textContent = `${spanText(view.elapsed_s + (performance.now() - seen) / 1000)} elapsed`;
   };
   const show = () => {
-    const view = model.get('view');
+    view = JSON.parse(model.get('view'));
     if (!view.title) return;
     seen = performance.now();
     title.textContent = view.title;
