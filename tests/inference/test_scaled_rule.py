@@ -189,12 +189,12 @@ def test_batch_live_and_loop_agree_to_the_bit(files, tmp_path):
 
 
 def test_a_rule_in_percent_ignores_the_scale_of_its_configuration(files, tmp_path):
-    """As an older file decides: no scale is computed, and its saved states stay as they were."""
+    """As an older file decides. The stream computes the scale for the barriers of a trade alone."""
     percent = DecisionPolicy(POLICY.calibration, TradeRule("expected_value", RULE.mean_returns, 0.2))
     source = SimpleNamespace(model=files.model, config=CONFIG, scaler=files.scaler, policy=percent)
     export_onnx(source, tmp_path / "percent.onnx")
     predictor = cl.Predictor.load(tmp_path / "percent.onnx").warm_up(CANDLES)
-    assert "scale" not in predictor.stream.state_dict() and predictor.stream.barrier_scale() is None
+    assert not percent.needs_scale and predictor.stream.barrier_scale() > 0
     table = predictor.predict(CANDLES)
     answers = np.column_stack([table["short"], table["hold"], table["long"]])
     assert (table["expected_long"] == percent.rule.expected_returns(answers)[:, 0]).all()
