@@ -58,7 +58,7 @@ class LabelState(NamedTuple):
     Only the state of the scale shares arrays with the state before: continue with the newest, or with a `copy`.
     """
 
-    prices: np.ndarray  # (future_window, 4) high, low, close, scale of the last candles of the segment; NaN: there is none
+    prices: np.ndarray  # (future_window, 4) high, low, close, scale of the segment's last candles; NaN: none
     classes: np.ndarray  # (span,) int8: class of each row whose label counts, oldest first; -1 without a label
     counts: np.ndarray  # (3,) int64: how many of them are of each class
     scale: ProgramState | None = None  # of `barrier_scale`; None: barriers in percent

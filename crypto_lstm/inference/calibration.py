@@ -170,7 +170,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 class RollingPrior:
     """Class shares of the finished labels of the last days, kept row by row in a bot.
 
-    A `Predictor` does this by itself if its model was trained with `rolling_prior`; this class is for bots of other models.
+    A `Predictor` does this by itself if its model was trained with `rolling_prior`. Use this class for other models.
     At each closed candle `now` a bot labels the row `now - horizon`, whose last candle has just closed (`make_labels`
     of the last `horizon + 1` candles has exactly this row), passes it to `add`, and reads `shares(now)`. The result is
     that of `evaluation.calibration_fit.rolling_prior`, to the bit. Memory: one small object a row of the span.
@@ -244,8 +244,8 @@ _WINDOW_FIELDS = ("horizon", "span", "minimum")
 class PriorWindow:
     """Which finished labels make the prior of a decision, and how many there must be.
 
-    At each candle they are the labels of the rows in (now - horizon - span, now - horizon]. With fewer than `minimum` of
-    them, as in the first days of a stream or after a long gap, the prior is that of the training.
+    At each candle they are the labels of the rows in (now - horizon - span, now - horizon]. With fewer than `minimum`
+    of them, as in the first days of a stream or after a long gap, the prior is that of the training.
     Raises `CalibrationError` for values that are no whole numbers of candles, and for a minimum above the span.
     """
 

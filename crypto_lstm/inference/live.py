@@ -176,7 +176,7 @@ def _make_stream(predictor: Predictor) -> LiveStream:
 def count_history(
     config: Config,  # of a model
 ) -> int:
-    """Candles that a decision needs: a window, and before it 30 days, or more if features, barriers or prior span more."""
+    """Candles that a decision needs: a window and 30 days before it, or more if features, barriers or prior span more."""
     stream = LiveStream(config, with_scale=not has_fixed_barriers(config))
     return max(config.history_candles, stream.missing())
 
@@ -827,7 +827,7 @@ def _replace_model(market: _Market, predictor: Predictor, shares_stream: bool) -
     market.next_poll_s = 0.0
 
 
-_LABEL_SETTINGS = ("long_tp_pct", "long_sl_pct", "short_tp_pct", "short_sl_pct", "barrier_scale", "future_window", "tie")
+_LABEL_SETTINGS = ("long_tp_pct", "long_sl_pct", "short_tp_pct", "short_sl_pct", "future_window", "tie")
 
 
 def _has_same_stream(one: Predictor, other: Predictor) -> bool:

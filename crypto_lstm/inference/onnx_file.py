@@ -778,7 +778,7 @@ def export_onnx(
 def _make_candle_windows(
     config: Config, scaler: Any, candles: Any, since: datetime | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scaled windows (windows, sequence_length, features) float32 that end since a date, and finished labels (windows, 3).
+    """Scaled windows (windows, sequence_length, features) float32 since a date, and finished labels (windows, 3).
 
     Raises `Int8Error`. The labels are None without a rolling prior.
     """

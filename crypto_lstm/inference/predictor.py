@@ -122,7 +122,7 @@ def _require_metadata(facts: Mapping[str, Any], path: FilePath) -> None:
 
 
 def _read_policy(values: Any, config: Config, path: FilePath) -> DecisionPolicy:
-    """The decision policy of the file. Raises `OnnxFileError` if it is none of this version, or does not fit `config`."""
+    """The decision policy of the file. Raises `OnnxFileError` if this version can't read it, or `config` differs."""
     try:
         policy = DecisionPolicy.from_dict(values)
         require_same_prior(policy, config)

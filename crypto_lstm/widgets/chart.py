@@ -327,12 +327,12 @@ def _receive_request(shown: CandleChart, widget: Any, content: Any, buffers: Any
     """
     if not isinstance(content, dict) or "id" not in content:
         return
-    span: list[Any] = [content.get("from"), content.get("to")]
-    if not all(map(is_finite_number, span)):
-        span = [shown.times[0] / _NS, shown.times[-1] / _NS]
+    first, last = content.get("from"), content.get("to")
+    if not (is_finite_number(first) and is_finite_number(last)):
+        first, last = shown.times[0] / _NS, shown.times[-1] / _NS
     wanted = content.get("bars", MAX_BARS)
     most = int(min(max(wanted, _FEWEST_BARS), MAX_BARS)) if is_finite_number(wanted) else MAX_BARS
-    message, block = shown.answer(*span, most)
+    message, block = shown.answer(first, last, most)
     widget.send({**message, "id": content["id"], "columns": block.shape[1]}, [block.tobytes()])
 
 # %% ../../nbs/widgets/07_chart.ipynb #b6bcdbec
