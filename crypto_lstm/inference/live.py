@@ -829,8 +829,8 @@ def _replace_model(market: _Market, predictor: Predictor, shares_stream: bool) -
 
 def _has_same_stream(one: Predictor, other: Predictor) -> bool:
     """Whether a stream of one model is a stream of the other, too: the same features, window and scale."""
-    names = ("features", "column_max_age", "timeframe", "sequence_length", "max_gap_minutes", "feature_clip")
-    names = (*names, "barrier_scale")
+    names = ["features", "column_max_age", "timeframe", "sequence_length", "max_gap_minutes", "feature_clip"]
+    names.append("barrier_scale")
     has_same_settings = all(getattr(one.config, name) == getattr(other.config, name) for name in names)
     return has_same_settings and one._require_scaler().as_dict() == other._require_scaler().as_dict()
 
