@@ -459,9 +459,9 @@ def list_notes(
         "configuration sets their sum as freqtrade's fee. Take it out to pay those of your account."
     )
     if config.feature_columns:
-        needed = ", ".join(map(shorten_repr, config.feature_columns))
+        columns = ", ".join(map(shorten_repr, config.feature_columns))
         notes.append(
-            f"The model needs {needed} beside each candle: fill in add_columns in {plan.strategy_file}. Without it, "
+            f"The model needs {columns} beside each candle: fill in add_columns in {plan.strategy_file}. Without it, "
             "freqtrade ends with the name of the missing column."
         )
     if config.labels == "own":

@@ -197,7 +197,8 @@ def _simulate_trade(account: PaperAccount) -> PaperTrade | None:
     frame = pd.DataFrame(rows, columns=["open", "high", "low", "close", "volume"])
     frame.insert(0, "date", pd.to_datetime(times, utc=True))
     code = LONG if position.side == "long" else SHORT
-    config, options = account.trade_config, {"random_runs": 0}
+    config = account.trade_config
+    options: dict[str, Any] = {"random_runs": 0}
     if config.labels == "own":  # nothing but the limit ends it
         options["holding"] = {side: [config.future_window] for side in ("long", "short")}
     elif not has_fixed_barriers(account.config):

@@ -110,7 +110,9 @@ class ReplayExchange:
         known = self._further[symbol]
         moment_ms = (self.clock.now() - self.settle_s) * 1000
         found = [known.get(opened) if opened + self.step_ms <= moment_ms else None for opened in openings]
-        return {name: [row and row[place] for row in found] for place, name in enumerate(self.columns)}
+        empty = (None,) * len(self.columns)
+        rows = [empty if row is None else row for row in found]
+        return {name: [row[place] for row in rows] for place, name in enumerate(self.columns)}
 
     def _serve(self, row: tuple[float, ...], moment_ms: float) -> list[float]:
         if row[0] + self.step_ms <= moment_ms:
