@@ -332,7 +332,7 @@ def _receive_request(shown: CandleChart, widget: Any, content: Any, buffers: Any
         span = [shown.times[0] / _NS, shown.times[-1] / _NS]
     wanted = content.get("bars", MAX_BARS)
     most = int(min(max(wanted, _FEWEST_BARS), MAX_BARS)) if is_finite_number(wanted) else MAX_BARS
-    message, block = shown.answer(*span, most)
+    message, block = shown.answer(span[0], span[1], most)
     widget.send({**message, "id": content["id"], "columns": block.shape[1]}, [block.tobytes()])
 
 # %% ../../nbs/widgets/07_chart.ipynb #b6bcdbec
