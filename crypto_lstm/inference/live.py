@@ -176,7 +176,7 @@ def _make_stream(predictor: Predictor) -> LiveStream:
 def count_history(
     config: Config,  # of a model
 ) -> int:
-    """Candles that a decision needs: a window and 30 days before it, or more if features, barriers or prior span more."""
+    """Candles that a decision needs: a window and 30 days, or more if features, barriers or prior span more."""
     stream = LiveStream(config, with_scale=not has_fixed_barriers(config))
     return max(config.history_candles, stream.missing())
 

@@ -327,7 +327,8 @@ def _receive_request(shown: CandleChart, widget: Any, content: Any, buffers: Any
     """
     if not isinstance(content, dict) or "id" not in content:
         return
-    first, last = content.get("from"), content.get("to")
+    first: Any = content.get("from")
+    last: Any = content.get("to")
     if not (is_finite_number(first) and is_finite_number(last)):
         first, last = shown.times[0] / _NS, shown.times[-1] / _NS
     wanted = content.get("bars", MAX_BARS)

@@ -17,7 +17,7 @@ function readTheme(node) {
   const style = getComputedStyle(node);
   const line = style.getPropertyValue('--cl-line').trim() || '#ddd';
   return {
-    layout: { background: { color: 'transparent' }, textColor: style.color, attributionLogo: true, panes: { separatorColor: line } },
+    layout: { background: { color: 'transparent' }, textColor: style.color || HOLD, attributionLogo: true, panes: { separatorColor: line } },
     grid: { vertLines: { color: `${line}` }, horzLines: { color: `${line}` } },
     rightPriceScale: { borderColor: line },
     timeScale: { borderColor: line },
@@ -226,10 +226,13 @@ function render({ model, el }) {
   model.on('msg:custom', receive);
   const themes = new MutationObserver(() => chart.applyOptions(readTheme(root)));
   themes.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-name', 'data-jp-theme-light', 'class'] });
+  const placed = new ResizeObserver(() => chart.applyOptions(readTheme(root))); // colours are known once it is in the page
+  placed.observe(root);
   root.zoom = (from, to) => showSpan({ from, to }); // for tests
   ask(null);
   return () => {
     themes.disconnect();
+    placed.disconnect();
     model.off('msg:custom', receive);
     chart.remove();
   };

@@ -22,7 +22,7 @@ function key(parent, text, colour, shape) {
 }
 
 function isDark(node) {
-  const parts = getComputedStyle(node).color.match(/\d+/g).map(Number); // of the text: bright on a dark page
+  const parts = (getComputedStyle(node).color.match(/\d+/g) || [0, 0, 0]).map(Number); // of the text: bright on a dark page
   return parts[0] + parts[1] + parts[2] > 384;
 }
 
@@ -102,7 +102,8 @@ function render({ model, el }) {
   const top = make('div', 'cl-top', root);
   const title = make('span', 'cl-title', top), status = make('span', 'cl-status', top), clock = make('span', 'cl-clock', top);
   const bar = make('div', '', make('div', 'cl-bar', root));
-  makeKeys(make('div', 'cl-keys', root), root);
+  const keys = make('div', 'cl-keys', root);
+  makeKeys(keys, root);
   const plotBox = make('div', 'cl-plots', root);
   const plots = { loss: makePlot(plotBox, root, 'Loss'), accuracy: makePlot(plotBox, root, 'Accuracy') };
   const facts = make('div', 'cl-facts', root), memory = make('div', 'cl-memory', root), note = make('div', 'cl-note', root);
@@ -132,10 +133,20 @@ function render({ model, el }) {
     root.dataset.status = view.status;
     tick();
   };
-  const fit = () => Object.values(plots).forEach((plot) => plot.fit());
+  const paint = () => {
+    keys.replaceChildren();
+    makeKeys(keys, root);
+    Object.values(plots).forEach((plot) => plot.redraw());
+  };
+  let isPlaced = root.isConnected; // a notebook may place the panel in the page after it was made: without colours till then
+  const fit = () => {
+    Object.values(plots).forEach((plot) => plot.fit());
+    if (!isPlaced && root.isConnected) paint();
+    isPlaced = root.isConnected;
+  };
   const sizes = new ResizeObserver(fit);
   sizes.observe(plotBox);
-  const themes = new MutationObserver(() => Object.values(plots).forEach((plot) => plot.redraw()));
+  const themes = new MutationObserver(paint);
   themes.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-name', 'data-jp-theme-light', 'class'] });
   const timer = setInterval(tick, 250);
   model.on('change:view', show);
