@@ -141,7 +141,9 @@ def run_train(arguments: argparse.Namespace) -> Result:
 
 def _write_predict_command(run: TrainingRun) -> str:
     """The command that decides about the newest candle, with enough candles for its features."""
-    needed = run.config.history_candles
+    from crypto_lstm.inference.live import count_history
+
+    needed = count_history(run.config)
     return f"crypto-lstm predict --model {shlex.quote(str(run.output_dir))} --candles FILE --last {needed}"
 
 
@@ -235,6 +237,7 @@ def run_baseline(arguments: argparse.Namespace) -> Result:
 def run_walk_forward(arguments: argparse.Namespace) -> Result:
     """`crypto-lstm walk-forward`."""
     from crypto_lstm.backtest.walk_forward import InterruptedFoldError, walk_forward
+    from crypto_lstm.inference.live import count_history
 
     config = load_config(arguments)
     candles = load_candles(arguments, config.timeframe, config.feature_columns)
@@ -258,7 +261,7 @@ def run_walk_forward(arguments: argparse.Namespace) -> Result:
         return Result(values, f"{error.cause} stopped fold {error.number}: run the same command again to resume")
     files = {name: str(result.path.with_suffix(suffix)) for name, suffix in {"result": ".json", "plot": ".png"}.items()}
     newest = shlex.quote(str(result.output_dir / result.folds[-1].folder_name))
-    needed = config.history_candles
+    needed = count_history(config)
     command = f"crypto-lstm predict --model {newest} --candles FILE --last {needed}"
     values = {**result.as_dict(), "output": str(result.output_dir), "files": files, "next": [command]}
     picture = f"Look at, in {result.output_dir}:\n  {Path(files['plot']).name}: does each fold earn its part?"
