@@ -15,8 +15,14 @@ import keras
 
 from ..utils.display import get_logger
 from ..utils.system import anonymous_memory_mb
-from .notebook import NotebookOutput, has_widgets, read_asset
-from .notebook import make_picture_bundle, make_text_bundle, make_widget_bundle
+from crypto_lstm.widgets.notebook import (
+    NotebookOutput,
+    has_widgets,
+    make_picture_bundle,
+    make_text_bundle,
+    make_widget_bundle,
+    read_asset,
+)
 from .panel_picture import plot_training_view
 from .training_record import TrainingRecord
 
