@@ -164,7 +164,7 @@ def test_accumulate_trains_in_smaller_batches_and_force_as_requested(few_candles
 
     monkeypatch.setattr(trainer, "resume_fit", interrupt)  # the configuration of the network is enough
     monkeypatch.setattr(trainer, "build_model", record_and_build)
-    config = SMALL.replace(batch_size=2048, sequence_length=60)
+    config = SMALL.replace(batch_size=2048, sequence_length=120, lstm_units=(32, 16))
     set_budget(monkeypatch, budget_for_half(config))
     with pytest.raises(batch_size.MemoryBudgetError, match="on_memory='accumulate'"):
         trainer.train(few_candles, config, tmp_path / "refuse")
