@@ -1,4 +1,4 @@
-"""Run every check of the project, three at a time on two cores. The last line says how many passed and failed. `make test` runs it.
+"""Run every check of the project, three at a time. The last line says how many passed and failed. `make test` runs it.
 
     check.py [WORD ...]    only checks whose name contains one of the words
 
