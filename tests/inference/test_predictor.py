@@ -952,7 +952,7 @@ def test_bundle_and_predictor_share_the_rules_of_a_decision():
     ):
         shared = getattr(decision, name)
         assert getattr(bundle, name) is shared and getattr(predictor, name) is shared
-    expected = {"action": "HOLD", "probabilities": None, "reason": "x", "expected_pct": None}
+    expected = {"action": "HOLD", "probabilities": None, "reason": "x", "expected_pct": None, "barrier_scale": None}
     assert Decision("HOLD", None, "x").as_dict() == expected
 
 
