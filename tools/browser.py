@@ -13,6 +13,7 @@ themes.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ from browser_lab import (
     write_notebook,
 )
 from browser_panel import check_background, check_panel
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Page, TimeoutError, sync_playwright
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 NOTEBOOKS = (
@@ -162,7 +163,8 @@ def check_site(lab: Lab, page: Page) -> str:
     searches = {"read_candles": "api/data.candles", "triple-barrier": "labels", "DownloadError": "download"}
     for words, wanted in searches.items():
         page.goto(f"file://{site}/search.html?q={words}")
-        page.wait_for_selector("#search-results ul.search li a", timeout=30_000)
+        with contextlib.suppress(TimeoutError):  # results come one by one
+            page.wait_for_selector(f"#search-results li a[href*='{wanted}']", timeout=30_000)
         found = [item.get_attribute("href") or "" for item in page.locator("#search-results li a").all()]
         require(any(wanted in link for link in found), f"the search for {words} finds {found[:10]}")
     page.screenshot(path=PICTURES / "site-search.png")
