@@ -286,7 +286,7 @@ def is_foreign(address: str) -> bool:
 def main() -> int:
     modules = prepare()
     shutil.rmtree(BUILT, ignore_errors=True)
-    words = ["-q", "-j", "2", "-d", ROOT / "build" / "doctrees", "-b", "html", SOURCE, BUILT]
+    words = ["-q", "-j", "3", "-d", ROOT / "build" / "doctrees", "-b", "html", SOURCE, BUILT]
     built = subprocess.run([sys.executable, "-m", "sphinx", *map(str, words)], capture_output=True, text=True)
     notes = [line for line in built.stderr.splitlines() if "WARNING" in line or "ERROR" in line]
     if built.returncode:
