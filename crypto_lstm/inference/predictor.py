@@ -661,8 +661,8 @@ class _ManyMarkets(_StreamingNetwork):
 
         Call it when the decisions have been acted on: the next window of a market is its newest one without the first
         row, and the new candle. For a hundred markets it takes as long as `update_many` without it, and leaves a
-        hundredth of the work of the network for the time after the candle. The answers are the same to the bit. Raises
-        `MarketError` for a model of one market.
+        hundredth of the work of the network for the time after the candle. The answers are the same to the bit. A model
+        with integers in its layers prepares nothing. Raises `MarketError` for a model of one market.
         """
         _require_many(self, {})
         if self._step is None and not self._network.is_int8:  # else the windows of a batch share a scale

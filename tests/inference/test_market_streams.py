@@ -70,6 +70,14 @@ def test_many_equal_one_by_one_and_the_whole_history(paths, scale_by, is_prepare
         assert found[name].probabilities == {"SHORT": row["short"], "HOLD": row["hold"], "LONG": row["long"]}
 
 
+def test_a_network_with_integers_in_its_layers_prepares_nothing(paths):
+    """All windows of a call share the scale of their inputs there, so a part of a window can't be read before."""
+    many, plain = load(paths["all"], 50), load(paths["all"], 50)
+    many._network.is_int8 = True
+    assert many.prepare_next() == 0
+    assert many.update_many(candles_at(50), now=closed(50)) == plain.update_many(candles_at(50), now=closed(50))
+
+
 def test_a_gap_a_late_candle_and_a_repeated_one_touch_their_market_only(paths):
     predictor, alone = load(paths["all"], 50), load(paths["all"], 50)
     predictor.prepare_next()

@@ -10,7 +10,8 @@ from support import forked
 
 from crypto_lstm.config import Config
 from crypto_lstm.data.synthetic import synthetic_candles
-from crypto_lstm.memory import JudgedRows, estimate_memory
+from crypto_lstm.evaluation.baselines import MAX_FIT_ROWS, name_summaries
+from crypto_lstm.memory import _MOST_FIT_ROWS, _SUMMARIES, JudgedRows, estimate_memory
 from crypto_lstm.profiling import batch_size
 from crypto_lstm.profiling.batch_size import MemoryBudgetError, require_judging_memory
 from crypto_lstm.training.trainer import train
@@ -114,3 +115,8 @@ def test_a_training_whose_judging_does_not_fit_writes_nothing(tmp_path, monkeypa
     with pytest.raises(MemoryBudgetError, match="the judging after the training may take the process to"):
         train(synthetic_candles(1500, seed=3, timeframe="1h"), CONFIG, tmp_path / "run", ledger=tmp_path / "ledger")
     assert not list(tmp_path.glob("run/*.keras")) and not (tmp_path / "ledger").exists()
+
+
+def test_the_forecast_counts_the_summaries_and_rows_of_the_simpler_models():
+    """It may not import them: the forecast loads NumPy alone."""
+    assert len(name_summaries(CONFIG)) == _SUMMARIES * len(CONFIG.features) and _MOST_FIT_ROWS == MAX_FIT_ROWS

@@ -13,15 +13,15 @@ from crypto_lstm.training.trainer import train
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
-def run(edge: float, folder, candles: int = DEMO_CANDLES) -> object:
-    candles = synthetic_candles(candles, seed=DEMO_SEED, edge=edge)
+def run(edge: float, folder) -> object:
+    candles = synthetic_candles(DEMO_CANDLES, seed=DEMO_SEED, edge=edge)
     config = DEMO_CONFIG.replace(epochs=3, sequence_length=30, lstm_units=(16, 8))
     return train(candles, config, folder / "run", tensorboard=False, ledger=folder / "ledger.jsonl")
 
 
 @pytest.fixture(scope="module")
 def run_without_edge(tmp_path_factory):
-    return run(0.0, tmp_path_factory.mktemp("fair"), candles=60_000)
+    return run(0.0, tmp_path_factory.mktemp("fair"))
 
 
 @pytest.fixture(scope="module")
