@@ -22,9 +22,9 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="module")
-def no_pictures() -> Iterator[None]:
-    """Trainings of this file draw no pictures, see `support.quick`."""
-    with quick.skip_pictures():
+def bare_trainings() -> Iterator[None]:
+    """Trainings of this file draw no pictures and fit no gradient boosting, see `support.quick`."""
+    with quick.skip_pictures(), quick.skip_boosting():
         yield
 
 
@@ -36,4 +36,5 @@ def no_graphs() -> Iterator[None]:
 
 
 # The ledger of trials of these tests is not that of the user.
-os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="crypto_lstm_state_"))
+_state = tempfile.TemporaryDirectory(prefix="crypto_lstm_state_")  # removed when the process ends
+os.environ.setdefault("XDG_STATE_HOME", _state.name)

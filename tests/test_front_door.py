@@ -12,6 +12,7 @@ import pytest
 import crypto_lstm
 
 NAMES = [name for name in crypto_lstm.__all__ if name != "__version__"]
+pytestmark = pytest.mark.usefixtures("bare_trainings")
 HEAVY = {"tensorflow", "keras", "pandas", "numpy", "matplotlib", "sklearn", "pyarrow", "onnxruntime"}
 
 

@@ -292,12 +292,14 @@ from crypto_lstm.persistence import save_model
 keras.config.set_dtype_policy("mixed_float16")
 config = Config(sequence_length=12, lstm_units=(8, 4), dense_units=(4,), mixed_precision=True)
 model = build_model(config)
+model.run_eagerly = True
 model.fit(np.ones((8, 12, 8)), np.eye(3)[[0, 1, 2, 0, 1, 2, 0, 1]], verbose=0)
 np.save(sys.argv[2], model.predict(np.ones((2, 12, 8)), verbose=0))
 save_model(model, sys.argv[1], format="saved_model", config=config)
 """
     forked.run(script, tmp_path / "mixed", tmp_path / "outputs.npy").check_returncode()
     model = load_model(tmp_path / "mixed")
+    model.run_eagerly = True
     assert np.array_equal(model.predict(np.ones((2, 12, 8)), verbose=0), np.load(tmp_path / "outputs.npy"))
     assert type(model.optimizer).__name__ == "LossScaleOptimizer" and int(model.optimizer.iterations.numpy()) == 1
     assert keras.config.dtype_policy().name == "float32"

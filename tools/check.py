@@ -33,7 +33,6 @@ ENVIRONMENT |= {"TF_NUM_INTRAOP_THREADS": "1", "OMP_NUM_THREADS": "1"}  # a chec
 LONGEST = (  # these start first, so that both cores end together
     "wheel and sdist",
     "reliability",
-    "memory forecast",
     "tests/profiling",
     "tests/training",
     "tests/test_traced_graph.py",
@@ -63,7 +62,6 @@ def list_checks() -> list[Check]:
         Check("reliability: kills, faults, mutations, attacks, resumes, NaN", check_reliability),
         *(test_check(path) for path in tests),
         *(notebook_check(path) for path in notebooks),
-        Check("memory forecast of one training (reports)", check_memory),
         command("notebooks clean and exported", sys.executable, "tools/exported.py"),
         command("README in step with nbs/index.ipynb", sys.executable, "tools/readme.py", "--check"),
         command("imports run down only", f"{BIN}/lint-imports"),
@@ -91,14 +89,6 @@ def check_reliability() -> int:
     from benchmarks.reliability import suite
 
     return suite.main(["--quick"])
-
-
-def check_memory() -> int:
-    """Measure one configuration, in processes of its own, and report it beside its forecast."""
-    from benchmarks.memory import forecasts
-
-    forecasts.main(["--quick", "1"])
-    return 0
 
 
 def command(name: str, *words: str) -> Check:
@@ -208,6 +198,7 @@ def import_libraries() -> None:
         plugin.load()
     gc.collect()
     gc.freeze()  # the collector of a forked process leaves these objects, and so their memory stays shared
+    gc.set_threshold(50_000, 50, 100)  # by default it runs every 700 new objects: a tenth of the time of a graph
 
 
 # ---------------------------------------------------------------- results

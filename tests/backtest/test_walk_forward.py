@@ -56,7 +56,7 @@ CONFIG = Config(
 SPANS = {"first_train": "25d", "test": "8d", "step": "8d", "validation": 0.25}
 CANDLES = 1030
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("bare_trainings")
 
 
 def make_candles(count: int = CANDLES) -> pd.DataFrame:

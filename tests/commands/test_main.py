@@ -27,7 +27,7 @@ SMALL |= {"batch_size": 64, "epochs": 2}
 WIDE = {"long_tp_pct": 2, "short_tp_pct": 2, "long_sl_pct": 2, "short_sl_pct": 2}
 SETTINGS = [f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in (SMALL | WIDE).items()]
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("bare_trainings")
 
 
 def hourly(rows: int = 3000) -> pd.DataFrame:

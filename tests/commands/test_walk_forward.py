@@ -21,7 +21,7 @@ SETTINGS += ["features=high_change,low_change,close_change,volume_change"]
 WORDS = ["walk-forward", "--candles", "BTCUSDT-1h.feather", "--first-train", "25d", "--test", "192", "--step", "8d"]
 ENOUGH = 900
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("bare_trainings")
 
 
 @pytest.fixture(scope="module")

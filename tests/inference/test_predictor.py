@@ -29,7 +29,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.quick import skip_graphs, skip_pictures
+from support.quick import skip_boosting, skip_pictures
 
 from crypto_lstm.architecture import build_model
 from crypto_lstm.commands.main import main
@@ -758,7 +758,7 @@ def run_folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("runs")
     synthetic_candles(3000, seed=3, timeframe="1h").to_feather(place / "candles.feather")
     words = ["train", "--candles", str(place / "candles.feather"), "--output", str(place / "run"), "--no-tensorboard"]
-    with skip_pictures(), skip_graphs():
+    with skip_pictures(), skip_boosting():
         assert main([*words, "--set", *SETTINGS]) == 0
     return place / "run"
 

@@ -38,6 +38,7 @@ LARGE = [
     "dense_units=16",
     "balance=none",
     "epochs=1",
+    "validation_split=0.1",
     "test_split=0.1",
 ]
 SMALL = Config.from_text(
@@ -48,7 +49,7 @@ ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES"
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="limits of control groups and processes are read on Linux"),
-    pytest.mark.usefixtures("no_pictures"),
+    pytest.mark.usefixtures("bare_trainings"),
 ]
 
 
@@ -82,6 +83,7 @@ AUTO = """
 import json, sys
 import keras
 import pandas as pd
+from support.quick import skip_boosting, skip_pictures
 from crypto_lstm.config import Config
 from crypto_lstm.training.trainer import train
 from crypto_lstm.utils.system import AnonymousPeak, anonymous_memory_mb
@@ -99,14 +101,16 @@ except MemoryError as error:
     refusal = type(error).__name__
 grown = watch.read() - before
 watch.stop()
-run = train(candles, config, sys.argv[2], callbacks=[StopEarly()], tensorboard=False)
+with skip_pictures(), skip_boosting():
+    run = train(candles, config, sys.argv[2], callbacks=[StopEarly()], tensorboard=False)
 print(json.dumps({**run.as_dict(), "refusal": refusal, "grown_mb": grown}))
 """
 
 
 def test_auto_trains_within_the_limit_and_a_larger_batch_is_refused_with_advice_that_trains(candles, tmp_path):
     command = [sys.executable, "-c", AUTO, str(candles), str(tmp_path / "auto"), *LARGE, "batch_size=auto"]
-    done, _, limited_by = run_limited(command, LIMIT_MB, env=ENVIRONMENT, cwd=tmp_path)
+    environment = ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done, _, limited_by = run_limited(command, LIMIT_MB, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["refusal"] == "MemoryBudgetError" and not (tmp_path / "never").exists()
@@ -130,7 +134,7 @@ def test_auto_trains_within_the_limit_and_a_larger_batch_is_refused_with_advice_
     )
     advice = re.search(r"--set (batch_size=(\d+) gradient_accumulation_steps=(\d+)) ", error["message"])
     assert advice and int(advice[2]) * int(advice[3]) == larger
-    few = [*advice[1].split(), "--last", "2500"]
+    few = [*advice[1].split(), "validation_split=0.2", "--last", "2500"]
     done, _, _ = run_train(candles, tmp_path / "advised", *few)
     assert done.returncode == 0, done.stderr[-2000:]
     memory = json.loads(done.stdout)["memory"]

@@ -103,7 +103,7 @@ CLOSE = HOURLY["date"].iloc[-1] + pd.Timedelta(hours=1)
 EXPIRES = datetime(2030, 1, 1, tzinfo=UTC)
 QUIET = {"tensorboard": False}
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("bare_trainings")
 
 # ---------------------------------------------------------------- fixtures
 

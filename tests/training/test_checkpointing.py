@@ -45,7 +45,7 @@ HOURLY = candles()
 OPTIONS = {"tensorboard": False, "save_every_batches": SAVE_EVERY, "deterministic": True}
 SETTINGS = [f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in CONFIG.as_dict().items()]
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("bare_trainings")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from crypto_lstm.commands.demo import DEMO_CANDLES, DEMO_CONFIG, DEMO_EDGE, DEMO
 from crypto_lstm.data.synthetic import synthetic_candles
 from crypto_lstm.training.trainer import train
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("bare_trainings")
 
 
 def run(edge: float, folder) -> object:

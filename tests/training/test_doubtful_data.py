@@ -19,7 +19,7 @@ VALUES = SMALL.sequence_length * len(SMALL.features)
 VOLUME = ("volume_change", "volume_to_ma1440", "volume_to_ma43200")
 CLOSE = HOURLY["date"].iloc[-1] + pd.Timedelta(hours=1)
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("bare_trainings")
 
 
 @pytest.fixture(scope="module")

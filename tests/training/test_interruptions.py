@@ -33,7 +33,7 @@ RANDOM = SMALL.replace(dropout_rate=CONFIG.dropout_rate)  # its random state mus
 HOURLY = candles()
 OPTIONS = {"tensorboard": False}
 
-pytestmark = pytest.mark.usefixtures("no_pictures", "no_graphs")
+pytestmark = pytest.mark.usefixtures("bare_trainings", "no_graphs")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from crypto_lstm.evaluation.report import describe_report, read_report_source
 from crypto_lstm.training.run_folder import fingerprint_candles
 from crypto_lstm.training.saved_run import predict_probabilities
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("bare_trainings")
 
 HOUR = pd.Timedelta("1h")
 CONFIG = cl.Config(

@@ -23,7 +23,7 @@ from crypto_lstm.training.starting_point import (
 )
 from crypto_lstm.training.trainer import train
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("bare_trainings")
 
 CONFIG = Config(
     timeframe="1h", sequence_length=12, future_window=24, lstm_units=(4,), dense_units=(), epochs=1, batch_size=64,

@@ -14,6 +14,7 @@ import pytest
 
 from crypto_lstm.config import Config, ConfigError
 from crypto_lstm.data.synthetic import synthetic_candles
+from crypto_lstm.evaluation import report
 from crypto_lstm.training import trainer, watch
 from crypto_lstm.training.trainer import train
 from crypto_lstm.widgets import notebook, panel
@@ -49,10 +50,12 @@ def train_in(folder: Path, **options):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_baselines():
-    """Simpler models are not fitted: they take longer than these trainings."""
+def short_ends():
+    """Simpler models are not fitted and the report has no pictures: both take longer than these trainings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "_Task", functools.partial(trainer._Task, baselines=False))
+        patch.setattr(trainer, "_write_figures", lambda run: None)
+        patch.setattr(report, "_draw_pictures", lambda source: {})
         yield
 
 
