@@ -364,7 +364,10 @@ class _FeatureSettings(_Settings):
 
     @property
     def history_candles(self) -> int:
-        """Candles that a decision may depend on: 30 days and a window, or the rolling prior if that is longer."""
+        """Candles that a decision may depend on: 30 days and a window, or the rolling prior if that is longer.
+
+        Features and barriers that span more are counted by `inference.live.count_history`.
+        """
         month = 43200 // TIMEFRAME_MINUTES[self.timeframe]
         known = month + self.sequence_length
         if self.prior_candles is None:

@@ -468,8 +468,8 @@ def _open_folder(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
         check_output_folder(folder, resume=True)
         is_used = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
         if is_used:
-            fault = f"the folder {str(folder)!r} holds something else than folds"
-            raise OutputFolderError(f"{fault}: nothing is overwritten, choose another or move it away")
+            fault = f"the folder {str(folder)!r} is not empty and holds no walk-forward or cross-validation run"
+            raise OutputFolderError(f"{fault}: nothing is overwritten; choose another folder, or move this one away")
     with lock_run_folder(folder):
         if file.exists():
             saved = read_json(file)

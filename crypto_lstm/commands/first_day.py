@@ -183,7 +183,7 @@ def _require_free(path: str | os.PathLike[str]) -> Path:
     if not name or name == ".." or str(path) in ("", "."):
         raise ProjectError(f"expected the name of a new folder such as my_project, got {shown}")
     if not str(path).isprintable() or name.startswith("-"):
-        raise ProjectError(f"a folder name of printable characters that does not begin with - is needed, got {shown}")
+        raise ProjectError(f"expected a folder name of printable characters, not beginning with '-', got {shown}")
     try:
         check_file_name(folder)
     except OSError as error:

@@ -58,7 +58,8 @@ def open_exchange(
         import ccxt
     if name not in ccxt.exchanges:
         near = difflib.get_close_matches(name, ccxt.exchanges, 3)
-        advice = f"did you mean {list_first_names(near)}?" if near else "python -c 'import ccxt; print(ccxt.exchanges)'"
+        listing = "list them with python -c 'import ccxt; print(ccxt.exchanges)'"
+        advice = f"did you mean {list_first_names(near)}?" if near else listing
         raise LiveError(f"ccxt has no exchange {shorten_repr(name)}: {advice}")
     exchange = getattr(ccxt, name)({"enableRateLimit": True, "timeout": 30_000})
     if not exchange.has.get("fetchOHLCV"):
@@ -69,7 +70,7 @@ def open_exchange(
     try:
         known = list(exchange.load_markets())
     except Exception as error:  # ccxt raises its own classes, and those of the libraries below it
-        raise LiveError(f"{name} can't be asked for its markets, {type(error).__name__}: {error}") from error
+        raise LiveError(f"the markets of {name} could not be fetched, {type(error).__name__}: {error}") from error
     for market in markets:
         if market not in known:
             near = [one for one in known if normalize_pair(one) == normalize_pair(market)]
@@ -92,13 +93,13 @@ def open_replay(
     step = timedelta(minutes=config.timeframe_minutes)
     needed = count_history(config)
     if len(candles) <= needed:
-        raise LiveError(f"expected more than {needed:,} candles, the history of a decision, got {len(candles):,}")
+        raise LiveError(f"a decision needs more than {needed:,} candles of history, got {len(candles):,}")
     dates = candles["date"]
     first = dates.iloc[needed].to_pydatetime()
     start = max(first, first if after is None else after + step)
     end = dates.iloc[-1].to_pydatetime() + step
     if start >= end:
-        raise LiveError(f"the candles end at {end - step}, and all of them are decided: give newer ones")
+        raise LiveError(f"the model has decided on all candles up to {end - step}: give newer ones")
     clock = ReplayClock(start.timestamp() + config.timeframe_minutes * 60, speed)
     exchange = ReplayExchange({market: candles}, config.timeframe, clock, columns=config.feature_columns)
     until = end + min(step, timedelta(seconds=30))

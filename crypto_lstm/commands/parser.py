@@ -79,7 +79,7 @@ def _add_reading(command: argparse.ArgumentParser) -> None:
     command.add_argument("--timezone", metavar="NAME", help="time zone of dates that have none, such as UTC")
     command.add_argument(
         "--on-conflict", choices=("error", "first", "last"), default="error",
-        help="which row to keep when two rows of the same time differ",
+        help="which row to keep when two rows of the same time differ; error refuses them (default: error)",
     )  # fmt: skip
     command.add_argument("--last", type=_whole_number, metavar="N", help="use only the newest N candles")
 
@@ -101,7 +101,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--deterministic", action="store_true",
-        help="equal bits on every run, resumed or not; slower on a GPU",
+        help="equal bits on every run, resumed or not; slower",
     )  # fmt: skip
     command.add_argument("--no-tensorboard", action="store_true", help="write no logs for TensorBoard")
     _add_memory(command)
@@ -138,7 +138,7 @@ def _add_walk_forward(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--mode", choices=("expanding", "rolling"), default="expanding",
-        help="train on all candles before a test part, or on a history as long as the first",
+        help="expanding: train on all candles before a test part; rolling: on a history as long as the first one",
     )  # fmt: skip
     spans = {
         "--step": ("14d", "from one test part to the next"),
@@ -167,7 +167,10 @@ def _add_walk_forward(command: argparse.ArgumentParser) -> None:
 
 
 def _add_estimate(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--batch-size", type=_whole_number, metavar="N", help="default: that of the configuration")
+    command.add_argument(
+        "--batch-size", type=_whole_number, metavar="N",
+        help="windows in a batch (default: that of the configuration)",
+    )  # fmt: skip
     command.add_argument(
         "--budget", type=_whole_number, metavar="MB",
         help="memory that the process may use (default: the available memory less a reserve)",
@@ -198,11 +201,11 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", metavar="FILE", required=True, help="new .onnx file")
     command.add_argument(
         "--int8", action="store_true",
-        help="integers in the LSTM layers or their weights; refused if more than 0.1 %% of the decisions differ",
+        help="integers in the LSTM layers, else in their weights; refused if more than 0.1 %% of the decisions differ",
     )  # fmt: skip
     command.add_argument(
         "--candles", metavar="FILE", nargs="+", action="extend",
-        help="for --int8: candles of the test part and the month before it",
+        help="for --int8: candles of the test part and the history before it (30 days or more)",
     )  # fmt: skip
     _add_reading(command)
 
@@ -224,8 +227,14 @@ def _add_freqtrade(command: argparse.ArgumentParser) -> None:
         "--trading-mode", choices=("spot", "futures"), default="spot",
         help="spot market without shorts, or futures with them (default: spot)",
     )  # fmt: skip
-    command.add_argument("--exchange", metavar="NAME", default="binance", help="in freqtrade (default: binance)")
-    command.add_argument("--name", metavar="NAME", default="CryptoLSTM", help="of the strategy (default: CryptoLSTM)")
+    command.add_argument(
+        "--exchange", metavar="NAME", default="binance",
+        help="exchange, as freqtrade names it (default: binance)",
+    )  # fmt: skip
+    command.add_argument(
+        "--name", metavar="NAME", default="CryptoLSTM",
+        help="class name of the strategy (default: CryptoLSTM)",
+    )  # fmt: skip
     command.add_argument(
         "--days", type=_whole_number, metavar="N", default=30,
         help="length of the backtest, if the run has no test part (default: 30)",
@@ -251,7 +260,7 @@ def _add_paper(command: argparse.ArgumentParser) -> None:
     source.add_argument("--exchange", metavar="NAME", help="exchange of ccxt, such as binance")
     source.add_argument(
         "--candles", metavar="FILE", nargs="+", action="extend",
-        help="replay files instead, as for train; the first month is the history",
+        help="replay files instead, as for train; the first candles are the history (30 days or more)",
     )  # fmt: skip
     command.add_argument(
         "--pair", metavar="PAIR", nargs="+", action="extend",
@@ -264,11 +273,11 @@ def _add_paper(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument(
         "--speed", type=_speed, metavar="N", default=float("inf"),
-        help="seconds of a replay in a second (default: as fast as possible)",
+        help="seconds of the replay that pass in one real second (default: as fast as possible)",
     )  # fmt: skip
     command.add_argument(
         "--pin", metavar="FILE",
-        help="a line of sha256sum that names a model; a changed line replaces the model between two candles",
+        help="file with one line of sha256sum that names the model to use; if the line changes, that model is loaded",
     )  # fmt: skip
     _add_reading(command)
 
@@ -284,7 +293,7 @@ def _add_verify(command: argparse.ArgumentParser) -> None:
 def _add_report(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", metavar="RUN", help="folder that train wrote")
     command.add_argument(
-        "--output", metavar="FILE", help="the page, .html (default: report.html in the folder); a report is replaced"
+        "--output", metavar="FILE", help="new .html file, or a report to replace (default: report.html in the folder)"
     )
 
 
@@ -340,7 +349,7 @@ def _add_download(command: argparse.ArgumentParser) -> None:
         "--timeframe", choices=tuple(TIMEFRAME_MINUTES), default="1m", help="span of a candle (default: 1m)"
     )
     command.add_argument(
-        "--days", type=_whole_number, metavar="N", default=400, help="from now back (default: 400)"
+        "--days", type=_whole_number, metavar="N", default=400, help="days of history, ending now (default: 400)"
     )
     command.add_argument(
         "--output", metavar="FILE",
@@ -408,7 +417,7 @@ def _find_setting(name: str) -> str | None:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `crypto-lstm`, with one sub-command for each job."""
     parser = _Parser(
-        prog="crypto-lstm", description="Size, train and use an LSTM that answers SHORT, HOLD or LONG."
+        prog="crypto-lstm", description="Train and use an LSTM that answers SHORT, HOLD or LONG, within your memory."
     )
     parser.add_argument("--version", action="version", version=f"crypto-lstm {crypto_lstm.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -50,7 +50,7 @@ def compute_barrier_scale(
     missing = [name for name in list_columns(tree) if name not in filled]
     if missing:
         wanted = f"barrier_scale needs the column {list_first_names(missing)}, and the candles have none"
-        raise BarrierError(f"{wanted}: a column of your own is kept if a feature uses it as well")
+        raise BarrierError(f"{wanted}: only columns that a feature uses are kept, so use it in a feature as well")
     columns = {name: filled[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in list_columns(tree)}
     times = filled["date"].dt.as_unit("ns").astype("int64").to_numpy()
     segment = filled["segment"].to_numpy()

@@ -416,8 +416,8 @@ def parse_plain_candles(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # nanoseconds; (candles, 5 or more); (candles,) bool: plain and sound
     """Many candles of separate markets, checked together.
 
-    A candle that is not plain (lists and dictionaries of numbers are) or not sound has no values here:
-    `parse_sound_candle` takes it, or raises the error that names its fault.
+    A plain candle is a list or a dictionary of numbers. For any other candle, and for one that breaks a rule, the mask
+    is False: pass it to `parse_sound_candle`, which accepts it or raises an error that names the fault.
     """
     names = (*VALUE_COLUMNS, *extra)
     split = [_split_plain(candle, names) for candle in candles]

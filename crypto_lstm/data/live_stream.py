@@ -176,8 +176,8 @@ def _describe_holes(
 class LiveStream:
     """Candles as a bot receives them, and the window of features for the newest one. Not thread-safe.
 
-    Every method takes a step whole or not at all, also if an exception from outside ends it, such as KeyboardInterrupt:
-    functions compute the next state, and one assignment puts it in place.
+    A method changes the state completely or not at all, even if KeyboardInterrupt ends it: the next state is computed
+    first, and one assignment replaces the old one.
     """
 
     def __init__(

@@ -211,7 +211,7 @@ class WindowDataset(keras.utils.PyDataset):
 def _require_windows(matrix: np.ndarray, rows: np.ndarray, sequence_length: int) -> None:
     if matrix.ndim != 2:
         expected = f"expected a matrix (candles, features), got shape {matrix.shape}"
-        raise DataError(f"{expected}: give single candles, the windows are made of them")
+        raise DataError(f"{expected}: give one row of features for each candle; the windows are built from these rows")
     if len(rows) and not sequence_length - 1 <= rows.min() <= rows.max() < len(matrix):
         expected = f"windows must end at rows {sequence_length - 1} to {len(matrix) - 1}"
         raise DataError(f"{expected}, got {rows.min()} to {rows.max()}")

@@ -95,10 +95,10 @@ class LearningRateCurve:
         factor = self.suggestion / self.current
         if 1 / 3 <= factor <= 3:
             return f"The loss falls fastest near {self.suggestion:.2g}; the current {self.current:.2g} is close to it."
-        side = "below" if factor > 1 else "above"
+        side = "lower" if factor > 1 else "higher"
         distance = factor if factor > 1 else 1 / factor
         found = f"The loss falls fastest near {self.suggestion:.2g}"
-        return f"{found}; the current rate {self.current:.2g} is {distance:,.0f} times {side} it."
+        return f"{found}; the current rate {self.current:.2g} is {distance:,.0f} times {side}."
 
     def plot(
         self,

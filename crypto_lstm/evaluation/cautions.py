@@ -91,7 +91,7 @@ _BINS = 10
 _MIN_ROWS = 100
 _DRAWS = 2000
 _MOST_BLOCKS = 50  # of a test part: more blocks cost time and change nothing
-_FALSE_ALARMS = 0.01  # of parts that follow one law, over all features together
+_FALSE_ALARMS = 0.01  # of parts with equal distributions, over all features together
 
 
 def compute_psi(
@@ -122,7 +122,7 @@ def find_block_length(
 
 @dataclass(frozen=True)
 class Stability:
-    """PSI of a feature in the test part, beside the limit for parts of one law."""
+    """PSI of a feature in the test part, and its limit for two parts with the same distribution."""
 
     feature: str
     psi: float
@@ -140,7 +140,7 @@ def measure_stability(
     name: str,  # of the feature
     train: np.ndarray,  # (train rows,) in time
     test: np.ndarray,  # (test rows,) in time
-    false_alarms: float = _FALSE_ALARMS,  # share of parts of one law that exceed the limit
+    false_alarms: float = _FALSE_ALARMS,  # share of parts with equal distributions that exceed the limit
     seed: int = 0,
 ) -> Stability:
     """PSI of one feature over ten bins of equal mass in the training part, and its limit from resampled blocks.
@@ -196,7 +196,8 @@ def find_shifts(
         level = _FALSE_ALARMS / len(names)
         result = measure_stability(name, train[:, column], test[:, column], level, seed)
         if result.is_shifted:
-            figures = f"PSI {result.psi:.2f}, one law exceeds {result.limit:.2f} in {_FALSE_ALARMS:.0%} of such parts"
+            chance = f"equal distributions exceed {result.limit:.2f} in {_FALSE_ALARMS:.0%} of parts"
+            figures = f"PSI {result.psi:.2f}, {chance}"
             sentence = f"the {part} values of {name} follow another distribution than those of training: {figures}"
             found.append(Caution("shift", sentence, dict(vars(result))))
     return found
@@ -415,13 +416,13 @@ def plot_stability(
     results: Sequence[Stability],  # from `measure_stability`
     ax: Axes | None = None,  # axes to draw on; None makes a figure
 ) -> Axes:
-    """The PSI of each feature beside the limit for parts of one law; orange where the limit is exceeded."""
+    """The PSI of each feature, and its limit for two parts with the same distribution; orange above the limit."""
     ax = new_axes(ax, figsize=(7, 0.9 + 0.4 * len(results)))
     for place, result in enumerate(results):
         ax.barh(place, result.psi, color=ORANGE if result.is_shifted else BLUE)
         ax.plot([result.limit, result.limit], [place - 0.45, place + 0.45], color="black", lw=2)
     ax.axvline(0.25, color=GREY, ls="--", lw=1)
     ax.set(yticks=range(len(results)), yticklabels=[result.feature for result in results])
-    ax.set(xlabel="population stability index (black: limit of one law; dashed: the usual 0.25)")
+    ax.set(xlabel="population stability index (black: limit for equal distributions; dashed: the usual 0.25)")
     ax.invert_yaxis()
     return ax

@@ -320,7 +320,7 @@ class Judgement:
         return " ".join(self.sentences)
 
     def with_trials(self, trials: Trials) -> Judgement:
-        """The same judgement, with luck measured against as many trials."""
+        """The same judgement, with the deflated Sharpe ratio computed for `trials`."""
         return replace(self, luck=_measure_luck(self.model.simulation, trials))
 
     def as_dict(self) -> dict[str, Any]:
@@ -598,8 +598,8 @@ def list_periods(
 ) -> np.ndarray:  # (periods,) percent after costs
     """The returns that luck is measured on: each trade is a period.
 
-    Trades of several markets that begin in the same `future_window` are one period, with their mean return: they are no
-    independent proofs.
+    Trades of several markets that begin in the same `future_window` are one period, with their mean return: they are
+    not independent observations.
     """
     trades = simulation.trades
     if "period" not in trades:

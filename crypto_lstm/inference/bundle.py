@@ -203,7 +203,7 @@ def build_facts(
 
 
 def describe_columns(config: Config) -> dict[str, Any]:
-    """The columns of the user's that the features need, as a fact; nothing where they need none."""
+    """The user's columns that the features need, for the manifest; empty if they need none."""
     if not config.feature_columns:
         return {}
     return {"columns": {"names": list(config.feature_columns), "known": "when the candle closes"}}

@@ -205,7 +205,7 @@ class RollingPrior:
         if not is_whole_number(label, minimum=0, maximum=len(CLASSES) - 1):
             raise CalibrationError(f"expected a label 0, 1 or 2, got {shorten_repr(label)}")
         if row + self.horizon <= self._now:
-            raise CalibrationError(f"row {row} was finished before {self._now}: add a label before the shares are read")
+            raise CalibrationError(f"row {row} finished at or before {self._now}: call add before shares({self._now})")
         self._last_row = int(row)
         self._waiting.append((int(row), int(label)))
 

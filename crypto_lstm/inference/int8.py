@@ -171,7 +171,7 @@ def is_accepted(report: Int8Report) -> bool:
 def refuse_integers(
     reports: Sequence[Int8Report],  # of each kind that was tried
 ) -> Int8Error:
-    """The error of an export that no kind of integers fits."""
+    """The error to raise if every kind of int8 export changes too many decisions or probabilities."""
     found = "; ".join(map(str, reports))
     return Int8Error(f"int8 changes too much, {found}; {ACCEPTED_SHARE:.1%} is accepted: export without int8")
 

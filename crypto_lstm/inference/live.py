@@ -380,7 +380,7 @@ def _list_values(answer: Any, name: str, count: int) -> list[float]:
     numbers_found = []
     for value in values:
         if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
-            raise LiveError(f"expected numbers as {name} from fetch_columns, got {shorten_repr(value)}: or None")
+            raise LiveError(f"expected numbers or None as {name} from fetch_columns, got {shorten_repr(value)}")
         numbers_found.append(math.nan if value is None else float(value))
     return numbers_found
 

@@ -734,8 +734,7 @@ def export_onnx(
     """Write a network for `Predictor` in one atomic step, with a manifest beside it.
 
     The file holds the weights, the settings, the scaler, the decision policy of a bundle, and golden windows with the
-    answers of Keras. Before it is put
-    in place, onnxruntime must reproduce these answers within 1e-5.
+    answers of Keras. Before the file is put in place, onnxruntime must reproduce these answers within 1e-5.
 
     `int8` measures on the candles how many decisions differ, and writes that into the file. Integers in the layers,
     which are quicker for a large network, are taken if at most 0.1 % of the decisions differ, else integers in the

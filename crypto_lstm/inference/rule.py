@@ -114,10 +114,10 @@ class TradeRule:
 
     @property
     def break_even_probability(self) -> dict[str, float | None]:
-        """Side -> probability of its class at which its expected net return is zero; None if it never is.
+        """For each side: the class probability at which a trade returns zero after costs; None if there is none.
 
-        The other two classes keep the ratio of `class_shares`. With a `mean_scale` it is that of a candle of this
-        scale. With timeouts it is lower than `barrier_break_even` if a trade in HOLD loses less than its stop-loss.
+        The other two classes keep the ratio of `class_shares`. With a `mean_scale` the value holds for a candle of this
+        scale. It is below `barrier_break_even` if trades that end by the time limit lose less than the stop-loss.
         """
         values = zip(SIDES, self.mean_returns, _OWN_CLASS, strict=True)
         return {side: _find_break_even(self, means, own) for side, means, own in values}

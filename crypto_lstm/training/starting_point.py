@@ -165,7 +165,8 @@ def require_later_parts(
         first = data.dates_of(name).iloc[0].to_pydatetime()
         if first < limit:
             raise StartingPointError(
-                f"the {name} part begins at {first:%Y-%m-%d %H:%M}, but the network of the earlier run was "
-                f"{seen[name]} up to {limit - span:%Y-%m-%d %H:%M}, and the purge gap ends at {limit:%Y-%m-%d %H:%M}: "
-                "the figures would look ahead. append newer candles, or lower validation_split or test_split"
+                f"the {name} part begins at {first:%Y-%m-%d %H:%M} UTC, but the network of the earlier run was "
+                f"{seen[name]} up to {limit - span:%Y-%m-%d %H:%M}, so the figures would look ahead. With the purge "
+                f"gap, the part may begin at {limit:%Y-%m-%d %H:%M}: append newer candles, or lower validation_split "
+                "or test_split"
             )

@@ -334,7 +334,7 @@ def count_judged(
     data: TrainingData,
     baselines: bool,  # compare with simpler models
 ) -> JudgedRows:
-    """How much is judged after the training, for the forecast of memory."""
+    """Count the rows that are judged after the training; the memory forecast needs them."""
     spans = [market.spans for market in data.markets] if isinstance(data, MarketsData) else [data.training_spans]
     candles = max(sum(last - first + 1 for first, last in own) for own in spans)
     counts = {name: len(part.rows) for name, part in data.parts.items()}
@@ -654,7 +654,7 @@ def train(  # type: ignore[misc]  # its overloads shorten the options
     size. A callback of yours keeps its state if it has `state_dict` and `load_state_dict`; for others a warning is
     logged.
 
-    With `start_from` weights and scaler are those of an earlier run, the rest starts anew, see `StartingPoint`.
+    With `start_from` the training begins with weights and scaler of an earlier run; see `StartingPoint`.
     In a notebook a live panel shows the training and leaves a picture (widgets need the extra `lab`). With `background`
     the panel has buttons to stop, and the handle has `result()` and `stop()`.
 

@@ -89,9 +89,9 @@ def require_verbose(verbose: Any) -> None:
 
 
 class TrainingWatch:
-    """Shows one training. `begin` gives the callbacks, `finish` or an error leaves the closing line.
+    """Shows one training. `begin` returns the callbacks; `finish`, or an error, writes the closing line.
 
-    Outside of a notebook, and for every `verbose` but None, there is no panel and nothing to close.
+    There is a panel only in a notebook and with `verbose=None`.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ class MissingExtraError(CryptoLSTMError, ImportError):
     """A package that belongs to an extra is not installed."""
 
 
-_MODULES = (  # that the extra `train` installs; `live` has three of them, and ccxt
+_MODULES = (  # of the extras
     "ccxt",
     "h5py",
     "joblib",

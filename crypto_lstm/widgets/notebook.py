@@ -70,7 +70,7 @@ class NotebookOutput:
         bundle: Mapping[str, Any],  # MIME type -> content
         metadata: Mapping[str, Any] | None = None,  # MIME type -> what the notebook has to know about that content
     ) -> None:
-        """Show the bundle in the place of the one before."""
+        """Show this MIME bundle in place of the previous one."""
         display = importlib.import_module("IPython.display").display
         place: dict[str, Any] = {"display_id": self._display_id, "update": self._is_shown}
         display(dict(bundle), metadata=dict(metadata or {}), raw=True, **place)

@@ -236,7 +236,7 @@ def test_other_settings_and_candles_are_refused(whole):
     other.loc[100, "volume"] *= 2
     with pytest.raises(ResumeMismatchError, match=r"data\.sha256 is .* there"):
         run_folds(result.output_dir, other)
-    with pytest.raises(OutputFolderError, match="something else than folds"):
+    with pytest.raises(OutputFolderError, match="holds no walk-forward or cross-validation run"):
         run_folds(result.output_dir / "fold-00")
     changed = [path for path, time in before.items() if path.is_file() and path.stat().st_mtime_ns != time]
     assert changed == []

@@ -1,4 +1,4 @@
-"""Each caution with a control: one law gives no warning, and what is wrong is named."""
+"""Each caution with a control: equal distributions give no warning, and what is wrong is named."""
 
 from __future__ import annotations
 
