@@ -545,7 +545,7 @@ class JudgedRows(NamedTuple):
 
 
 def _add_judging(estimate: MemoryEstimate, judged: JudgedRows) -> MemoryEstimate:
-    """The estimate with the judging. Weights and optimizer stay in memory, activations and gradients do not."""
+    """Add the peak of the judging: with weights and optimizer, without activations and gradients of the training."""
     added = judged.count_mb()
     peak = estimate.runtime_mb + estimate.weights_mb + estimate.optimizer_mb + added
     upper = peak + (_UPPER_FACTOR - 1) * added + _UPPER_MB
@@ -617,7 +617,7 @@ def _windows_mb(plan: LayerPlan, config: Config) -> float:
 
 # %% ../nbs/04_memory.ipynb #754f8bcd
 class EmptyHistoryError(CryptoLSTMError, ValueError):
-    """There is nothing to draw."""
+    """No memory records or no estimates were given, so there is nothing to plot."""
 
 
 def plot_memory_estimates(

@@ -414,7 +414,7 @@ def _check_sidecar(source: Path, facts: Mapping[str, Any]) -> None:
     is_of_this_save = all(copy.get(name) == facts.get(name) for name in ("sha256", "created"))
     if is_of_this_save:
         fault = f"differs from the manifest of {source.name}: it was changed"
-        remedy = "remove this copy, the manifest has what was saved; or save again"
+        remedy = "remove this file (the manifest holds the saved metadata), or save the model again"
         raise ModelIntegrityError(_sidecar_path(source, "metadata.json"), fault, remedy)
 
 

@@ -169,17 +169,24 @@ def report(names: Sequence[str], results: dict[str, Any], prefix: str = "") -> N
 
 
 def print_configurations(found: Comparison) -> None:
-    """A line for each configuration: measured MB, and errors in percent."""
+    """A line for each configuration: measured MB, and errors in percent; a dash stands for what was not measured."""
     print(f"{'':28}{'tensor peak':>20}{'process peak':>20}{'growth':>18}{'probe':>9}{'upper':>8}")
     for n, name in enumerate(found.names):
-        truth = found.truths[n]
-        tensor, process, growth = (found.errors[quantity][n] for quantity in QUANTITIES)
-        process_mb, growth_mb = (truth.get(quantity, np.nan) for quantity in ("process_peak_mb", "growth_mb"))
-        print(
-            f"{name:28}{truth['tensor_peak_mb']:9.1f} MB {tensor:+6.1f} %"
-            f"{process_mb:10.0f} MB {process:+5.1f} %"
-            f"{growth_mb:8.0f} MB {growth:+5.1f} %{found.probe_process[n]:+7.1f} %{found.upper[n]:8.2f}"
-        )
+        truth, cells = found.truths[n], []
+        for quantity, width, digits in (("tensor_peak_mb", 12, 1), ("process_peak_mb", 13, 0), ("growth_mb", 11, 0)):
+            cells += [
+                format_cell(truth.get(quantity, np.nan), f".{digits}f", " MB", width),
+                format_cell(found.errors[quantity][n], "+.1f", " %", 9 if digits else 8),
+            ]
+        cells.append(format_cell(found.probe_process[n], "+.1f", " %", 9))
+        cells.append(format_cell(found.upper[n], ".2f", "", 8))
+        print(f"{name:28}{''.join(cells)}")
+
+
+def format_cell(value: float, pattern: str, unit: str, width: int) -> str:
+    """The value with its unit, or a dash for NaN, set to the right."""
+    text = "-" if np.isnan(value) else f"{value:{pattern}}{unit}"
+    return f"{text:>{width}}"
 
 
 def print_summary(found: Comparison) -> None:

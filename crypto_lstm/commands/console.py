@@ -37,7 +37,7 @@ _LOGGERS = ("crypto_lstm.training", "crypto_lstm.backtest", "crypto_lstm.utils.b
 
 @contextlib.contextmanager
 def show_training_log() -> Iterator[None]:
-    """Show what training, backtest and the measurement of the base log, from INFO on, on standard error."""
+    """Write the log of training, backtest and base-memory measurement to standard error, from INFO on."""
     handler = logging.StreamHandler(sys.stderr)
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]

@@ -81,7 +81,7 @@ def run_features(arguments: argparse.Namespace) -> Result:
 
 
 def run_audit(arguments: argparse.Namespace) -> Result:
-    """`crypto-lstm audit`: of `--function`, or of the pipeline. A column that looks ahead makes the exit code 1."""
+    """`crypto-lstm audit`: audit `--function`, or else the pipeline. The exit code is 1 if a column looks ahead."""
     from crypto_lstm.evaluation.lookahead import audit_lookahead
 
     config = load_config(arguments)

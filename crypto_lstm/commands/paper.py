@@ -160,7 +160,7 @@ def _open_source(
             raise LiveError(f"{fault}: replay --candles that have it, or run LiveRunner with fetch_columns")
         return open_exchange(arguments.exchange, markets, predictor.config.timeframe)
     if len(markets) > 1:
-        raise LiveError(f"a file of candles is of one market, got {list_first_names(markets)}: give one --pair")
+        raise LiveError(f"--candles replays one market, got {list_first_names(markets)}: give one --pair")
     with require_extra("crypto-lstm paper", "live"):
         candles = load_candles(arguments, predictor.config.timeframe, predictor.config.feature_columns)
     newest = max((entry.time for entry in entries), default=None)

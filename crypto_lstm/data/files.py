@@ -216,7 +216,7 @@ _KNOWN_BEGINNINGS = (
     (b"\x28\xb5\x2f\xfd", "a Zstandard archive: unpack it and name the file"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive: unpack it and name the file"),
     (b"Rar!", "a RAR archive: unpack it and name the file"),
-    (b"FEA1", "feather of version 1: save it again with a present pandas"),
+    (b"FEA1", "feather of version 1: save it again with a current pandas"),
     (b"ORC", "an ORC file: save the candles as parquet"),
     (b"Obj\x01", "an Avro file: save the candles as parquet"),
     (b"DBN", "a Databento file: export it as CSV"),

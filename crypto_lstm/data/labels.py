@@ -103,7 +103,7 @@ def _find_scaled(has_future: np.ndarray, scale: np.ndarray, config: Config) -> n
     """(rows,) bool: the row has a scale as well. Raises `LabelError` if there is none."""
     is_labelled = has_future & np.isfinite(scale)
     if not is_labelled.any():
-        found = f"none of the {int(np.count_nonzero(has_future))} candles with a future has a barrier_scale above 0"
+        found = f"none of {int(np.count_nonzero(has_future))} rows with a whole horizon has a barrier_scale above 0"
         raise LabelError(f"{found} ({config.barrier_scale}): give a longer history, or another expression")
     return is_labelled
 

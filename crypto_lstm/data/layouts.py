@@ -104,7 +104,7 @@ _TRADE_NAMES = {"price", "side", "is_buyer_maker", "trade_id", "agg_trade_id", "
 
 
 def plain_name(name: object) -> str:
-    """A name of a column in lower case, its words joined by underscores, without brackets."""
+    """A column name in lower case (one letter keeps its case), words joined by underscores, no brackets."""
     text = str(name).strip().strip("<>[]\"'").strip()
     if len(text) > 1:
         text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", text).lower()
@@ -114,7 +114,7 @@ def plain_name(name: object) -> str:
 def plain_names(
     columns: Iterable[object],
 ) -> list[str]:
-    """The plain names of all columns. A capital letter is a short name only where no small one is there."""
+    """The plain names of all columns. A capital letter becomes small, with the suffix `_2` if that name is taken."""
     names = [plain_name(name) for name in columns]
     known = set(names)
     return [name.lower() if name.lower() == name or name.lower() not in known else f"{name}_2" for name in names]

@@ -35,7 +35,7 @@ def find_price(
     """The candles of training data, filled as in training. Raises `DataError` if there are none, or others."""
     given = data.candles if candles is None else candles
     if given is None:
-        raise DataError("these windows do not know their candles: pass candles=, from which they were prepared")
+        raise DataError("the training data holds no candles: pass candles=, from which the windows were prepared")
     filled = ensure_filled(given, data.config)
     if len(filled) != len(data.dates) or not np.array_equal(filled["date"].to_numpy(), data.dates.to_numpy()):
         found = f"the candles give {len(filled)} rows after filling, the windows were made of {len(data.dates)}"

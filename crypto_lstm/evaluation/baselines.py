@@ -445,8 +445,8 @@ def compare_baselines(
     found = []
     for name, others in baseline_losses.items():
         if np.shape(others) != np.shape(losses) or np.shape(rows) != np.shape(losses) or not len(losses):
-            shapes = f"{np.shape(losses)} of the model, {np.shape(others)} of {name}, {np.shape(rows)} rows"
-            raise BaselineError(f"expected one loss of each model for each row, got shapes {shapes}")
+            shapes = f"{np.shape(losses)} of the model, {np.shape(others)} of {name}, {np.shape(rows)} of the rows"
+            raise BaselineError(f"expected one loss of the model and of {name} for each row, got shapes {shapes}")
         interval = estimate_interval(others - losses, rows)
         found.append(BaselineComparison(name, len(losses), float(others.mean()), float(losses.mean()), interval))
     return tuple(found)

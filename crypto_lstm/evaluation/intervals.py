@@ -285,7 +285,7 @@ def _check_rows(rows: np.ndarray, purge_gap: int, confidence: float) -> np.ndarr
 def _check_values(name: str, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.shape != rows.shape:
-        raise EvaluationError(f"expected one number for each of {len(rows)} rows in {name}, got {values.shape}")
+        raise EvaluationError(f"expected one number for each of {len(rows)} rows in {name}, got shape {values.shape}")
     if not np.isfinite(values).all():
         row = int(np.argmin(np.isfinite(values)))
         raise EvaluationError(f"{name} must be finite, got {values[row]} in row {row}")
@@ -520,7 +520,7 @@ def metric_intervals(
 def _check_classes(name: str, classes: np.ndarray, rows: np.ndarray) -> np.ndarray:
     classes = np.asarray(classes)
     if classes.shape != rows.shape:
-        raise EvaluationError(f"expected one class for each of {len(rows)} rows in {name}, got {classes.shape}")
+        raise EvaluationError(f"expected one class for each of {len(rows)} rows in {name}, got shape {classes.shape}")
     if classes.dtype.kind not in "iu" or classes.min() < 0 or classes.max() >= len(CLASSES):
         raise EvaluationError(f"expected classes 0, 1 or 2 in {name}, got {shorten_repr(classes, 60)}")
     return classes.astype(np.int64)

@@ -359,7 +359,8 @@ def read_ledger(
     except FileNotFoundError:
         return Ledger(target, ())
     except OSError as error:
-        raise LedgerError(f"{str(target)!r}: the ledger could not be read ({error.strerror or error})") from error
+        fault = f"{str(target)!r}: the ledger could not be read ({error.strerror or error})"
+        raise LedgerError(f"{fault}: check the path and its permissions") from error
     entries, faults = [], []
     previous = _FIRST
     for number, line in enumerate(data.removesuffix(b"\n").split(b"\n") if data else [], 1):

@@ -218,7 +218,7 @@ def _make_unique(names: Iterable[str]) -> list[str]:
 
 
 def _read_numbers(values: Any) -> np.ndarray | None:
-    """(rows,) float64, NaN without a value; None for what is not a number, a flag or a date."""
+    """(rows,) float64, NaN where a value is missing; None unless all are numbers, booleans, dates or durations."""
     series = values if isinstance(values, pd.Series) else pd.Series(np.asarray(values))
     kind = series.dtype
     if isinstance(kind, pd.CategoricalDtype):

@@ -800,7 +800,7 @@ def simulate(
         market = market._replace(scale=_spread_scale(scale, len(market.times)))
     is_entered, ends = _find_ends(market, places - first, config, costs)
     if not is_entered.any():
-        raise SimulationError("no decision has a later candle to trade in (no future): give the candles after them")
+        raise SimulationError("no decision has a later candle to trade in: give candles that follow the decisions")
     stop = 1 + max(int(exits.max()) for exits in ends.exits.values())
     setting = _Setting(market, places[is_entered] - first, ends, stop, max_positions, config, costs)
     book = _trade(setting, classes[is_entered])
@@ -877,7 +877,7 @@ def _require_counts(max_positions: Any, random_runs: Any) -> None:
     if not is_whole_number(max_positions, 1, 1000):
         raise SimulationError(f"max_positions must be a whole number from 1 to 1000, got {shorten_repr(max_positions)}")
     if not is_whole_number(random_runs, 0, 1_000_000):
-        raise SimulationError(f"random_runs must be a whole number from 0, got {shorten_repr(random_runs)}")
+        raise SimulationError(f"random_runs must be a whole number from 0 to 1000000, got {shorten_repr(random_runs)}")
 
 
 def _read_decisions(rows: Any, decisions: Any, candles: int) -> tuple[np.ndarray, np.ndarray]:

@@ -98,7 +98,7 @@ def require_startable(
         if not any_pair and not is_trained_on(predictor, market):
             known = list_first_names(list_trained_markets(predictor))
             found = f"the model was trained on {known}, got the market {shorten_repr(market)}"
-            raise LiveError(f"{found}: train a model for it, or allow any pair")
+            raise LiveError(f"{found}: train a model for it, or set any_pair=True (--any-pair)")
     if predictor.config.feature_columns and not has_columns:
         needed = list_first_names(predictor.config.feature_columns)
         fault = f"{predictor.path.name} needs {needed} beside each candle, which no exchange serves"
@@ -120,7 +120,8 @@ def _require_trading_rule(predictor: Predictor) -> None:
     if best_pct <= rule.margin_pct:
         most = f"the most that a trade can be expected to return is {best_pct:+.3f} % after costs"
         limit = f"a trade needs more than {rule.margin_pct:g} %"
-        raise LiveError(f"{predictor.path.name} never trades: {most}, and {limit}: lower the margin or the costs")
+        remedy = "train with lower costs (fee_pct, slippage_pct), a lower margin_pct or wider barriers"
+        raise LiveError(f"{predictor.path.name} never trades: {most}, and {limit}: {remedy}")
 
 # %% ../../nbs/inference/10_live.ipynb #db2642b4
 Row = tuple[float, ...]  # open, high, low, close, volume, and the columns of the features
@@ -753,7 +754,7 @@ class _States:
             _rebuild(market)
 
     def save(self, market: _Market) -> None:
-        """Save the base if it has moved. A disk that is full is logged."""
+        """Save the base stream if it has new candles. An error of the disk is logged, not raised."""
         if market.base is None or market.base.time in (None, market.saved_time):
             return
         try:

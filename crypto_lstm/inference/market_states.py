@@ -69,9 +69,9 @@ def _read_names(arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     texts, table = (arrays[_NAMES], arrays[_PARTS]), arrays[_SHAPES]
     is_text = all(text.dtype.kind == "U" and text.ndim == 1 for text in texts)
     if not is_text or table.dtype != np.int64 or table.shape != (len(arrays[_PARTS]), 1 + _MAX_DIMENSIONS):
-        raise _refuse("its names or shapes have other types")
+        raise _refuse("its names or shapes have wrong types")
     if any(array.ndim != 1 for kind, array in arrays.items() if kind != _SHAPES):
-        raise _refuse("its values are not in one dimension")
+        raise _refuse("an array of values has more or fewer than one dimension")
     try:
         return require_market_names(texts[0].tolist()) if len(texts[0]) else ()
     except MarketError as error:
@@ -81,7 +81,7 @@ def _read_names(arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
 def _split_part(part: str, markets: int, kinds: Mapping[str, int]) -> tuple[int, str, str]:
     words = part.split(" ")
     if len(words) != 3 or not words[0].isdecimal() or len(words[0]) > 4 or words[2] not in kinds:
-        raise _refuse("the name of an array is no number, name and kind")
+        raise _refuse("the name of an array must be a market number, a name and a kind")
     if int(words[0]) >= markets:
         raise _refuse(f"an array belongs to market {words[0]} of {markets}")
     return int(words[0]), words[1], words[2]

@@ -492,7 +492,7 @@ _SCALING_TOLERANCE = 1e-6  # of a scaled value; the arithmetic is exact, so the 
 def is_training_fact(
     value: Any,  # `training` in the metadata of a bundle or an ONNX file
 ) -> bool:
-    """Whether this is None (unknown), or the epochs that were finished, those that were wanted, and an interruption."""
+    """Whether this is None (unknown) or a mapping of valid `epochs`, `epochs_wanted` and `interrupted`."""
     if value is None:
         return True
     if not isinstance(value, Mapping) or set(value) != {"epochs", "epochs_wanted", "interrupted"}:
@@ -528,7 +528,8 @@ def decode_onnx_file(
     arrays = _decode_arrays(tensors, config, _find_int8_kind(facts, path), path)
     _require_bound_scaler(facts, config, path)
     if not is_training_fact(facts.get("training")):
-        fault = f"training: expected finished and wanted epochs, got {shorten_repr(facts['training'])}"
+        wanted = "null, or epochs, epochs_wanted and interrupted"
+        fault = f"training: expected {wanted}, got {shorten_repr(facts['training'])}"
         raise OnnxFileError(path, fault, "export it again")
     expires = facts.get("expires")
     if isinstance(expires, str) and not is_in_calendar(expires):
@@ -539,7 +540,7 @@ def decode_onnx_file(
         raise OnnxFileError(path, fault, _TAKE_ANOTHER_COPY)
     broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if broken:
-        fault = f"expected finite weights, got others in {', '.join(broken)}"
+        fault = f"expected finite weights, got NaN or infinity in {', '.join(broken)}"
         raise OnnxFileError(path, fault, "train and export again")
     return facts, config, arrays
 

@@ -139,7 +139,8 @@ def _decode_golden(golden: Any, config: Config, path: FilePath) -> tuple[np.ndar
     windows = decode_rows(golden.get("windows"), window, "golden windows", path)
     answers = decode_rows(golden.get("probabilities"), (len(CLASSES),), "golden answers", path)
     if not 0 < len(windows) == len(answers):
-        fault = f"expected as many golden answers as golden windows, got {len(answers)} and {len(windows)}"
+        found = f"{len(answers)} answers and {len(windows)} windows"
+        fault = f"expected at least one golden window and one golden answer for each, got {found}"
         raise OnnxFileError(path, fault, _EXPORT_AGAIN)
     return windows, answers
 

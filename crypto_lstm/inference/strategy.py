@@ -321,10 +321,10 @@ def merge_candles(
 # %% ../../nbs/inference/14_strategy.ipynb #27801e59
 def _find_missing(
     stream: LiveStream,
-    times: np.ndarray,  # (new,) nanoseconds of candles after it, rising
+    times: np.ndarray,  # (new,) nanoseconds, ascending: candles after the stream's newest
     step: int,  # nanoseconds of one candle
 ) -> list[int]:
-    """The first candle of each hole in the window of the stream, and before or among the new candles."""
+    """Time of the first missing candle of each hole: in the stream's window, before the new candles, or among them."""
     holes = [hole.first for hole in stream.find_holes()]
     if stream.time is None:
         return holes

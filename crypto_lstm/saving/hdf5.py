@@ -115,7 +115,7 @@ def _list_datasets(file: Any) -> Iterator[tuple[str, Any]]:
             thing, has_one_name = _open_object(group, name, path)
             if not has_one_name or count > MAX_OBJECTS or path.count("/") > MAX_DEPTH:
                 limits = f"at most {MAX_OBJECTS:,} objects with one name each, {MAX_DEPTH} levels deep"
-                raise Hdf5Error(f"{path[:200]}: expected {limits}, got more")
+                raise Hdf5Error(f"{path[:200]} breaks a limit: {limits}")
             if isinstance(thing, h5py.Group):
                 waiting.append((path + "/", thing))
             else:

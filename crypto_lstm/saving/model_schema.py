@@ -413,12 +413,13 @@ def _require_chain(
         nodes = layer.get("inbound_nodes")
         name = layer.get("name", description.name)
         if name != description.name or not isinstance(nodes, list):
-            fault = f"layer {position}: expected one name and its inbound_nodes, got {shorten_repr(name, 80)}"
+            wanted = f"the name {shorten_repr(description.name, 80)} and a list inbound_nodes"
+            fault = f"layer {position}: expected {wanted}, got {shorten_repr(name, 80)}"
             raise UnsafeModelError(path, fault, _REBUILD)
         is_chained = nodes == [] if position == 0 else _reads_only(nodes, described[position - 1].name)
         if not is_chained:
             where = f"layer {position} ({description.name})"
-            fault = f"{where}: expected it to read the layer before it alone, got {shorten_repr(nodes, 80)}"
+            fault = f"{where}: expected the layer before it as its only input, got {shorten_repr(nodes, 80)}"
             raise UnsafeModelError(path, fault, _REBUILD)
     for key, description in (("input_layers", described[0]), ("output_layers", described[-1])):
         end = [description.name, 0, 0]

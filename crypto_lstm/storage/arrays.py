@@ -75,8 +75,8 @@ def _decode_array(content: bytes, name: str, path: FilePath) -> np.ndarray:
         raise IntegrityError(path, f"{name}: is not a readable .npz file (expected numbers, got {dtype} {shape})")
     expected = math.prod(shape) * dtype.itemsize
     if expected != len(content) - start:
-        got = f"got {len(content) - start:,} bytes for {expected:,}"
-        raise IntegrityError(path, f"{name}: expected the numbers that its header promises, {got}")
+        got = f"got {len(content) - start:,} bytes"
+        raise IntegrityError(path, f"{name}: expected {expected:,} bytes by its header, {got}")
     if expected == 0:
         if max(shape, default=0) > np.iinfo(np.intp).max // max(dtype.itemsize, 1):
             raise IntegrityError(path, f"{name}: its header promises too large a shape")

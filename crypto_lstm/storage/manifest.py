@@ -270,7 +270,7 @@ def list_tree(folder: Path) -> tuple[list[str], list[str]]:
                 else:
                     raise IntegrityError(folder / name, "expected files and folders, got a link or a special file")
                 if len(files) + len(folders) > _MAX_FILES:
-                    raise IntegrityError(folder, f"expected at most {_MAX_FILES:,} files, got more")
+                    raise IntegrityError(folder, f"expected at most {_MAX_FILES:,} files and folders, got more")
     return sorted(files), sorted(folders)
 
 # %% ../../nbs/storage/01_manifest.ipynb #7b664eae
@@ -292,7 +292,7 @@ def get_saved_files(manifest: Mapping[str, Any], path: Path) -> dict[str, tuple[
     if not isinstance(files, dict) or not isinstance(folders, list) or not isinstance(facts, dict):
         raise IntegrityError(path, "is not the manifest of a folder: expected files, folders and facts")
     if not all(isinstance(name, str) for name in folders):
-        raise IntegrityError(path, "is not the manifest of a folder: expected names of folders")
+        raise IntegrityError(path, "is not the manifest of a folder: its list of folders must hold names")
     saved = {}
     for name, record in files.items():
         if not is_file_record(record):

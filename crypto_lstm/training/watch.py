@@ -149,7 +149,7 @@ class TrainingWatch:
 
     @contextlib.contextmanager
     def reporting_errors(self) -> Iterator[None]:
-        """Leave the picture with the error if one leaves the block."""
+        """Show an error of the block in the panel or the notebook output, and raise it again."""
         try:
             yield
         except BaseException as error:

@@ -133,7 +133,7 @@ class TrainingProgress:
         self._rewrite(parts)
 
     def _show_forecast(self, step_s: float) -> None:
-        """The minutes of an epoch and of all, from the first steps."""
+        """Print the expected time of one epoch and of all epochs, from the first steps."""
         steps, epochs = self._parameter("steps"), self._parameter("epochs")
         epoch, whole = format_duration(step_s * steps), format_duration(step_s * steps * epochs)
         measured = f"measured {step_s:.3f} s a step ({_MEASURED_STEPS} steps): about {epoch} an epoch"

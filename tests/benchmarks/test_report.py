@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -204,6 +205,21 @@ def test_each_benchmark_is_listed_and_its_module_exists(capsys):
     for name, found in command.BENCHMARKS.items():
         assert f"  {name} " in listed and found.text in listed
         assert importlib.util.find_spec(f"benchmarks.{found.module}") is not None
+
+
+@pytest.mark.parametrize("name", command.BENCHMARKS)
+def test_help_shows_the_options_of_each_benchmark(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main([name, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: python -m benchmarks")
+
+
+def test_the_stored_measurements_of_memory_are_reported(capsys):
+    command.main(["memory", "--report"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(re.match(r"g\d\d\b", line) is not None for line in lines) == 2 * 40  # our layers, then those of Keras
+    assert "nan" not in "\n".join(lines)  # what was not measured is a dash
 
 
 def test_an_unknown_benchmark_is_refused_with_the_list(capsys):

@@ -131,7 +131,7 @@ NO_ADVICE = ("timeframe='480", "drop them", "drop it", "unpack")
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_file_from_the_field_is_refused(name):
+def test_a_real_file_with_a_fault_is_refused_with_advice(name):
     options, words = REFUSED[name]
     text = message(FIELD / name, **options)
     assert words in text

@@ -105,7 +105,7 @@ def test_real_file_is_read_in_full(name):
     require_candles(candles, timeframe)
 
 
-def test_feather_is_read_as_it_is():
+def test_a_feather_file_is_read_unchanged():
     path = real("BTCUSD-1m-20180101-20190630-bitfinex.feather")
     pd.testing.assert_frame_equal(read_candles(path), pd.read_feather(path))
 

@@ -1,4 +1,4 @@
-"""Targets of the user's: those of barriers give the same data, trades by a plain loop, and wrong tables."""
+"""User targets: those of the barriers give the same data, trades equal a plain loop, and wrong tables are refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_labels_of_barriers_as_targets_give_the_same_training_data():
     assert np.array_equal(expected.train.matrix, got.train.matrix)
 
 
-def test_several_markets_have_targets_of_their_own():
+def test_user_targets_equal_to_barriers_give_equal_labels_for_several_markets():
     markets = {"A/USDT": CANDLES, "B/USDT": synthetic_candles(2_500, seed=4, timeframe="1h")}
     expected, got = prepare(markets, CONFIG), prepare(markets, OWN, targets=copy_barriers)
     assert np.array_equal(expected.train.labels, got.train.labels)

@@ -113,7 +113,7 @@ def test_the_title_of_the_confusion_leaves_out_a_class_that_is_not_there():
     assert _state_confusion(counts) == f"Of each true class the network recognises {shown}"
 
 
-def test_the_title_of_luck_counts_accounts():
+def test_the_title_of_the_luck_picture_gives_the_percent_of_accounts():
     assert draw_random(make_record(random_returns=(-1.0, 3.0, 50.0, 60.0))).title.startswith("50.0 % of 4 accounts")
 
 

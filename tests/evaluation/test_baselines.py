@@ -297,9 +297,9 @@ def test_without_an_interval_no_model_is_better():
 
 
 def test_losses_of_other_rows_are_refused():
-    with pytest.raises(BaselineError, match="expected one loss of each model for each row"):
+    with pytest.raises(BaselineError, match="expected one loss of the model and of a for each row"):
         compare_baselines(np.ones(3), {"a": np.ones(4)}, np.arange(3), give_interval(0, 1))
-    with pytest.raises(BaselineError, match="expected one loss of each model for each row"):
+    with pytest.raises(BaselineError, match="expected one loss of the model and of a for each row"):
         compare_baselines(np.ones(3), {"a": np.ones(3)}, np.arange(4), give_interval(0, 1))
 
 

@@ -268,7 +268,7 @@ def test_rolling_shares_refuse_input_that_does_not_fit(change):
 # The rule of the training part
 
 
-def test_a_rule_is_the_mean_of_its_rows_and_of_nothing_else():
+def test_a_rule_holds_the_mean_returns_of_its_training_rows_only():
     config, outcomes = make_outcomes()
     config = config.replace(slippage_pct=0.05, margin_pct=0.01)
     rule = fit_rule(outcomes[:800], config)

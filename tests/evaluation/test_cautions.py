@@ -49,7 +49,7 @@ def make_series(count: int, seed: int, memory: int) -> np.ndarray:
 # ---------------------------------------------------------------- population stability
 
 
-def test_one_law_with_few_independent_values_gives_no_warning_and_a_shift_does():
+def test_an_equal_distribution_of_few_independent_values_rarely_warns_and_a_shift_does():
     """A test part of 1,000 rows that forget over 25 rows holds about 20 independent values. The limit is 1 in 100."""
     warned, found, above_usual = 0, 0, 0
     for seed in range(200):
@@ -88,7 +88,7 @@ def test_blocks_are_longer_than_the_memory():
     assert find_block_length(np.ones(100)) == 2
 
 
-def test_features_with_few_values_are_compared():
+def test_a_shift_of_a_feature_with_two_values_is_found():
     train = np.repeat([0.0, 1.0], 500)[np.random.default_rng(0).permutation(1000)]
     assert not measure_stability("x", train, train[:200]).is_shifted
     assert measure_stability("x", train, np.ones(200)).is_shifted
@@ -102,7 +102,7 @@ def test_too_few_rows_are_refused():
         measure_stability("x", np.zeros(500), np.zeros(0))
 
 
-def test_shifts_name_the_feature():
+def test_a_shift_is_reported_for_the_shifted_feature_only():
     generator = np.random.default_rng(0)
     train, test = generator.standard_normal((5000, 3)), generator.standard_normal((1000, 3))
     test[:, 1] *= 3

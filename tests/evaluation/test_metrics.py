@@ -64,7 +64,7 @@ def test_a_repr_has_one_line_tables_fit_a_terminal_and_values_are_plain_json():
     assert evaluation.as_dict() == json.loads(json.dumps(evaluation.as_dict(), allow_nan=False))
 
 
-def test_the_figures_carry_no_verdict():
+def test_an_evaluation_has_no_interval_and_no_verdict():
     """Neighbouring windows share their candles, so figures by windows prove nothing; the verdict is a `Judgement`."""
     labels, probabilities = make_answers(rows=50, seed=6)
     evaluation = evaluate("test", probabilities, make_outcomes(labels), THIRDS, THIRDS, Config())

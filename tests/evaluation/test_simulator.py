@@ -122,7 +122,7 @@ def test_funding_is_paid_at_eight_hours(start, decision, funding):
     assert trade_once(by_column, decision, use_funding_column=True)["funding_pct"] == trade["funding_pct"]
 
 
-def test_daily_candles_pay_three_times_a_day():
+def test_daily_candles_pay_funding_three_times_a_day():
     candles = synthetic_candles(5, timeframe="1d").assign(open=100.0, high=100.5, low=99.5, close=100.0)
     trade = trade_once(candles, LONG, HAND.replace(timeframe="1d"), funding_pct_per_8h=0.01)
     assert math.isclose(trade["funding_pct"], 0.06, abs_tol=1e-12)  # entered on day 1, held at the opening of day 3
@@ -433,7 +433,7 @@ def test_costs_out_of_range_are_refused():
         ([0, 6], [LONG, LONG], "row 6 of 6 filled candles"),
         ([0, 1], [LONG, 3], "SHORT 0, HOLD 1 or LONG 2"),
         ([0, 1], [0.5, 1.0], "whole numbers"),
-        ([5], [LONG], "no future"),
+        ([5], [LONG], "no decision has a later candle"),
     ],
 )
 def test_decisions_that_do_not_fit_are_refused(rows, decisions, words):

@@ -176,7 +176,7 @@ def test_class_shares_of_a_bot_wait_for_the_end_of_a_label():
     np.testing.assert_allclose(rolling.shares(5), (np.array([0, 0, 1]) + 5 / 3) / 6)
     np.testing.assert_allclose(rolling.shares(14), (np.array([0, 0, 1]) + 5 / 3) / 6)
     np.testing.assert_allclose(rolling.shares(15), THIRDS)
-    with pytest.raises(CalibrationError, match="finished before"):
+    with pytest.raises(CalibrationError, match="finished at or before 15: call add before"):
         rolling.add(3, LONG)
     for wrong in ({"horizon": 0}, {"span": 1.5}, {"prior": [1, 1, 1]}):
         with pytest.raises(CalibrationError, match=next(iter(wrong))):

@@ -567,10 +567,10 @@ FORGED = {
     "golden windows that are not base64": (change_golden(windows="x"), "golden windows: expected rows"),
     "golden windows as a number": (change_golden(windows=7), "golden windows: expected rows"),
     "half a golden window": (change_golden(windows=encode(np.zeros(50))), "golden windows: expected rows"),
-    "golden windows without answers": (change_golden(probabilities=encode([])), "expected as many golden answers"),
+    "golden windows without answers": (change_golden(probabilities=encode([])), "expected at least one golden window"),
     "no golden window at all": (
         change_golden(windows=encode([]), probabilities=encode([])),
-        "expected as many golden answers",
+        "expected at least one golden window",
     ),
     "golden answers of NaN": (change_golden(probabilities=encode(np.full((32, 3), np.nan))), "the golden windows"),
     "no bundle": (lambda facts, arrays: facts.pop("bundle_sha256"), "its metadata lacks bundle_sha256"),

@@ -298,7 +298,7 @@ def test_of_several_markets_each_counts_its_own_labels():
 
 
 def test_a_prior_that_rolls_is_better_where_the_class_shares_drift(tmp_path):
-    """A market that is calm and wild by turns of two weeks; the network knows little and nothing of the turns."""
+    """The market alternates between calm and volatile every two weeks. The network can't see the turns."""
     rng = np.random.default_rng(1)
     candles = synthetic_candles(6000, seed=9, timeframe="1h")
     factor = np.where(np.arange(6000) // 336 % 2, 2.0, 0.3)

@@ -220,7 +220,7 @@ def test_chunked_arrays_are_refused():
 def test_the_number_of_hdf5_objects_is_limited(monkeypatch):
     monkeypatch.setattr(hdf5, "MAX_OBJECTS", 3)
     assert len(read_arrays(_file(lambda f: f.update({n: np.zeros(1, "f4") for n in "abc"})))[1]) == 3
-    with pytest.raises(Hdf5Error, match="expected at most 3 objects"):
+    with pytest.raises(Hdf5Error, match="breaks a limit: at most 3 objects"):
         read_arrays(_file(lambda f: f.update({n: np.zeros(1, "f4") for n in "abcd"})))
 
 
@@ -300,7 +300,7 @@ NETWORKS = {
         _change(
             *LAYERS, 3, "inbound_nodes", 0, "args", 0, "config", "keras_history", value=["lstm_layer_1_8units", 0, 0]
         ),
-        "expected it to read the layer before it alone",
+        "expected the layer before it as its only input",
     ),
     "a registered network": (
         _change("registered_name", value="evil>Net"),
@@ -325,9 +325,9 @@ NETWORKS = {
     ),
     "two names of one layer": (
         _change(*LAYERS, 2, "name", value="other"),
-        "expected one name and its inbound_nodes, got 'other'",
+        r"expected the name '\w+' and a list inbound_nodes, got 'other'",
     ),
-    "no inbound nodes": (_change(*LAYERS, 2, "inbound_nodes", value=None), "expected one name and its inbound_nodes"),
+    "no inbound nodes": (_change(*LAYERS, 2, "inbound_nodes", value=None), "and a list inbound_nodes"),
     "another end": (
         _change("config", "output_layers", value=["lstm_layer_1_8units", 0, 0]),
         "the network: output_layers .* is not allowed",

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize("volume", [0.0, 5.0, 1e6])
 @pytest.mark.parametrize("noise", [0.0, 1e-10])
 def test_a_constant_volume_is_named(volume, noise):
-    """Relatives: a volume of a million, and one below 1e-9 whose changes are no signal."""
+    """Also for a volume of a million, and for a volume that varies only by rounding."""
     steps = np.random.default_rng(0).uniform(0, 1, len(HOURLY)) * noise * max(1, volume)
     data = prepare(HOURLY.assign(volume=volume + steps), SMALL)
     assert any(f"the volume is {volume:.6g} in every candle of the training part" in text for text in data.warnings)

@@ -170,7 +170,7 @@ def test_a_rule_that_ignores_costs_is_warned_of(data, tmp_path, caplog):
     assert judgement.cautions.count(sentence) == 1 and sentence in " ".join(str(judgement).split())
 
 
-def test_each_fact_is_told_once(tmp_path):
+def test_a_caution_does_not_repeat_a_warning_of_prepare(tmp_path):
     """A constant volume and a dead end: `prepare` warns of both, and the cautions do not repeat them."""
     candles = CANDLES.assign(volume=5.0)
     candles.loc[3950:, ["open", "high", "low", "close"]] = candles["close"].iloc[3949]

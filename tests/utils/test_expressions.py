@@ -170,7 +170,7 @@ def test_every_way_into_a_configuration_gives_the_same_features(tmp_path):
     assert config.feature_names == ("close_change", "rsi_14", "place") and config.feature_columns == ()
 
 
-def test_old_configurations_have_the_eight_presets():
+def test_a_list_of_preset_names_loads_unchanged():
     old = Config.from_dict({"features": list(FEATURES), "epochs": 3})
     assert old.features == old.feature_names == FEATURES and old.feature_language == LANGUAGE
 
