@@ -114,7 +114,7 @@ class TradeRule:
 
     @property
     def break_even_probability(self) -> dict[str, float | None]:
-        """For each side: the class probability at which a trade returns zero after costs; None if there is none.
+        """For each side: the class probability at which the expected return after costs is zero; None if there is none.
 
         The other two classes keep the ratio of `class_shares`. With a `mean_scale` the value holds for a candle of this
         scale. It is below `barrier_break_even` if trades that end by the time limit lose less than the stop-loss.
