@@ -170,14 +170,13 @@ def report(names: Sequence[str], results: dict[str, Any], prefix: str = "") -> N
 
 def print_configurations(found: Comparison) -> None:
     """A line for each configuration: measured MB, and errors in percent; a dash stands for what was not measured."""
-    print(f"{'':28}{'tensor peak':>20}{'process peak':>20}{'growth':>18}{'probe':>9}{'upper':>8}")
+    print(f"{'':28}{'tensor peak':>20}{'process peak':>20}{'growth':>20}{'probe':>9}{'upper':>8}")
+    patterns = {"tensor_peak_mb": ".1f", "process_peak_mb": ".0f", "growth_mb": ".0f"}
     for n, name in enumerate(found.names):
         truth, cells = found.truths[n], []
-        for quantity, width, digits in (("tensor_peak_mb", 12, 1), ("process_peak_mb", 13, 0), ("growth_mb", 11, 0)):
-            cells += [
-                format_cell(truth.get(quantity, np.nan), f".{digits}f", " MB", width),
-                format_cell(found.errors[quantity][n], "+.1f", " %", 9 if digits else 8),
-            ]
+        for quantity, pattern in patterns.items():
+            cells.append(format_cell(truth.get(quantity, np.nan), pattern, " MB", 11))
+            cells.append(format_cell(found.errors[quantity][n], "+.1f", " %", 9))
         cells.append(format_cell(found.probe_process[n], "+.1f", " %", 9))
         cells.append(format_cell(found.upper[n], ".2f", "", 8))
         print(f"{name:28}{''.join(cells)}")

@@ -5,11 +5,13 @@ import json
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from support import forked, quick
 
 from benchmarks import __main__ as command
+from benchmarks.memory import forecasts, measurements
 from benchmarks.paths import ROOT
 from benchmarks.speed import compare, report, workers
 from benchmarks.speed.report import GOALS, KERAS, SAMPLE, Goal
@@ -220,6 +222,18 @@ def test_the_stored_measurements_of_memory_are_reported(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert sum(re.match(r"g\d\d\b", line) is not None for line in lines) == 2 * 40  # our layers, then those of Keras
     assert "nan" not in "\n".join(lines)  # what was not measured is a dash
+
+
+def test_a_quick_measurement_of_memory_is_reported_beside_its_forecast(monkeypatch, capsys):
+    """The measurement stands in for a process of its own, which `tests/profiling` starts."""
+    known = json.loads(forecasts.MEMORY_RESULTS.read_text(encoding="utf-8"))
+    name = forecasts.GRID["quick"][0]
+    reading = SimpleNamespace(as_dict=lambda: known[name])
+    monkeypatch.setattr(measurements, "measure_memory", lambda *_, **__: reading)
+    monkeypatch.setattr(forecasts, "find_base_memory", lambda: SimpleNamespace(**known["base"]))
+    command.main(["memory", "--quick", "1"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{name} "))
+    assert f"{known[name]['tensor_peak_mb']:.1f} MB" in line and f"{known[name]['process_peak_mb']:.0f} MB" in line
 
 
 def test_an_unknown_benchmark_is_refused_with_the_list(capsys):

@@ -109,7 +109,8 @@ print(json.dumps({**run.as_dict(), "refusal": refusal, "grown_mb": grown}))
 
 def test_auto_trains_within_the_limit_and_a_larger_batch_is_refused_with_advice_that_trains(candles, tmp_path):
     command = [sys.executable, "-c", AUTO, str(candles), str(tmp_path / "auto"), *LARGE, "batch_size=auto"]
-    environment = ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]  # for `support`
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
     done, _, limited_by = run_limited(command, LIMIT_MB, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])

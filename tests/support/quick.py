@@ -4,8 +4,8 @@
   trainer, of walk-forward and of the report draw all of them, and so do `tests/evaluation/test_report.py`,
   `tests/commands/test_words.py` and `tools/wheel.py`. With the fixture `bare_trainings` the files are there, as small
   as a picture can be, and the report holds its words and tables.
-- `train` compares the network with simpler models. The slowest is gradient boosting, which `tests/training` tests in
-  `test_judging.py`. With the fixture `bare_trainings` it is not fitted; logistic regression is.
+- `train` compares the network with simpler models. The slowest is gradient boosting, which
+  `tests/training/test_judging.py` tests. With the fixture `bare_trainings` it is not fitted; logistic regression is.
 - Keras computes a step as a graph, which takes a second to make. With the fixture `no_graphs` TensorFlow runs the same
   operations one by one, which is quicker only for networks of a few timesteps that train for a few steps.
 """
